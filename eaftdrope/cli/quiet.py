@@ -1,0 +1,24 @@
+"""What libraries say while a verb works, and no user of it can act on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quieten(*, bars: bool) -> None:
+    """Hides what libraries say that no user of the command can act on; progress bars too, unless `bars`."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    # transformers and peft among themselves
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning, "transformers")
+    # the newest checkpoint is found by its number, whatever the clock of the disk
+    logging.getLogger("transformers.trainer_utils").addFilter(_not_about_mtime)
+    if not bars:
+        disable_progress_bar()
+        disable_progress_bars()
+
+
+def _not_about_mtime(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("mtime may not be reliable")

@@ -1,0 +1,51 @@
+"""`eaftdrope train`: one recipe, from validation to the table of what was gained and forgotten."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eaftdrope.cli.quiet import quieten
+from eaftdrope.recipe import load_recipe
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, such as train.steps=10.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the data, print the plan, load no weights, write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete output.dir with the run that it holds, and start anew.")
+    ] = False,
+) -> None:
+    """Run a recipe: probe the model, fine-tune it, probe it again, and show what was gained and what was forgotten.
+
+    The same command goes on with a run that was interrupted. A finished run is not touched without --overwrite.
+    On several devices: `accelerate launch -m eaftdrope train RECIPE` or `torchrun -m eaftdrope train RECIPE`.
+    """
+    checked = load_recipe(recipe, overrides or [])
+    from rich.console import Console
+
+    from eaftdrope.recipe.run import run_recipe, show_plan
+    from eaftdrope.recipe.stops import RunInterrupted
+
+    # a log is not a terminal 80 columns wide
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    quieten(bars=sys.stdout.isatty())
+    if dry_run:
+        show_plan(checked, console, overwrite=overwrite)
+        return
+    command = shlex.join(["eaftdrope", "train", str(recipe), *(overrides or [])])
+    try:
+        run_recipe(checked, console, command=command, overwrite=overwrite)
+    except RunInterrupted as stop:
+        if not console.quiet:
+            typer.echo(str(stop), err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,262 @@
+"""Sources to one tokenised dataset: flat columns `input_ids`, `labels`, `origin`, and a report of what was left out.
+
+- Constant memory: rows go to an Arrow file in batches, the dataset is a memory map of it. Nested fields never meet Arrow.
+- Every row is encoded once; the weights of the mixture then choose and repeat rows by index.
+- The rows come in the order of the sources and of their files: shuffling is the trainer's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import random
+import shutil
+import tempfile
+import warnings
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
+from eaftdrope.data.encoding import Encoded, encode
+from eaftdrope.data.formats import Example, normalise
+from eaftdrope.data.sources import Row, Source, iter_rows
+from eaftdrope.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 1000
+_REASONS_KEPT = 100
+
+
+def build_dataset(
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    format: str = "auto",
+    train_on: str = "assistant",
+    max_length: int | None = 1024,
+    on_bad_row: str = "stop",
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Dataset, DataReport]:
+    """The mixture of `sources` as a dataset of `input_ids`, `labels` (-100 where not trained, not shifted) and `origin`.
+
+    Args:
+        sources (`Sequence[Source]`): where the rows come from; a weight w repeats a source's rows w times.
+        tokenizer (`PreTrainedTokenizerBase`): a fast tokenizer; conversations need its chat template.
+        format (`str`): one of `FORMATS`; "auto" tells it row by row.
+        train_on (`str`): one of `TRAIN_ON`.
+        max_length (`int`, *optional*): longer rows lose their end; None keeps all.
+        on_bad_row (`str`): "stop" raises at the first bad row, "skip" leaves it out and counts it.
+        seed (`int`): chooses the rows of a fractional weight.
+        progress (`Callable[[int], None]`, *optional*): called with the number of rows read, every 1,000 rows.
+
+    Raises:
+        DataError: a source cannot be read; a bad row under "stop", with file and line; no row is left, or none has a
+            trained token.
+    """
+    if on_bad_row not in ("stop", "skip"):
+        raise DataError(f"on_bad_row {on_bad_row!r} is not one of stop, skip.")
+    names = _names(sources)
+    report = DataReport(by_source={name: SourceReport() for name in names})
+    stops = StopTokens()
+    lengths, trained = array("I"), array("I")
+
+    def encoded_rows() -> Iterator[tuple[Encoded, str]]:
+        for name, source in zip(names, sources):
+            for row in iter_rows(source):
+                if progress is not None and report.read % _BATCH == 0:
+                    progress(report.read)
+                encoded = _encode_row(row, report, name, on_bad_row, tokenizer, format, train_on, max_length)
+                if encoded is not None:
+                    stops.add(encoded)
+                    lengths.append(len(encoded.input_ids))
+                    trained.append(encoded.trained_tokens)
+                    yield encoded, row.origin
+
+    dataset = _write(encoded_rows())
+    _refuse_empty(report, names, train_on, max_length)
+    indices = _mixture(report, sources, seed)
+    _count(report, indices, lengths, trained)
+    if report.rows == 0:
+        raise DataError(f"the weights leave no row of {', '.join(names)} ({report.encoded} rows). Raise a weight.")
+    stops.report_to(report, tokenizer, max_length)
+    for text in report.warnings:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    if all(source.weight == 1.0 for source in sources):
+        return dataset, report
+    return dataset.select([index for part in indices for index in part]), report
+
+
+def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """(rows to train on, rows held out) of a built dataset: about `share` of its rows by origin, chosen by `seed`.
+
+    All repetitions of a row (by the mixture's weights) go to one side; the held-out side has each row once.
+
+    Raises:
+        DataError: one of the two sides would be empty.
+    """
+    origins = dataset["origin"][:]
+    first: dict[str, int] = {}
+    for index, origin in enumerate(origins):
+        first.setdefault(origin, index)
+    count = int(share * len(first) + 0.5)
+    if not 0 < count < len(first):
+        raise DataError(
+            f"holding out {share:g} of {len(first)} rows leaves one side empty. Name a held-out file, or change the share."
+        )
+    chosen = set(random.Random(f"{seed}:hold out").sample(list(first), count))
+    kept = [index for index, origin in enumerate(origins) if origin not in chosen]
+    return dataset.select(kept), dataset.select([index for origin, index in first.items() if origin in chosen])
+
+
+def iter_examples(source: Source, *, format: str = "auto") -> Iterator[Example]:
+    """The examples of `source` in order.
+
+    Raises:
+        DataError: the source, or a row of it, cannot be used (with file and line).
+    """
+    for row in iter_rows(source):
+        yield _example(row, format)
+
+
+def examples_for_probe(
+    source: Source, *, count: int | None = None, format: str = "auto", seed: int = 0
+) -> list[Example]:
+    """Examples for a probe: all of `source`, or `count` of them chosen by `seed`. The source's weight is not used.
+
+    Raises:
+        DataError: as `iter_examples`, or the source has no row.
+    """
+    examples = list(iter_examples(source, format=format))
+    if not examples:
+        raise DataError(f"{source}: there is no row to probe with.")
+    if count is None or count >= len(examples):
+        return examples
+    return random.Random(f"{seed}:probe").sample(examples, count)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """A name for each source; one that occurs twice is numbered."""
+    if not sources:
+        raise DataError("there is no data source. Name at least one file, folder, dataset id or package.")
+    names = [str(source) for source in sources]
+    return [f"{name} #{n + 1}" if names.count(name) > 1 else name for n, name in enumerate(names)]
+
+
+def _example(row: Row, format: str) -> Example:
+    if row.error is not None:
+        raise DataError(f"{row.origin}: {row.error}")
+    try:
+        return normalise(row.data, format, origin=row.origin)
+    except DataError as error:
+        raise DataError(f"{row.origin}: {error}") from error
+
+
+def _encode_row(
+    row: Row,
+    report: DataReport,
+    name: str,
+    on_bad_row: str,
+    tokenizer: PreTrainedTokenizerBase,
+    format: str,
+    train_on: str,
+    max_length: int | None,
+) -> Encoded | None:
+    """The row encoded, or None if it is left out; the counts of its source are kept."""
+    counts = report.by_source[name]
+    counts.read += 1
+    reason = row.error
+    encoded = None
+    if reason is None:
+        try:
+            example = normalise(row.data, format, origin=row.origin)
+            encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
+        except DataError as error:
+            reason = str(error)
+    if encoded is None:
+        if on_bad_row == "stop":
+            raise DataError(f"{row.origin}: {reason}\nRepair the row, or set on_bad_row: skip to leave such rows out.")
+        counts.skipped += 1
+        if len(report.skipped) < _REASONS_KEPT:
+            report.skipped.append((row.origin, reason))
+        return None
+    if encoded.trained_tokens == 0:
+        counts.fully_masked += 1
+        counts.cut_off += encoded.truncated
+        return None
+    counts.encoded += 1
+    counts.truncated += encoded.truncated
+    return encoded
+
+
+def _write(rows: Iterator[tuple[Encoded, str]]) -> Dataset:
+    """Rows to an Arrow file that lives as long as this process, as a memory-mapped dataset."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    ids = pa.list_(pa.int32())
+    schema = pa.schema({"input_ids": ids, "labels": ids, "origin": pa.string()})
+    folder = tempfile.mkdtemp(prefix="eaftdrope-data-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = str(Path(folder) / "rows.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        batch: list[dict[str, object]] = []
+        for encoded, origin in rows:
+            batch.append({"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": origin})
+            if len(batch) == _BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch.clear()
+        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    return Dataset.from_file(path)
+
+
+def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_length: int | None) -> None:
+    if report.encoded:
+        return
+    where = ", ".join(names)
+    if report.read == 0:
+        raise DataError(f"{where}: there is no row.")
+    if report.fully_masked == 0:
+        first = "\n".join(f"  {origin}: {reason}" for origin, reason in report.skipped[:3])
+        raise DataError(f"{where}: all {report.read} rows are bad; the first:\n{first}")
+    cut_off = report.cut_off
+    raise DataError(
+        f"{where}: has no trained token in any row ({report.read} rows: {report.fully_masked - cut_off} have none under "
+        f"train_on: {train_on}, {cut_off} lose theirs at max_length: {max_length}, {report.skipped_rows} are bad). "
+        "Check train_on and the rows' assistant turns, or raise max_length; "
+        "`eaftdrope preview` shows what is trained."
+    )
+
+
+# --- the mixture ------------------------------------------------------------------------------------------------------
+
+
+def _mixture(report: DataReport, sources: Sequence[Source], seed: int) -> list[list[int]]:
+    """For each source the indices of its rows that the mixture takes.
+
+    Weight 2.5 takes each row twice, and half of the rows (rounded) once more, these chosen by the seed.
+    """
+    parts, start = [], 0
+    for number, (source, counts) in enumerate(zip(sources, report.by_source.values())):
+        rows = range(start, start + counts.encoded)
+        start += counts.encoded
+        whole = int(source.weight)
+        extra = int((source.weight - whole) * len(rows) + 0.5)
+        # Not of the path: the same rows are chosen wherever the files lie.
+        chosen = sorted(random.Random(f"{seed}:mixture:{number}").sample(rows, extra))
+        parts.append([*rows] * whole + chosen)
+    return parts
+
+
+def _count(report: DataReport, indices: list[list[int]], lengths: array[int], trained: array[int]) -> None:
+    for counts, part in zip(report.by_source.values(), indices):
+        counts.rows = len(part)
+        counts.tokens = sum(lengths[index] for index in part)
+        counts.trained_tokens = sum(trained[index] for index in part)

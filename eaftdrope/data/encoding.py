@@ -1,0 +1,181 @@
+"""An `Example` as token ids and labels.
+
+The text is tokenised once, whole, so the ids are those a model sees at inference; which of them are trained follows from
+character offsets. A token that stands for a trained character is trained, also where it begins before the answer (`" yes"`
+after `"Answer:"`) or stands for one of several bytes of a character.
+
+| `train_on`       | messages                                           | prompt and completion | text       |
+|------------------|----------------------------------------------------|-----------------------|------------|
+| `assistant`      | every assistant turn whose weight is not 0         | the completion        | everything |
+| `last_assistant` | the last assistant turn, if its weight is not 0    | the completion        | everything |
+| `completion`     | the assistant turns after the last user turn       | the completion        | everything |
+| `all`            | everything                                         | everything            | everything |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eaftdrope.data.chat import render_conversation, render_prompt
+from eaftdrope.data.formats import Example
+from eaftdrope.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAIN_ON = ("assistant", "last_assistant", "completion", "all")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row, ready for a causal language model.
+
+    Args:
+        input_ids (`list[int]`): at most `max_length` ids; what is over is cut off at the end.
+        labels (`list[int]`): the id where the token is trained, -100 elsewhere. Same length, not shifted.
+        truncated (`bool`): whether something was cut off.
+        stop (`str`, *optional*): the token at the end of the last trained answer, if it is among the trained ones.
+        is_conversation (`bool`): whether the chat template wrote it.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    stop: str | None
+    is_conversation: bool
+
+    @property
+    def trained_tokens(self) -> int:
+        """Labels that count in the loss: the first token is predicted from nothing, so its label never does."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def encode(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train_on: str = "assistant",
+    max_length: int | None = 1024,
+) -> Encoded:
+    """`example` as ids and labels; see the table above for what is trained.
+
+    A prompt-completion or text example ends in the tokenizer's end-of-sequence token, which is trained.
+
+    Raises:
+        DataError: the chat template refuses the conversation, an answer cannot be found in it, the text cannot be
+            tokenised, or the tokenizer is a slow one.
+    """
+    if train_on not in TRAIN_ON:
+        raise DataError(f"train_on {train_on!r} is not one of {', '.join(TRAIN_ON)}.")
+    if example.messages is not None:
+        input_ids, labels, stop_at, stop = _encode_messages(example, tokenizer, train_on)
+    else:
+        input_ids, labels, stop_at, stop = _encode_text(example, tokenizer, train_on)
+    truncated = max_length is not None and len(input_ids) > max_length
+    if truncated:
+        input_ids, labels = input_ids[:max_length], labels[:max_length]
+    stop_kept = stop_at is not None and stop_at < len(labels) and labels[stop_at] != IGNORED
+    return Encoded(input_ids, labels, truncated, stop if stop_kept else None, example.messages is not None)
+
+
+def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids a model is given to produce the example's last answer (or its completion): the beginning of the training row.
+
+    Raises:
+        DataError: as `encode`, or the example is a text (there is nothing to ask for).
+    """
+    if example.messages is not None:
+        text = render_prompt(example.prompt_messages, example.tools, tokenizer)
+        return _tokenise(tokenizer, text, add_special_tokens=False)[0]
+    if example.prompt is None:
+        raise DataError(f"{example.origin or 'the example'}: a text has no prompt to ask with.")
+    ids, _ = _tokenise(tokenizer, example.prompt, add_special_tokens=True)
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _encode_messages(
+    example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
+) -> tuple[list[int], list[int], int | None, str | None]:
+    """(ids, labels, position of the last trained answer's stop token, that token)."""
+    messages = example.messages
+    text, spans = render_conversation(messages, example.tools, tokenizer)
+    input_ids, ends = _tokenise(tokenizer, text, add_special_tokens=False)
+    if train_on == "last_assistant":
+        spans = spans[-1:]
+    elif train_on == "completion":
+        roles = [message["role"] for message in messages]
+        last_user = len(roles) - roles[::-1].index("user") if "user" in roles else 0
+        spans = spans[len(spans) - roles[last_user:].count("assistant") :]
+    chosen = spans if train_on == "all" else [span for span in spans if span.trained]
+    trained = [(0, len(text))] if train_on == "all" else [(span.start, span.end) for span in chosen]
+    labels = _labels(input_ids, ends, trained)
+    last = chosen[-1] if chosen else None
+    if last is None or last.stop is None:
+        return input_ids, labels, None, None
+    stop_at = next(position for position, end in enumerate(ends) if end >= last.end)
+    return input_ids, labels, stop_at, last.stop
+
+
+def _encode_text(
+    example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
+) -> tuple[list[int], list[int], int | None, str | None]:
+    prompt = example.prompt or ""
+    text = prompt + (example.completion if example.text is None else example.text)
+    input_ids, ends = _tokenise(tokenizer, text, add_special_tokens=True)
+    eos = tokenizer.eos_token_id
+    if train_on == "all" or example.text is not None:
+        labels = list(input_ids)
+    else:
+        labels = _labels(input_ids, ends, [(len(prompt), len(text))])
+    if eos is None:
+        return input_ids, labels, None, None
+    if input_ids and input_ids[-1] == eos:
+        labels[-1] = eos
+    else:
+        input_ids, labels = [*input_ids, eos], [*labels, eos]
+    return input_ids, labels, len(labels) - 1, tokenizer.eos_token
+
+
+def _labels(input_ids: list[int], ends: list[int], spans: list[tuple[int, int]]) -> list[int]:
+    """Ids of the tokens that stand for a character of a span, -100 elsewhere.
+
+    A token stands for the characters from the end of the one before it (or from its own last character, when several
+    tokens share one character) to its own end.
+    """
+    labels = [IGNORED] * len(input_ids)
+    before = 0
+    for position, end in enumerate(ends):
+        begin = min(before, end - 1)
+        if end > 0 and any(begin < span_end and end > span_start for span_start, span_end in spans):
+            labels[position] = input_ids[position]
+        before = end
+    return labels
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool
+) -> tuple[list[int], list[int]]:
+    """Ids of `text`, and for each the character offset at which it ends (0 for a token added in front)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds half a character (a lone surrogate, {text[error.start]!r}), which cannot be tokenised. "
+            "Repair the row: it was cut in the middle of an emoji or wrongly decoded."
+        ) from error
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} gives no character offsets (a slow "
+            "tokenizer), so the answers cannot be told from the rest. Load its fast version (a folder or repository "
+            "with tokenizer.json), or convert it once with transformers' convert_slow_tokenizer."
+        )
+    encoding = tokenizer(
+        text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
+    )
+    ends: list[int] = []
+    for begin, end in encoding["offset_mapping"]:
+        # Some tokenizers give white space and added tokens an empty span; they end where they stand.
+        ends.append(max(begin, end, ends[-1] if ends else 0))
+    return encoding["input_ids"], ends

@@ -1,0 +1,187 @@
+"""What is trained, made visible: a few rows with their trained tokens marked, and the counts of the whole mixture.
+
+On a terminal trained tokens are bold green and the rest is dim; elsewhere trained stretches stand in [[ ]]. Special tokens
+are shown as they are, control characters as escapes (a row must not be able to steer the terminal).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from eaftdrope.data.build import build_dataset
+from eaftdrope.data.counts import DataReport
+from eaftdrope.data.encoding import IGNORED
+from eaftdrope.data.sources import Source
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+_TRAINED, _CONTEXT = "bold green", "dim"
+_REASONS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row: its text in stretches (text, trained), in order; the stretches together are the decoded row."""
+
+    origin: str
+    stretches: list[tuple[str, bool]]
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Rows spread over the mixture and the report of all rows read. `scan` rows of each source were read at most."""
+
+    rows: list[PreviewRow]
+    report: DataReport
+    max_length: int | None
+    on_bad_row: str
+    scan: int
+    is_partial: bool
+
+
+def make_preview(
+    sources: Sequence[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    rows: int = 3,
+    format: str = "auto",
+    train_on: str = "assistant",
+    max_length: int | None = 1024,
+    on_bad_row: str = "stop",
+    seed: int = 0,
+    scan: int = 2000,
+    progress: Callable[[int], None] | None = None,
+) -> Preview:
+    """Encode the mixture as training would (the first `scan` rows of each source) and pick `rows` rows spread over it.
+
+    Bad rows never stop a preview: they are listed.
+
+    Raises:
+        DataError: a source cannot be read, or no row is left.
+    """
+    scanned = [replace(source, limit=min(scan, source.limit or scan)) for source in sources]
+    with warnings.catch_warnings():
+        # The preview shows them itself.
+        warnings.simplefilter("ignore", UserWarning)
+        dataset, report = build_dataset(
+            scanned,
+            tokenizer,
+            format=format,
+            train_on=train_on,
+            max_length=max_length,
+            on_bad_row="skip",
+            seed=seed,
+            progress=progress,
+        )
+    picked = sorted({number * len(dataset) // rows for number in range(rows)})
+    is_partial = any(
+        counts.read == scan and source.limit != scan for source, counts in zip(sources, report.by_source.values())
+    )
+    return Preview(
+        rows=[_row(dataset[index], tokenizer) for index in picked],
+        report=report,
+        max_length=max_length,
+        on_bad_row=on_bad_row,
+        scan=scan,
+        is_partial=is_partial,
+    )
+
+
+def _row(row: dict, tokenizer: PreTrainedTokenizerBase) -> PreviewRow:
+    ids, trained = row["input_ids"], [label != IGNORED for label in row["labels"]]
+    stretches, end, before = [], 0, ""
+    for is_trained, group in groupby(trained):
+        end += len(list(group))
+        # Decoded from the start each time: a stretch decoded alone may lose the space it begins with.
+        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        stretches.append((text[len(before) :], is_trained))
+        before = text
+    return PreviewRow(row["origin"], stretches, len(ids), sum(trained[1:]))
+
+
+def preview_text(preview: Preview, *, marks: bool) -> Text:
+    """The preview as styled text; with `marks` the trained stretches also stand in [[ ]], for places without colour."""
+    from rich.text import Text
+
+    text = Text()
+    for number, row in enumerate(preview.rows, start=1):
+        full = " (max_length reached)" if row.tokens == preview.max_length else ""
+        text.append(f"--- row {number}: {row.origin}\n", style="bold")
+        text.append(
+            f"    {row.tokens} tokens{full}, {row.trained_tokens} trained ({_share(row.trained_tokens, row.tokens)})\n"
+        )
+        for stretch, is_trained in row.stretches:
+            shown = _visible(stretch)
+            text.append(f"[[{shown}]]" if marks and is_trained else shown, style=_TRAINED if is_trained else _CONTEXT)
+        text.append("\n\n")
+    text.append("--- all rows\n", style="bold")
+    text.append("\n".join(_summary(preview)))
+    for warning in preview.report.warnings:
+        text.append(f"\nwarning: {warning}", style="yellow")
+    return text
+
+
+def _visible(text: str) -> str:
+    """`text` with control characters other than line breaks and tabs as escapes."""
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") or char == "\u200d"
+        else ascii(char)[1:-1]
+        for char in text
+    )
+
+
+def _summary(preview: Preview) -> list[str]:
+    report = preview.report
+    heads = ("source", "read", "bad", "nothing trained", "truncated", "rows", "tokens", "trained")
+    table = [heads] + [
+        (
+            name,
+            *(
+                f"{count:,}"
+                for count in (c.read, c.skipped, c.fully_masked, c.truncated, c.rows, c.tokens, c.trained_tokens)
+            ),
+        )
+        for name, c in report.by_source.items()
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in table
+    ]
+    if preview.is_partial:
+        lines.append(f"Counted over the first {preview.scan:,} rows of each source.")
+    lines.append(
+        f"trained: {report.trained_tokens:,} of {report.tokens:,} tokens ({_share(report.trained_tokens, report.tokens)})"
+    )
+    lines.append(
+        f"truncated at max_length {preview.max_length}: {report.truncated:,} of {report.encoded:,} rows "
+        f"({_share(report.truncated, report.encoded)})"
+    )
+    if report.fully_masked:
+        lines.append(f"left out, no trained token: {report.fully_masked:,} rows")
+    if report.stop_token_trained:
+        lines.append(f"stop token: {', '.join(report.stop_tokens)} is trained at the end of every complete row")
+    if report.skipped_rows:
+        stops = " (training stops at the first: on_bad_row is stop)" if preview.on_bad_row == "stop" else " (left out)"
+        lines.append(f"bad rows: {report.skipped_rows:,}{stops}")
+        lines += [f"  {origin}: {_visible(reason)}" for origin, reason in report.skipped[:_REASONS_SHOWN]]
+        if report.skipped_rows > _REASONS_SHOWN:
+            lines.append(f"  and {report.skipped_rows - _REASONS_SHOWN:,} more")
+    return lines
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0.0%"

@@ -1,0 +1,92 @@
+"""Greedy answers to many prompts at once: padded on the left, similar lengths together, each cut at its end of turn."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from eaftdrope.data.chat import template_of
+from eaftdrope.evaluate.likelihood import batches
+
+
+def generate(
+    model, tokenizer, prompts: list[str], *, max_new_tokens: int, batch_tokens: int, progress=None
+) -> list[str]:
+    """Answer every prompt, in order, without the prompt and without the token that ended the answer.
+
+    The prompts are rendered text: no special token is added. Sampling defaults of the checkpoint are set aside.
+    `progress` counts tokens, `max_new_tokens` for each prompt.
+    """
+    stops = stop_token_ids(model, tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        # Stated because what is left unset comes from the checkpoint.
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+    )
+    ids = [tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids for prompt in prompts]
+    answers = [""] * len(prompts)
+    done = 0
+    for batch in batches([len(row) + max_new_tokens for row in ids], batch_tokens):
+        tick = _Tick(progress, done * max_new_tokens, len(batch), len(prompts) * max_new_tokens)
+        new = _generate_batch(model, [ids[i] for i in batch], config, tick)
+        for i, row in zip(batch, new):
+            end = next((j for j, token in enumerate(row) if token in stops), len(row))
+            answers[i] = tokenizer.decode(row[:end])
+        done += len(batch)
+        if progress is not None:
+            progress(done * max_new_tokens, len(prompts) * max_new_tokens)
+    return answers
+
+
+def stop_token_ids(model, tokenizer) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, the checkpoint's, and the one its template ends a turn with."""
+    stops = {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
+    from_checkpoint = model.generation_config.eos_token_id
+    stops.update(from_checkpoint if isinstance(from_checkpoint, list) else [from_checkpoint])
+    return sorted(stops - {None})
+
+
+def _end_of_turn(tokenizer) -> int | None:
+    if tokenizer.chat_template is None:
+        return None
+    stop = template_of(tokenizer).stop
+    return None if stop is None else tokenizer.convert_tokens_to_ids(stop)
+
+
+class _Tick(StoppingCriteria):
+    """Stops nothing: reports progress after every token of a batch, which may take a minute as a whole."""
+
+    def __init__(self, progress, done: int, rows: int, total: int) -> None:
+        self.progress, self.done, self.rows, self.total = progress, done, rows, total
+
+    def __call__(self, input_ids, scores):
+        self.done += self.rows
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.no_grad()
+def _generate_batch(model, prompts: list[list[int]], config: GenerationConfig, tick: _Tick) -> list[list[int]]:
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(prompts):
+        input_ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    out = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([tick]),
+    )
+    return out[:, width:].tolist()

@@ -1,0 +1,106 @@
+"""Are these function calls the ones that were asked for? Same rules as the checker of the Berkeley leaderboard (BFCL):
+
+- calls may come in any order, none too many, none too few; names are compared exactly;
+- an argument must equal one of its accepted values; "" among them means that it may be left out;
+- strings are compared in lower case without blanks and , . / - _ * ^, and with ' read as ";
+- 5 equals 5.0, but a boolean never equals a number; lists keep their order; a dict has a list of accepted values a key.
+
+Two rules are looser: types come from the values, not from the function's schema (BFCL refuses 5.0 for an integer), and an
+argument with no accepted value at all must be left out (BFCL accepts no answer to its two rows that have one).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from eaftdrope.errors import DataError
+
+# One required call: {function: {argument: [accepted value, ...]}}, the form of BFCL's `ground_truth`.
+Accepted = dict[str, dict[str, list[Any]]]
+
+
+def accepted_calls(calls: list[dict]) -> list[Accepted]:
+    """Turn reference calls `{"name", "arguments"}` into the accepted form, each argument as the reference has it."""
+    return [{call["name"]: {key: [_accepted(value)] for key, value in call["arguments"].items()}} for call in calls]
+
+
+def check_accepted(accepted: Any, origin: str) -> None:
+    """Raise DataError unless `accepted` is a list of {function: {argument: [accepted value, ...]}}."""
+    well_formed = isinstance(accepted, list) and all(
+        isinstance(call, dict)
+        and len(call) == 1
+        and all(isinstance(arguments, dict) for arguments in call.values())
+        and all(isinstance(values, list) for arguments in call.values() for values in arguments.values())
+        for call in accepted
+    )
+    if not well_formed:
+        raise DataError(
+            f"{origin}: `ground_truth` is not a list of {{function: {{argument: [accepted value, ...]}}}}, one function"
+            " each. Correct it, or remove it: the calls of the answer itself are then what is right."
+        )
+
+
+def calls_match(calls: list[dict] | None, accepted: list[Accepted]) -> bool:
+    """Whether `calls` ({"name", "arguments"} each) satisfy the accepted calls one to one, in any order."""
+    if calls is None or len(calls) != len(accepted):
+        return False
+    if not accepted:
+        return True
+    first, rest = accepted[0], accepted[1:]
+    return any(
+        _call_matches(call, first) and calls_match(calls[:i] + calls[i + 1 :], rest) for i, call in enumerate(calls)
+    )
+
+
+def functions_match(calls: list[dict] | None, accepted: list[Accepted]) -> bool:
+    """Whether the right functions are called, each as often as asked, whatever the arguments."""
+    names = Counter(name for call in accepted for name in call)
+    return calls is not None and Counter(call["name"] for call in calls) == names
+
+
+def _call_matches(call: dict, accepted: Accepted) -> bool:
+    ((name, arguments),) = accepted.items()
+    return call["name"] == name and _dict_matches(call["arguments"], arguments)
+
+
+def _dict_matches(given: Any, accepted: dict[str, Any]) -> bool:
+    if not isinstance(given, dict) or not given.keys() <= accepted.keys():
+        return False
+    for key, values in accepted.items():
+        values = _alternatives(values)
+        if key in given:
+            if not any(_matches(given[key], value) for value in values):
+                return False
+        elif values and "" not in values:
+            return False
+    return True
+
+
+def _alternatives(values: Any) -> list:
+    # BFCL writes a dict inside a dict with plain values: such a value stands for itself.
+    return values if isinstance(values, list) else [values]
+
+
+def _matches(given: Any, accepted: Any) -> bool:
+    if isinstance(accepted, dict):
+        return _dict_matches(given, accepted)
+    if isinstance(accepted, list):
+        same_length = isinstance(given, list) and len(given) == len(accepted)
+        return same_length and all(map(_matches, given, accepted))
+    if isinstance(accepted, str):
+        return isinstance(given, str) and _standard(given) == _standard(accepted)
+    return isinstance(given, bool) == isinstance(accepted, bool) and given == accepted
+
+
+def _standard(text: str) -> str:
+    return re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
+
+
+def _accepted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: [_accepted(inner)] for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_accepted(inner) for inner in value]
+    return value

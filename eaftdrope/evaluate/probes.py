@@ -1,0 +1,199 @@
+"""Making probes from a recipe's names, and running them on a model that is being trained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from eaftdrope.errors import DataError, UserError
+from eaftdrope.evaluate.calls import CallTask, FunctionCalls
+from eaftdrope.evaluate.choices import MultipleChoice, Question
+from eaftdrope.evaluate.held_out import HeldOutLoss
+from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.matching import accepted_calls, check_accepted
+from eaftdrope.evaluate.perplexity import Perplexity
+from eaftdrope.evaluate.sampling import evenly
+from eaftdrope.evaluate.scores import Score
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from eaftdrope.data import Example
+
+_TEXT = "news_from_nowhere.txt"
+_QUESTIONS = "general_questions.jsonl"
+
+
+class Probe(Protocol):
+    """Something that measures a model. `run` changes nothing in it and calls `progress(done, total)` as it goes."""
+
+    name: str
+    group: str
+
+    def run(
+        self, model, tokenizer, *, batch_tokens: int = 2048, progress: Callable[[int, int], None] | None = None
+    ) -> list[Score]: ...
+
+
+def run_probes(
+    model,
+    tokenizer,
+    probes: list[Probe],
+    *,
+    batch_tokens: int = 2048,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Score]:
+    """Run every probe in evaluation mode without gradients; the model is left in the mode it came in.
+
+    Args:
+        batch_tokens: tokens of a batch, padding included; bounds the logits to `batch_tokens` x vocabulary.
+        progress: called with (probe name, done, total) after each batch.
+    """
+    scores = []
+    with _evaluating(model):
+        for probe in probes:
+            report = None
+            if progress is not None:
+
+                def report(done: int, total: int, name: str = probe.name) -> None:
+                    progress(name, done, total)
+
+            scores += probe.run(model, tokenizer, batch_tokens=batch_tokens, progress=report)
+    return scores
+
+
+def build_probes(
+    wanted: list[tuple[str, str, dict]],
+    *,
+    held_out_examples: list[Example] | None = None,
+    held_out_dataset: Dataset | None = None,
+) -> list[Probe]:
+    """Make the probes of `wanted`: (name, group, options) each, options by the names that the recipe has for them.
+
+        held_out_loss     limit               rows of `held_out_dataset` (columns input_ids, labels)
+        function_calls    limit, max_new_tokens     examples of `held_out_examples` whose answer calls functions
+        perplexity        files, max_tokens   text or JSONL with "text"; None: the text shipped here
+        multiple_choice   file, limit         JSONL of question, choices, answer; None: the questions shipped here
+
+    Raises:
+        UserError: a probe needs held-out data that is not there, or its file cannot be used.
+    """
+    probes: list[Probe] = []
+    for name, group, options in wanted:
+        if name == "held_out_loss":
+            probes.append(_held_out_loss(held_out_dataset, group, **options))
+        elif name == "function_calls":
+            probes.append(_function_calls(held_out_examples, group, **options))
+        elif name == "perplexity":
+            probes.append(_perplexity(group, **options))
+        elif name == "multiple_choice":
+            probes.append(_multiple_choice(group, **options))
+        else:
+            raise UserError(
+                f"unknown probe {name!r}. Probes: held_out_loss, function_calls, perplexity, multiple_choice."
+            )
+    return probes
+
+
+def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None = None) -> HeldOutLoss:
+    if dataset is None or len(dataset) == 0:
+        raise UserError("the probe held_out_loss needs held-out rows, and there are none. Set `data.held_out`.")
+    indices = evenly(range(len(dataset)), limit)
+    rows = [Row(list(dataset[i]["input_ids"]), list(dataset[i]["labels"])) for i in indices]
+    return HeldOutLoss(rows, group)
+
+
+def _function_calls(
+    examples: list[Example] | None, group: str, limit: int | None = None, max_new_tokens: int = 96
+) -> FunctionCalls:
+    tasks = [_call_task(example) for example in examples or [] if _calls_function(example)]
+    if not tasks:
+        raise UserError(
+            "the probe function_calls needs held-out rows whose last answer calls a function (`tool_calls`), and there "
+            "are none. Set `data.held_out` to such rows, or leave the probe out."
+        )
+    return FunctionCalls(evenly(tasks, limit), max_new_tokens, group)
+
+
+def _calls_function(example: Example) -> bool:
+    answers = [message for message in example.messages or [] if message["role"] == "assistant"]
+    return bool(answers) and bool(answers[-1].get("tool_calls"))
+
+
+def _call_task(example: Example) -> CallTask:
+    accepted = accepted_calls(example.expected_calls)
+    if example.ground_truth is not None:
+        accepted = example.ground_truth
+        check_accepted(accepted, example.origin)
+    return CallTask(example.prompt_messages, example.tools, accepted)
+
+
+def _perplexity(group: str, files: list[str] | None = None, max_tokens: int | None = 4096) -> Perplexity:
+    texts = [_asset(_TEXT)] if files is None else [text for file in files for text in _read_texts(Path(file))]
+    return Perplexity(texts, max_tokens, group=group)
+
+
+def _multiple_choice(group: str, file: str | None = None, limit: int | None = 60) -> MultipleChoice:
+    where = Path(_QUESTIONS if file is None else file)
+    text = _asset(_QUESTIONS) if file is None else where.read_text(encoding="utf-8")
+    questions = [_question(row, place) for place, row in _json_lines(text, where)]
+    if not questions:
+        raise DataError(f"{where}: no questions. A line is {{question, choices, answer}}.")
+    return MultipleChoice(evenly(questions, limit), group)
+
+
+def _question(row: dict, place: str) -> Question:
+    match row:
+        case {"question": str(question), "choices": [_, _, *_] as choices, "answer": int(answer)} if all(
+            isinstance(choice, str) and choice for choice in choices
+        ) and 0 <= answer < len(choices):
+            return Question(question, tuple(choices), answer)
+    raise DataError(
+        f"{place}: not a question. Expected `question` (text), `choices` (two or more texts) and `answer` "
+        "(the index of the right choice, from 0)."
+    )
+
+
+def _read_texts(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".jsonl":
+        return [text]
+    texts = []
+    for place, row in _json_lines(text, file):
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"{place}: no `text`. The perplexity probe reads JSONL rows with a `text` field.")
+        texts.append(row["text"])
+    return texts
+
+
+def _json_lines(text: str, file: Path) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: expected a JSON object.")
+        yield f"{file}:{number}", row
+
+
+def _asset(name: str) -> str:
+    return (package_files("eaftdrope.evaluate") / "assets" / name).read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _evaluating(model) -> Iterator[None]:
+    """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

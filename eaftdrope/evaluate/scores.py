@@ -1,0 +1,118 @@
+"""One number of a probe with its uncertainty, and the uncertainty of a change between two runs of the same probe.
+
+A probe measures units (rows, windows of text, questions). Unit i contributes (t_i, w_i): nats and tokens for a loss, 0
+or 1 and 1 for a share. The mean is m = sum t / sum w, and there are three kinds of value:
+
+    mean    m                 stderr: ratio estimator, sqrt(n / (n - 1) * sum (t_i - m w_i)^2) / sum w
+    exp     exp(m)            stderr: the same, times exp(m) (delta method): perplexity
+    share   m, w = 1          stderr: sqrt(p (1 - p) / (n + 4)) with p = (hits + 2) / (n + 4)
+
+The plain binomial sqrt(m (1 - m) / n) is 0 for 0 of 12, which would make any change certain; two hits and two misses
+more (Agresti and Coull, The American Statistician 52, 1998) keep it honest at the ends.
+
+Before and after look at the same units, so the error of the change is taken over the units' differences (a perplexity
+that rises a little in every window has risen). For shares, one gain and one loss are added for the same reason (Bonett
+and Price, Journal of Educational and Behavioral Statistics 37, 2012).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+KINDS = ("mean", "exp", "share")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A probe's value.
+
+    Attributes:
+        probe, group, metric: what was measured; group is "target" or "general".
+        value: in the metric's own unit (nats per token, perplexity, share between 0 and 1).
+        stderr: standard error of `value`, None when there are fewer than two units.
+        n: number of units.
+        better: "lower" or "higher".
+        kind: "mean", "exp" or "share" (see the module).
+        units: (total, weight) of every unit, in a fixed order: what a paired comparison needs.
+    """
+
+    probe: str
+    group: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    better: str
+    kind: str = "mean"
+    units: tuple[tuple[float, float], ...] = ()
+
+
+def score_units(
+    probe: str, group: str, metric: str, units: list[tuple[float, float]], *, kind: str, better: str
+) -> Score:
+    """Make a Score of its units' (total, weight)."""
+    assert kind in KINDS and better in ("lower", "higher") and units
+    mean = _mean(units)
+    stderr = None
+    if kind == "share":
+        p = _mean([*units, (0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0)])
+        stderr = math.sqrt(p * (1 - p) / (len(units) + 4))
+    elif len(units) > 1:
+        stderr = _ratio_stderr([total - mean * weight for total, weight in units], units)
+    value = mean
+    if kind == "exp":
+        value = math.exp(mean)
+        stderr = None if stderr is None else value * stderr
+    return Score(probe, group, metric, value, stderr, len(units), better, kind, tuple(units))
+
+
+def change_stderr(before: Score, after: Score) -> float | None:
+    """Standard error of `after.value - before.value`: paired where both saw the same units, else independent."""
+    if before.stderr is None or after.stderr is None:
+        return None
+    weights = [weight for _, weight in before.units]
+    if not weights or weights != [weight for _, weight in after.units]:
+        return math.hypot(before.stderr, after.stderr)
+    if before.kind == "share":
+        differences = [a - b for (b, _), (a, _) in zip(before.units, after.units)] + [1.0, -1.0]
+        mean = sum(differences) / len(differences)
+        return math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
+    residuals = [a - b for a, b in zip(_residuals(after), _residuals(before))]
+    return _ratio_stderr(residuals, before.units)
+
+
+def verdict(before: Score, after: Score) -> str:
+    """Return "better" or "worse" for a change of more than two standard errors, else "no clear change"."""
+    change, stderr = after.value - before.value, change_stderr(before, after)
+    if stderr is None or not abs(change) > 2 * stderr:
+        return "no clear change"
+    return "better" if (change < 0) == (before.better == "lower") else "worse"
+
+
+def scores_to_json(scores: list[Score]) -> str:
+    """Write scores as a JSON list; `scores_from_json` reads back equal scores."""
+    return json.dumps([asdict(score) for score in scores])
+
+
+def scores_from_json(text: str) -> list[Score]:
+    rows = json.loads(text)
+    return [Score(**{**row, "units": tuple((total, weight) for total, weight in row["units"])}) for row in rows]
+
+
+def _mean(units) -> float:
+    return math.fsum(total for total, _ in units) / math.fsum(weight for _, weight in units)
+
+
+def _residuals(score: Score) -> list[float]:
+    """Each unit's first-order pull on the value, times the total weight."""
+    mean = _mean(score.units)
+    slope = score.value if score.kind == "exp" else 1.0
+    return [slope * (total - mean * weight) for total, weight in score.units]
+
+
+def _ratio_stderr(residuals: list[float], units) -> float:
+    n = len(residuals)
+    spread = math.sqrt(n / (n - 1) * math.fsum(r * r for r in residuals))
+    return spread / math.fsum(weight for _, weight in units)

@@ -1,0 +1,93 @@
+"""The table before/after, for the terminal and for the model card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from eaftdrope.evaluate.scores import Score, change_stderr, verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
+_STYLES = {"better": "green", "worse": "red", "no clear change": "dim"}
+NOTE = "± is one standard error; a change is called better or worse only beyond two standard errors of the change."
+
+
+class Line(NamedTuple):
+    """One row as text. `verdict` is "" when one of the two sides was not measured."""
+
+    group: str
+    name: str
+    before: str
+    after: str
+    change: str
+    verdict: str
+
+
+def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
+    """Match scores by probe and metric, target first; a score that only one side has is shown with a dash."""
+    olds = {(score.probe, score.metric): score for score in before}
+    news = {(score.probe, score.metric): score for score in after}
+    lines = [_line(olds.get(key), news.get(key)) for key in {**olds, **news}]
+    return sorted(lines, key=lambda line: list(_GROUPS).index(line.group))
+
+
+def comparison(before: list[Score], after: list[Score]) -> Table:
+    """The rich table of two runs of the same probes."""
+    from rich.table import Table
+
+    table = Table(title="Before and after", caption=NOTE, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    group = None
+    for line in comparison_lines(before, after):
+        if line.group != group:
+            table.add_section()
+            table.add_row(f"[bold]{_GROUPS[line.group]}[/bold]")
+            group = line.group
+        mark = f"[{_STYLES[line.verdict]}]{line.verdict}[/]" if line.verdict else ""
+        table.add_row(f"  {line.name}", line.before, line.after, line.change, mark)
+    return table
+
+
+def comparison_markdown(before: list[Score], after: list[Score]) -> str:
+    """The same table as Markdown, ending in a line break."""
+    rows = ["| | before | after | change | |", "|---|---:|---:|---:|---|"]
+    group = None
+    for line in comparison_lines(before, after):
+        if line.group != group:
+            rows.append(f"| **{_GROUPS[line.group]}** | | | | |")
+            group = line.group
+        rows.append(f"| {line.name} | {line.before} | {line.after} | {line.change} | {line.verdict} |")
+    return "\n".join(rows) + f"\n\n{NOTE}\n"
+
+
+def _line(old: Score | None, new: Score | None) -> Line:
+    score = old or new
+    arrow = "↓" if score.better == "lower" else "↑"
+    name = f"{score.metric} {arrow}"
+    if old is None or new is None:
+        return Line(score.group, name, _value(old), _value(new), "–", "")
+    stderr = change_stderr(old, new)
+    change = _number(new.value - old.value, score.kind, signed=True)
+    if stderr is not None:
+        change += f" ± {_number(stderr, score.kind)}"
+    return Line(score.group, name, _value(old), _value(new), change, verdict(old, new))
+
+
+def _value(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    if score.kind == "share":
+        return f"{_number(score.value, 'share')} ({round(score.value * score.n)}/{score.n})"
+    return _number(score.value, score.kind)
+
+
+def _number(value: float, kind: str, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if kind == "share":
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign}.{2 if kind == 'exp' else 3}f}"

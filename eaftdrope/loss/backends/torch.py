@@ -1,0 +1,136 @@
+"""The portable backend: torch operations only, any device and floating dtype.
+
+Notable:
+- Works through the tile in blocks of rows that stay in cache, in float32 (float64 for float64 logits).
+- Entropy from shifted sums with the maximum kept out of them: with x = z - max z,
+      r = sum_{v not the maximum} e^x        s = sum_{v not the maximum} -x e^x
+      H = log1p(r) + s / (1 + r)             -log p_y = log1p(r) - x_y
+  Every term is >= 0, so nothing cancels: relative error about 2e-7 even at H = 1e-6, and H is never negative.
+- Top-K by block maxima: the K blocks with the largest maxima hold the K largest logits, so only K blocks are sorted.
+- p_y - 1 is formed once, as expm1(-nll): it keeps its digits where p_y is close to 1.
+
+Legend: R rows of a tile, B rows of a block, V vocabulary, C columns of a column block, G = ceil(V / C) column blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .tile import LogitsTransform, TileStats
+
+# Columns whose maximum is taken together: small enough that sorting K of these blocks is cheap, wide enough to reduce
+# with vector instructions.
+_COLUMN_BLOCK = 64
+
+# Scratch bytes of a row block. On a CPU it should stay in the shared cache; on a device a larger one saves launches.
+_SCRATCH_BYTES = {"cpu": 4 << 20}
+_SCRATCH_BYTES_DEVICE = 64 << 20
+
+
+def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
+    """Statistics of every row of a tile; the tile is only read."""
+    rows, vocab = logits_RV.shape
+    compute_dtype = torch.float64 if logits_RV.dtype == torch.float64 else torch.float32
+    columns = {
+        name: torch.empty(rows, dtype=compute_dtype, device=logits_RV.device)
+        for name in ("nll", "entropy", "maximum", "rest")
+    }
+    topk_entropy_R = torch.empty_like(columns["nll"]) if topk is not None else None
+    correct_R = torch.empty(rows, dtype=torch.bool, device=logits_RV.device)
+
+    # padded to whole column blocks with -inf, which adds nothing to any sum and is never a maximum
+    padded = math.ceil(vocab / _COLUMN_BLOCK) * _COLUMN_BLOCK
+    for block, x_BV in _row_blocks(logits_RV, padded, compute_dtype):
+        _load(x_BV, logits_RV[block], transform)
+        x_BGC = x_BV.view(x_BV.shape[0], -1, _COLUMN_BLOCK)
+        block_max_BG = x_BGC.amax(-1)
+        maximum_B, argmax_block_B = block_max_BG.max(-1)
+        x_BV.sub_(maximum_B[:, None])
+        target_B = x_BV.gather(1, labels_R[block, None]).squeeze(1)
+        if topk_entropy_R is not None:
+            topk_entropy_R[block] = _topk_entropy(x_BGC, block_max_BG, min(topk, vocab))
+        # one occurrence of the maximum is kept out; ties stay in, each adding exactly 1
+        in_block_B = x_BGC[torch.arange(len(x_BGC), device=x_BV.device), argmax_block_B].argmax(-1)
+        argmax_B = argmax_block_B * _COLUMN_BLOCK + in_block_B
+        rest_B, spread_B = _shifted_sums(x_BV, argmax_B)
+
+        log_rest_B = rest_B.log1p()
+        columns["nll"][block] = log_rest_B - target_B
+        columns["entropy"][block] = log_rest_B + spread_B / (1 + rest_B)
+        columns["maximum"][block] = maximum_B
+        columns["rest"][block] = rest_B
+        correct_R[block] = target_B == 0
+    return TileStats(topk_entropy=topk_entropy_R, correct=correct_R, **columns)
+
+
+def tile_gradient_(
+    logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
+) -> None:
+    """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections, `w (softmax(z) - onehot(y))`
+    times the derivative of the transform."""
+    for block, z_BV in _row_blocks(logits_RV, logits_RV.shape[1], stats.nll.dtype):
+        _load(z_BV, logits_RV[block], transform)
+        slope_BV = None
+        if transform.softcap is not None:
+            slope_BV = (z_BV / transform.softcap).square_().neg_().add_(1)
+        labels_B1 = labels_R[block, None]
+        weight_B1 = weight_R[block, None]
+        z_BV.sub_(stats.maximum[block, None]).exp_().mul_(weight_B1 / (1 + stats.rest[block, None]))
+        z_BV.scatter_(1, labels_B1, weight_B1 * torch.expm1(-stats.nll[block, None]))
+        if slope_BV is not None:
+            z_BV.mul_(slope_BV)
+        if transform.scale != 1.0:
+            z_BV.mul_(transform.scale)
+        logits_RV[block] = z_BV
+
+
+def _row_blocks(logits_RV: Tensor, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Row blocks of the tile, each with a scratch `[B, columns]` that is -inf beyond the vocabulary."""
+    rows, vocab = logits_RV.shape
+    budget = _SCRATCH_BYTES.get(logits_RV.device.type, _SCRATCH_BYTES_DEVICE)
+    step = max(1, min(rows, budget // (columns * dtype.itemsize)))
+    scratch_BV = torch.empty(step, columns, dtype=dtype, device=logits_RV.device)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        scratch_BV[:, vocab:] = float("-inf")
+        yield slice(start, stop), scratch_BV[: stop - start]
+
+
+def _load(scratch_BV: Tensor, logits_BV: Tensor, transform: LogitsTransform) -> None:
+    z_BV = scratch_BV[:, : logits_BV.shape[1]]
+    z_BV.copy_(logits_BV)
+    if transform.softcap is not None:
+        z_BV.mul_(transform.scale / transform.softcap).tanh_().mul_(transform.softcap)
+    elif transform.scale != 1.0:
+        z_BV.mul_(transform.scale)
+
+
+def _topk_entropy(x_BGC: Tensor, block_max_BG: Tensor, k: int) -> Tensor:
+    """Entropy of the K largest logits renormalised among themselves; x is already shifted by its maximum."""
+    if block_max_BG.shape[1] > k:
+        blocks_BK = block_max_BG.topk(k, dim=-1, sorted=False).indices
+        x_BGC = x_BGC.gather(1, blocks_BK[:, :, None].expand(-1, -1, x_BGC.shape[2]))
+    # the first of the K is the maximum, 0 after the shift: kept out of the sums
+    top_BK = x_BGC.flatten(1).topk(k, dim=-1).values[:, 1:].clamp_min(_floor(x_BGC.dtype))
+    exp_BK = top_BK.exp()
+    rest_B = exp_BK.sum(-1)
+    return rest_B.log1p() - (exp_BK * top_BK).sum(-1) / (1 + rest_B)
+
+
+def _shifted_sums(x_BV: Tensor, argmax_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(r, s) of the module docstring; x is overwritten. The floor turns -inf logits into terms that vanish."""
+    x_BV.clamp_min_(_floor(x_BV.dtype))
+    exp_BV = x_BV.exp()
+    exp_BV.scatter_(1, argmax_B[:, None], 0)
+    rest_B = exp_BV.sum(-1)
+    spread_B = exp_BV.mul_(x_BV).sum(-1).neg_()
+    return rest_B, spread_B
+
+
+def _floor(dtype: torch.dtype) -> float:
+    """An exponent whose exponential is 0 in this dtype, yet finite: 0 * floor is 0 where 0 * -inf would be NaN."""
+    return -800.0 if dtype == torch.float64 else -110.0

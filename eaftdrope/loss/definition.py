@@ -1,0 +1,100 @@
+"""The loss as one would write it on a blackboard. Everything faster is tested against this file.
+
+    p_t     = softmax(z_t)
+    nll_t   = -log p_t[y_t]
+    H_t     = -sum_v p_t[v] log p_t[v]
+    w_t     = gate(nll_t, H_t, ...)                 detached: no gradient flows through the gate
+    loss    = sum_t w_t * nll_t / num_items
+
+Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. It holds the full logits in float32 (float64 if they came so):
+for training use `fused_linear_eaft`.
+
+Legend: N tokens, V vocabulary, K largest logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_label_smoothing, check_labels, check_shapes
+from .gates import GateLike, evaluate_gate, resolve_gate
+from .statistics import TokenStats
+
+
+def _entropy(log_probs_NV: Tensor) -> Tensor:
+    """Entropy in nats; xlogy makes 0 * log 0 = 0, and rounding can not push it below zero."""
+    probs_NV = log_probs_NV.exp()
+    return -torch.special.xlogy(probs_NV, probs_NV).sum(-1).clamp_max(0)
+
+
+def token_statistics(
+    logits: Tensor, labels: Tensor, *, k: int | None = 20, sequence: Tensor | None = None
+) -> TokenStats:
+    """Statistics of rows of logits against their labels; nothing is shifted, no label may be ignored.
+
+    Args:
+        logits (`Tensor` `[N, V]`): any floating dtype; computed in float64 if it is float64, else in float32.
+        labels (`Tensor` `[N]`, int64): in `[0, V)`.
+        k (`int` or `None`): size of the top-K entropy; `None` leaves it out.
+    """
+    z_NV = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs_NV = z_NV.log_softmax(-1)
+    target_N = z_NV.gather(1, labels[:, None]).squeeze(1)
+    topk_entropy_N = None
+    if k is not None:
+        topk_NK = z_NV.topk(min(k, z_NV.shape[1]), dim=-1).values
+        topk_entropy_N = _entropy(topk_NK.log_softmax(-1))
+    return TokenStats(
+        nll=-log_probs_NV.gather(1, labels[:, None]).squeeze(1),
+        entropy=_entropy(log_probs_NV),
+        topk_entropy=topk_entropy_N,
+        correct=target_N >= z_NV.amax(-1),
+        vocab_size=z_NV.shape[1],
+        sequence=sequence,
+    )
+
+
+def eaft_loss(
+    logits: Tensor,
+    labels: Tensor,
+    gate: GateLike = "eaft",
+    *,
+    num_items: int | float | Tensor | None = None,
+    ignore_index: int = -100,
+    sequence_ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Entropy-gated cross-entropy of logits and labels that are already aligned (nothing is shifted).
+
+    Args:
+        logits (`Tensor` `[..., V]`): any floating dtype.
+        labels (`Tensor` `[...]`, int64): one label a row; `ignore_index` rows count for nothing.
+        gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*, defaults to `"eaft"`):
+            Maps [`TokenStats`] to one weight a token.
+        num_items (*optional*): what the sum is divided by; defaults to the number of labels that are not ignored.
+        sequence_ids (`Tensor` `[...]`, *optional*): sequence of each row, used by the `talr` gate alone.
+
+    Returns:
+        Scalar loss, float32 (float64 for float64 logits). A batch without a trained token gives a zero with a graph.
+
+    Raises:
+        ValueError: shapes that do not match, labels outside `[0, V)`, label smoothing, a gate of the wrong shape.
+    """
+    check_label_smoothing(label_smoothing)
+    check_shapes(logits, labels, sequence_ids)
+    gate = resolve_gate(gate)
+    keep = labels.reshape(-1) != ignore_index
+    labels_N = labels.reshape(-1)[keep]
+    check_labels(labels_N, logits.shape[-1], ignore_index)
+    logits_NV = logits.reshape(-1, logits.shape[-1])[keep]
+    sequence_N = None if sequence_ids is None else sequence_ids.reshape(-1)[keep]
+
+    stats = token_statistics(logits_NV, labels_N, k=gate.topk, sequence=sequence_N)
+    with torch.no_grad():
+        weight_N = evaluate_gate(gate, stats)
+    # where, not a bare product: a token the gate has closed stays out even if its label is impossible (0 * inf)
+    loss = torch.where(weight_N == 0, 0, weight_N * stats.nll).sum()
+    if num_items is None:
+        num_items = max(labels_N.numel(), 1)
+    return loss / num_items

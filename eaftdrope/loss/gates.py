@@ -1,0 +1,371 @@
+"""Gates: from the statistics of a token to its weight in the loss. The only place where a gate's formula is written.
+
+A gate sees [`TokenStats`] and returns one weight a token, detached by the caller:
+
+    h       = topk_entropy / ln K            normalised top-K entropy, in [0, 1]  (arXiv 2601.02151, Eq. 2-3)
+    eaft    w = h^alpha                      with divisor=3.0 bit for bit LLaMA-Factory's `use_eaft_loss`
+    eaft-vocab    w = (entropy / ln V)^alpha          entropy over the whole vocabulary
+    eaft-exact    w = min(1, entropy / ln K)^alpha    exact entropy on the paper's scale
+    eaft-sigmoid  w = sigmoid(30 (h - 0.17))          the paper's ablation, section 5.1
+    eaft-mask     w = 1[h > its 15 % quantile]        the paper's masked baseline
+    conflict-mask w = 0 where entropy AND probability are in their lowest 15 %   the paper's pilot, Figure 2
+    dft           w = p                               arXiv 2508.05629
+    focal         w = (1 - p)^gamma
+    talr          w = max(p^(1/tau), floor)           arXiv 2509.20758; tau = median mean-nll of the sequences
+    mile          w = (1 + entropy)^gamma / mean      arXiv 2310.19531
+    profit        w = 1[p > threshold]                arXiv 2601.09195
+    constant      w = c                               the scale-matched control
+    none          w = 1                               plain cross-entropy on the same kernel
+
+A function of your own is a gate too: `gate=lambda stats: stats.probability * (stats.entropy > 1)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .statistics import TokenStats
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Base of the named gates; subclass it for your own with options.
+
+    `row_local` says that a token's weight depends on its own statistics alone, which lets the fused operator form the
+    gradient from the same tile of logits. A gate that compares tokens with each other (a quantile, a mean) says False
+    and costs one more projection of the rows when they do not fit in one tile.
+    `topk` is the size of the top-K entropy the gate reads, or None: what no gate reads is not computed.
+    """
+
+    name: ClassVar[str] = ""
+    row_local: ClassVar[bool] = True
+    topk: ClassVar[int | None] = None
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def formula(self) -> str:
+        """The weight in one line, for logs and model cards."""
+        options = ", ".join(f"{option.name}={getattr(self, option.name)}" for option in fields(self))
+        return f"{self.name}({options})"
+
+
+class _TopKGate(Gate):
+    """A gate on the top-K entropy; its dataclass has a field `k`."""
+
+    @property
+    def topk(self) -> int:
+        return self.k
+
+    def __post_init__(self):
+        _require(self.k >= 2, f"k={self.k}: the top-K entropy needs at least two tokens (the paper uses 20).")
+
+    def normalised(self, stats: TokenStats) -> Tensor:
+        """h = H_topK / ln K"""
+        return stats.topk_entropy / math.log(self.k)
+
+
+@dataclass(frozen=True)
+class EAFT(_TopKGate):
+    """`(H_topK / divisor)^alpha`; the divisor defaults to ln K. Eq. 2-3 of arXiv 2601.02151, alpha 2 and 3 are its
+    EAFT2 and EAFT3. LLaMA-Factory divides by 3.0; Axolotl does not divide (divisor=1.0, weights up to ln K)."""
+
+    name: ClassVar[str] = "eaft"
+    alpha: float = 1.0
+    k: int = 20
+    divisor: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
+        _require(self.divisor is None or self.divisor > 0, f"divisor={self.divisor}: must be > 0, or None for ln K.")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        divisor = math.log(self.k) if self.divisor is None else self.divisor
+        return (stats.topk_entropy / divisor) ** self.alpha
+
+
+@dataclass(frozen=True)
+class EAFTVocab(Gate):
+    """`(H / ln V)^alpha`, H over the whole vocabulary: in [0, 1] with nothing to set."""
+
+    name: ClassVar[str] = "eaft-vocab"
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return (stats.entropy / math.log(stats.vocab_size)) ** self.alpha
+
+
+@dataclass(frozen=True)
+class EAFTExact(Gate):
+    """`min(1, H / ln K)^alpha`: the exact entropy on the paper's scale; no top-K is taken."""
+
+    name: ClassVar[str] = "eaft-exact"
+    alpha: float = 1.0
+    k: int = 20
+
+    def __post_init__(self):
+        _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
+        _require(self.k >= 2, f"k={self.k}: ln K is the scale, so K must be at least 2.")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return (stats.entropy / math.log(self.k)).clamp_max(1) ** self.alpha
+
+
+@dataclass(frozen=True)
+class EAFTSigmoid(_TopKGate):
+    """`sigmoid(slope (h - threshold))`, h = H_topK / ln K; the paper's EAFT_sig (slope 30, threshold 0.17)."""
+
+    name: ClassVar[str] = "eaft-sigmoid"
+    slope: float = 30.0
+    threshold: float = 0.17
+    k: int = 20
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return torch.sigmoid(self.slope * (self.normalised(stats) - self.threshold))
+
+
+@dataclass(frozen=True)
+class EAFTMask(_TopKGate):
+    """`1[h > q-quantile of h]` over the tokens of the call; the paper's Masked SFT (quantile 0.15)."""
+
+    name: ClassVar[str] = "eaft-mask"
+    row_local: ClassVar[bool] = False
+    quantile: float = 0.15
+    k: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require_fraction("quantile", self.quantile)
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        h = self.normalised(stats)
+        return (h > h.quantile(self.quantile)).to(h.dtype)
+
+
+@dataclass(frozen=True)
+class ConflictMask(Gate):
+    """0 where entropy and probability are both in their lowest `quantile` among the tokens of the call, else 1; the
+    paper's pilot, where masking those tokens alone nearly removed forgetting."""
+
+    name: ClassVar[str] = "conflict-mask"
+    row_local: ClassVar[bool] = False
+    quantile: float = 0.15
+
+    def __post_init__(self):
+        _require_fraction("quantile", self.quantile)
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        low_entropy = stats.entropy <= stats.entropy.quantile(self.quantile)
+        # a low probability is a high nll; the nll keeps its order where the probability has underflowed
+        low_probability = stats.nll >= stats.nll.quantile(1 - self.quantile)
+        return (~(low_entropy & low_probability)).to(stats.nll.dtype)
+
+
+@dataclass(frozen=True)
+class DFT(Gate):
+    """`p`: dynamic fine-tuning, arXiv 2508.05629; TRL's `loss_type="dft"`."""
+
+    name: ClassVar[str] = "dft"
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return stats.probability
+
+
+@dataclass(frozen=True)
+class Focal(Gate):
+    """`(1 - p)^gamma`."""
+
+    name: ClassVar[str] = "focal"
+    gamma: float = 2.0
+
+    def __post_init__(self):
+        _require(self.gamma >= 0, f"gamma={self.gamma}: must be >= 0.")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        # 1 - p without cancellation
+        return (-torch.expm1(-stats.nll)) ** self.gamma
+
+
+@dataclass(frozen=True)
+class TALR(Gate):
+    """`max(p^(1/tau), floor)`, tau the median over sequences of their mean nll; arXiv 2509.20758. Without sequence ids
+    all tokens count as one sequence."""
+
+    name: ClassVar[str] = "talr"
+    row_local: ClassVar[bool] = False
+    floor: float = 0.01
+
+    def __post_init__(self):
+        _require_fraction("floor", self.floor)
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        if stats.sequence is None:
+            tau = stats.nll.mean()
+        else:
+            _, inverse, counts = torch.unique(stats.sequence, return_inverse=True, return_counts=True)
+            sums = torch.zeros(counts.shape, dtype=stats.nll.dtype, device=stats.nll.device)
+            tau = (sums.index_add_(0, inverse, stats.nll) / counts).median()
+        tau = tau.clamp_min(torch.finfo(stats.nll.dtype).tiny)
+        return torch.exp(-stats.nll / tau).clamp_min(self.floor)
+
+
+@dataclass(frozen=True)
+class MiLe(Gate):
+    """`(1 + H)^gamma` divided by its mean over the tokens of the call; arXiv 2310.19531. Weights above 1 occur."""
+
+    name: ClassVar[str] = "mile"
+    row_local: ClassVar[bool] = False
+    gamma: float = 1.0
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        weight = (1 + stats.entropy) ** self.gamma
+        return weight / weight.mean()
+
+
+@dataclass(frozen=True)
+class ProFit(Gate):
+    """`1[p > threshold]` (`keep="higher"`) or `1[p <= threshold]` (`keep="lower"`); arXiv 2601.09195."""
+
+    name: ClassVar[str] = "profit"
+    threshold: float = 0.1
+    keep: str = "higher"
+
+    def __post_init__(self):
+        _require_fraction("threshold", self.threshold)
+        _require(self.keep in ("higher", "lower"), f"keep={self.keep!r}: must be 'higher' or 'lower'.")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        higher = stats.probability > self.threshold
+        return (higher if self.keep == "higher" else ~higher).to(stats.nll.dtype)
+
+
+@dataclass(frozen=True)
+class Constant(Gate):
+    """The same weight for every token: with the mean gate of an EAFT run it separates "which" from "how much"."""
+
+    name: ClassVar[str] = "constant"
+    weight: float = 1.0
+
+    def __post_init__(self):
+        _require(self.weight >= 0, f"weight={self.weight}: must be >= 0.")
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return torch.full_like(stats.nll, self.weight)
+
+
+@dataclass(frozen=True)
+class NoGate(Gate):
+    """1: plain cross-entropy on the same kernel."""
+
+    name: ClassVar[str] = "none"
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return torch.ones_like(stats.nll)
+
+
+@dataclass(frozen=True)
+class Custom(Gate):
+    """A function of [`TokenStats`] as a gate. Say `row_local=True` if a token's weight depends on that token alone
+    (no mean, no quantile): the operator then never projects a row twice."""
+
+    name: ClassVar[str] = "custom"
+    function: Callable[[TokenStats], Tensor]
+    topk: int | None = field(default=20, kw_only=True)
+    row_local: bool = field(default=False, kw_only=True)
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return self.function(stats)
+
+    @property
+    def formula(self) -> str:
+        return f"custom({getattr(self.function, '__qualname__', type(self.function).__name__)})"
+
+
+GateLike = str | Gate | Callable[[TokenStats], Tensor]
+
+GATES: dict[str, type[Gate]] = {
+    gate.name: gate
+    for gate in (
+        EAFT,
+        EAFTVocab,
+        EAFTExact,
+        EAFTSigmoid,
+        EAFTMask,
+        ConflictMask,
+        DFT,
+        Focal,
+        TALR,
+        MiLe,
+        ProFit,
+        Constant,
+        NoGate,
+    )
+}
+
+
+def resolve_gate(gate: GateLike, **options) -> Gate:
+    """A name with its options, a gate object, or a function of [`TokenStats`], as a [`Gate`].
+
+    Raises:
+        ValueError: an unknown name or option (with the nearest one that exists), or an option out of range.
+    """
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise ValueError(f"unknown gate {gate!r}.{_nearest(gate, GATES)} Gates: {', '.join(GATES)}.")
+        known = [option.name for option in fields(GATES[gate])]
+        for name in options:
+            if name not in known:
+                takes = ", ".join(known) if known else "no options"
+                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} It takes: {takes}.")
+        return GATES[gate](**options)
+    if options:
+        raise ValueError(f"options {sorted(options)} only go with a gate given by name; set them on the gate object.")
+    if isinstance(gate, Gate):
+        return gate
+    if callable(gate):
+        return Custom(gate)
+    raise ValueError(f"gate must be a name, a Gate or a function of TokenStats, got {type(gate).__name__}.")
+
+
+def evaluate_gate(gate: Gate, stats: TokenStats) -> Tensor:
+    """Weights `[N]` of a gate, detached, in the dtype of the statistics.
+
+    Raises:
+        ValueError: the gate returned anything but one number a token.
+    """
+    if stats.nll.numel() == 0:
+        return stats.nll
+    weight_N = gate(stats)
+    if not isinstance(weight_N, Tensor) or weight_N.shape != stats.nll.shape:
+        got = f"shape {tuple(weight_N.shape)}" if isinstance(weight_N, Tensor) else type(weight_N).__name__
+        raise ValueError(
+            f"the gate {gate.formula} must return one weight a token, a tensor of shape {tuple(stats.nll.shape)}; it "
+            f"returned {got}."
+        )
+    return weight_N.detach().to(stats.nll.dtype)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_fraction(name: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{name}={value}: must be between 0 and 1.")
+
+
+def _nearest(word: str, known) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,48 @@
+"""What every section of the schema is made of: strict models, and the checks that more than one field needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A mapping of the recipe. Unknown keys, values of another type, and NaN or infinity are refused; no assignment
+    after construction."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def recipe_folder(info: ValidationInfo) -> Path | None:
+    """The folder that relative paths start from, or None: then no file is looked for."""
+    return info.context["folder"] if info.context else None
+
+
+def describe(value: object) -> str:
+    """A value as it is called in a message: `'abc' (text)`, `3 (a whole number)`, `a list`."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (true/false)"
+    if isinstance(value, int):
+        return f"{value} (a whole number)"
+    if isinstance(value, float):
+        return f"{value} (a number)"
+    if isinstance(value, str):
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        return f"'{shown}' (text)"
+    if isinstance(value, dict):
+        return f"a mapping ({', '.join(map(str, list(value)[:4]))})"
+    return "a list" if isinstance(value, list) else type(value).__name__
+
+
+def require_package(name: str, requirement: str, why: str) -> None:
+    """Raise ValueError when the optional package `name` cannot be imported; `why` names what needs it."""
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"{why} needs the package {requirement}, which is not installed: pip install {requirement}")

@@ -1,0 +1,214 @@
+"""From a validated recipe to the objects of a run: tokenizer, data, model, trainer arguments, probes.
+
+The only file that knows both the recipe's keys and the trainer's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .machine import cpu_flags, training_device
+from .plan import DataStats
+from .schema import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data import DataReport, Example, Source
+    from ..evaluate import Probe
+    from ..trainer import EAFTConfig
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Encoded rows, and the held-out ones also as examples for the probes that generate."""
+
+    train: Dataset
+    report: DataReport
+    held_out: Dataset | None
+    held_out_examples: list[Example]
+
+    @property
+    def stats(self) -> DataStats:
+        """What the plan needs; rows set aside by a held-out share are not among them."""
+        import pyarrow.compute as pc
+
+        tokens = trained = 0
+        for batch in self.train.select_columns("labels").with_format("arrow").iter(10_000):
+            labels = pc.list_flatten(batch["labels"])
+            tokens += len(labels)
+            trained += pc.sum(pc.not_equal(labels, -100)).as_py() or 0
+        report = self.report
+        skipped = report.skipped_rows + report.fully_masked
+        return DataStats(len(self.train), tokens, trained, truncated=report.truncated, skipped=skipped)
+
+
+def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Reads, masks and encodes the rows.
+
+    Raises:
+        DataError: a source or row that can not be used, or no row with a trained token.
+    """
+    from ..data import build_dataset, hold_out, iter_examples
+
+    data, seed = recipe.data, recipe.train.seed
+
+    def encode(sources: list[Source]) -> tuple[Dataset, DataReport]:
+        with warnings.catch_warnings():
+            # the report carries them; the run prints it
+            warnings.simplefilter("ignore", UserWarning)
+            return build_dataset(
+                sources,
+                tokenizer,
+                format=data.format,
+                train_on=data.train_on,
+                max_length=data.max_length,
+                on_bad_row=data.on_bad_row,
+                seed=seed,
+            )
+
+    train, report = encode(data.train_sources())
+    sources = data.held_out_sources()
+    if data.held_out_share:
+        train, held_out = hold_out(train, data.held_out_share, seed=seed)
+        sources = data.train_sources()
+    elif sources:
+        held_out, _ = encode(sources)
+    else:
+        return RunData(train, report, None, [])
+    if all(probe.name != "function_calls" for probe in recipe.probes.target):
+        return RunData(train, report, held_out, [])
+    chosen = set(held_out["origin"])
+    examples = [e for source in sources for e in iter_examples(source, format=data.format) if e.origin in chosen]
+    return RunData(train, report, held_out, examples)
+
+
+def build_model(recipe: Recipe) -> PreTrainedModel:
+    """The model, its weights loaded."""
+    from ..models import load_model
+
+    model = recipe.model
+    return load_model(
+        model.reference,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        quantization=None if model.quantization == "none" else model.quantization,
+    )
+
+
+def stop_where_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_tokens: list[str]) -> None:
+    """Lets generation stop at the tokens that answers were trained to end in, beside those it knows."""
+    known = model.generation_config.eos_token_id
+    known = [] if known is None else known if isinstance(known, list) else [known]
+    trained = [tokenizer.convert_tokens_to_ids(token) for token in stop_tokens]
+    every = list(dict.fromkeys([*trained, *known]))
+    if every:
+        model.generation_config.eos_token_id = every[0] if len(every) == 1 else every
+
+
+def let_be_saved(model: PreTrainedModel) -> None:
+    """Makes a generation configuration with a temperature but without `do_sample` sample: transformers loads what some
+    published models have there, and refuses to save it, which would only show when the training is over.
+
+    Raises:
+        UserError: something else is wrong with it.
+    """
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            raise UserError(
+                f"the model's generation_config.json could not be saved with the result: {error} Correct it in a copy of "
+                "the model, and name that copy."
+            ) from error
+
+
+def uses_bfloat16(recipe: Recipe) -> bool:
+    """Whether the run computes under bfloat16 autocast; `auto` says yes where the device is fast at it."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision == "bfloat16"
+    device = training_device()
+    if device.kind == "cuda":
+        import torch
+
+        return torch.cuda.is_bf16_supported()
+    if device.kind == "cpu":
+        return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    return device.kind == "xpu"
+
+
+def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
+    """The trainer's arguments."""
+    from ..trainer import EAFTConfig
+
+    train, loss, output = recipe.train, recipe.loss, recipe.output
+    # transformers reads a warm-up below 1 as a share of the steps
+    warmup = train.warmup_steps if train.warmup_steps is not None else (train.warmup_ratio or 0)
+    return EAFTConfig(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        max_steps=train.steps or -1,
+        num_train_epochs=train.epochs or 1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.scheduler,
+        warmup_steps=warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optimizer,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        seed=train.seed,
+        bf16=uses_bfloat16(recipe),
+        fp16=False,
+        use_cpu=training_device().kind == "cpu",
+        gradient_checkpointing=train.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=train.save_every,
+        save_total_limit=train.keep_checkpoints,
+        logging_steps=train.log_every,
+        # a NaN must be seen
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if train.eval_every else "no",
+        eval_steps=train.eval_every,
+        dataloader_num_workers=train.dataloader_workers,
+        report_to=output.report_to or "none",
+        disable_tqdm=True,
+        packing=recipe.data.packing,
+        max_length=recipe.data.max_length,
+        # rows come encoded, masked and cut; only packing is left to do
+        dataset_kwargs={"skip_prepare_dataset": not recipe.data.packing},
+        gate=loss.gate,
+        gate_kwargs=loss.gate_kwargs(),
+        loss_backend=loss.backend,
+        loss_tile_bytes=None if loss.tile_mb is None else loss.tile_mb << 20,
+    )
+
+
+def build_run_probes(recipe: Recipe, data: RunData) -> list[Probe]:
+    """The probes of the recipe.
+
+    Raises:
+        UserError: a probe whose data is not there or can not be used.
+    """
+    from ..evaluate import build_probes
+
+    wanted = [
+        (probe.name, group, probe.options.model_dump(exclude_none=True))
+        for group in ("target", "general")
+        for probe in getattr(recipe.probes, group)
+    ]
+    return build_probes(wanted, held_out_examples=data.held_out_examples, held_out_dataset=data.held_out)

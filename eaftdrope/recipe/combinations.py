@@ -1,0 +1,117 @@
+"""What no single key can tell: combinations that cannot work, each with the way out.
+
+The checks read the recipe as written, so they all run even when some keys are wrong, and every problem is reported at
+once. A value of the wrong type is passed over here: the schema has already said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from .suggest import did_you_mean
+from .yaml_lines import Loc, Problem
+
+
+def combination_problems(raw: object) -> Iterator[Problem]:
+    """Yields a Problem (with `loc`, without a line) for every impossible combination in the recipe's plain data."""
+    for check in (_length, _warmup, _gate_options, _held_out_needed, _same_rows, _lora):
+        for loc, text in check(raw):
+            yield Problem(text, loc)
+
+
+def get(raw: object, *keys: str) -> object:
+    """The value at `keys`, or None where the path does not exist."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw
+
+
+def _is_set(raw: object, *keys: str) -> bool:
+    return get(raw, *keys) is not None
+
+
+def _length(raw) -> Iterator[tuple[Loc, str]]:
+    if _is_set(raw, "train", "epochs") and _is_set(raw, "train", "steps"):
+        yield (
+            ("train", "steps"),
+            "epochs and steps are both set, and each alone fixes the length of the run. Keep one "
+            "(on the command line: train.epochs=null)",
+        )
+
+
+def _warmup(raw) -> Iterator[tuple[Loc, str]]:
+    ratio, steps = get(raw, "train", "warmup_ratio"), get(raw, "train", "warmup_steps")
+    if ratio is not None and steps is not None:
+        yield ("train", "warmup_steps"), "warmup_ratio and warmup_steps are both set. Keep one"
+    if get(raw, "train", "scheduler") == "constant" and (ratio or steps):
+        key = "warmup_ratio" if ratio else "warmup_steps"
+        yield (
+            ("train", key),
+            "scheduler constant has no warm-up and would ignore this. "
+            "Use scheduler constant_with_warmup, or leave this key out",
+        )
+
+
+def _gate_options(raw) -> Iterator[tuple[Loc, str]]:
+    gate = get(raw, "loss", "gate") if isinstance(get(raw, "loss"), dict) and "gate" in raw["loss"] else "eaft"
+    if not isinstance(gate, str) or gate not in GATE_OPTIONS:
+        return
+    known = GATE_OPTIONS[gate]
+    for option in ALL_GATE_OPTIONS:
+        if option in known or not _is_set(raw, "loss", option):
+            continue
+        takes = f"it takes: {', '.join(known)}" if known else "it takes none"
+        owners = ", ".join(name for name, options in GATE_OPTIONS.items() if option in options)
+        hint = did_you_mean(option, known)
+        yield ("loss", option), f"gate {gate} has no option {option} ({takes}).{hint} {option} belongs to: {owners}"
+
+
+def _held_out_needed(raw) -> Iterator[tuple[Loc, str]]:
+    if not isinstance(get(raw, "data"), dict) or get(raw, "data", "held_out") is not None:
+        return
+    way_out = "Set data.held_out: a file, a dataset, or a share of train such as 0.05"
+    if _is_set(raw, "train", "eval_every"):
+        yield ("train", "eval_every"), f"there is nothing to evaluate on. {way_out}"
+    target = get(raw, "probes", "target")
+    for index, entry in enumerate(target if isinstance(target, list) else [target]):
+        name = next(iter(entry), None) if isinstance(entry, dict) else entry
+        if name in ("held_out_loss", "function_calls"):
+            loc = ("probes", "target", index) if isinstance(target, list) else ("probes", "target")
+            yield loc, f"{name} is measured on held-out rows, and there are none. {way_out}"
+
+
+def _same_rows(raw) -> Iterator[tuple[Loc, str]]:
+    def rows(value) -> list[tuple[object, object, object]]:
+        entries = value if isinstance(value, list) else [value]
+        mappings = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+        return [
+            (entry["path"], entry.get("split", "train"), entry.get("name"))
+            for entry in mappings
+            if isinstance(entry, dict) and isinstance(entry.get("path"), str)
+        ]
+
+    train = rows(get(raw, "data", "train"))
+    for path, split, name in rows(get(raw, "data", "held_out")):
+        if (path, split, name) in train:
+            yield (
+                ("data", "held_out"),
+                f"'{path}' (split {split}) is trained on as well, so the held-out loss would measure memory. "
+                "Name other rows, or a share of train such as 0.05",
+            )
+
+
+def _lora(raw) -> Iterator[tuple[Loc, str]]:
+    if _is_set(raw, "lora"):
+        return
+    if get(raw, "model", "quantization") == "4bit":
+        yield (
+            ("model", "quantization"),
+            "4-bit weights cannot be trained themselves. Add a lora section (QLoRA), or quantization: none",
+        )
+    if get(raw, "output", "merge") is True:
+        yield (
+            ("output", "merge"),
+            "there are no adapters to merge: without a lora section the full weights are written anyway. "
+            "Leave merge out, or add lora",
+        )

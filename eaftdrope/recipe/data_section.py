@@ -1,0 +1,117 @@
+"""The `data` section: what to train on, in what form, and what to hold out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from . import files
+from .base import Positive, Section, describe, recipe_folder
+
+if TYPE_CHECKING:
+    from eaftdrope.data import Source
+
+
+class DataSource(Section):
+    """One source of rows."""
+
+    path: str = Field(
+        min_length=1,
+        description="File (.jsonl, .json, .parquet, .csv), folder of such files, hub dataset id, or `package:bfcl`.",
+    )
+    weight: float = Field(1.0, gt=0, description="How often each row is taken: 2 is twice, 0.5 is half of the rows.")
+    split: str = Field("train", description="Split of a hub dataset or package.")
+    limit: Positive | None = Field(None, description="Take at most this many rows.")
+    name: str | None = Field(None, description="Configuration name of a hub dataset.")
+
+    @field_validator("path")
+    @classmethod
+    def _path_exists(cls, value: str, info: ValidationInfo) -> str:
+        folder = recipe_folder(info)
+        return value if folder is None else files.resolved(value, folder)
+
+    @model_validator(mode="after")
+    def _source_is_usable(self, info: ValidationInfo) -> DataSource:
+        if recipe_folder(info) is not None:
+            from eaftdrope.data import check_source
+
+            problem = check_source(self.source())
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    def source(self) -> Source:
+        from eaftdrope.data import Source
+
+        return Source(path=self.path, weight=self.weight, split=self.split, limit=self.limit, name=self.name)
+
+
+def _as_sources(value: object) -> object:
+    """A path, a mapping, or a list of either, as a list of mappings; numbers and null pass (a share, no data)."""
+    if isinstance(value, (str, dict)):
+        value = [value]
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("an empty list: name at least one file or dataset")
+        return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
+    return value
+
+
+def _as_train_sources(value: object) -> object:
+    value = _as_sources(value)
+    if not isinstance(value, list):
+        raise ValueError(f"expected a file, a dataset id or a list of them, found {describe(value)}")
+    return value
+
+
+def _as_held_out(value: object) -> object:
+    value = _as_sources(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, list))):
+        raise ValueError(
+            f"expected a file, a dataset id, a list of them, or a share of train such as 0.05, found {describe(value)}"
+        )
+    return value
+
+
+_SourceInput = str | DataSource | list[str | DataSource]
+_HeldOut = Annotated[
+    Annotated[list[DataSource], Tag("<sources>")] | Annotated[float, Field(gt=0, lt=1), Tag("<share>")],
+    Discriminator(lambda value: "<sources>" if isinstance(value, list) else "<share>"),
+]
+
+
+class Data(Section):
+    """What to train on, and what to hold out."""
+
+    train: Annotated[list[DataSource], BeforeValidator(_as_train_sources, json_schema_input_type=_SourceInput)] = Field(
+        description="A source, or a list of sources: paths, ids, or mappings with path, weight, split, limit, name."
+    )
+    held_out: Annotated[
+        _HeldOut | None,
+        BeforeValidator(_as_held_out, json_schema_input_type=_SourceInput | Annotated[float, Field(gt=0, lt=1)] | None),
+    ] = Field(None, description="Rows never trained on: sources as for train, or a share of train such as 0.05.")
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = Field(
+        "auto", description="Form of the rows; auto looks at each row's columns."
+    )
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = Field(
+        "assistant", description="Which tokens carry the loss."
+    )
+    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
+    packing: bool = Field(
+        False, description="Put several rows in one sequence (refused where attention would mix them)."
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="A row that cannot be read: stop, or skip and count."
+    )
+
+    def train_sources(self) -> list[Source]:
+        return [entry.source() for entry in self.train]
+
+    def held_out_sources(self) -> list[Source]:
+        """The held-out sources; empty when there are none or when `held_out` is a share of train."""
+        return [entry.source() for entry in self.held_out] if isinstance(self.held_out, list) else []
+
+    @property
+    def held_out_share(self) -> float | None:
+        return self.held_out if isinstance(self.held_out, float) else None

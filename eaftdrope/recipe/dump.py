@@ -1,0 +1,36 @@
+"""A Recipe back to YAML: the resolved recipe of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .schema import Recipe
+from .yaml_lines import write_yaml
+
+
+def dump_recipe(recipe: Recipe, *, folder: str | Path | None = None) -> str:
+    """The recipe as YAML with every default written out; `load_recipe` reads it back to an equal Recipe.
+
+    `folder` is where the text will be saved: local files are then named relative to it, so that the recipe works from
+    there and names no absolute path.
+    """
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    if folder is not None:
+        _make_relative(data, Path(folder))
+    return write_yaml(data)
+
+
+def _make_relative(data: dict, folder: Path) -> None:
+    def relative(path: str) -> str:
+        return os.path.relpath(path, folder) if os.path.exists(path) else path
+
+    data["model"]["reference"] = relative(data["model"]["reference"])
+    held_out = data["data"].get("held_out")
+    for source in data["data"]["train"] + (held_out if isinstance(held_out, list) else []):
+        source["path"] = relative(source["path"])
+    for probe in data["probes"]["general"]:
+        if "files" in probe.get("perplexity", {}):
+            probe["perplexity"]["files"] = [relative(path) for path in probe["perplexity"]["files"]]
+        if "file" in probe.get("multiple_choice", {}):
+            probe["multiple_choice"]["file"] = relative(probe["multiple_choice"]["file"])

@@ -1,0 +1,206 @@
+"""The folder of a run: whose it is, how far it got, and what a second start of the same command may do with it.
+
+    run.json            recipe, status ("running" or "finished"), versions; written first, and last
+    recipe.yaml         the resolved recipe
+    metrics.jsonl       one line a log
+    probes_before.json, probes_after.json
+    checkpoints/        what a killed run goes on from
+    and beside them     the result: adapter or weights, tokenizer, README.md
+
+An unfinished run of the same recipe is resumed, a finished one is left alone, anybody else's folder is not touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..evaluate import Score
+    from .plan import DataStats
+    from .schema import Recipe
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WAYS_OUT = (
+    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+)
+
+
+class RunFolder:
+    """A run's folder, opened for one recipe. Making one only looks; `begin` is the first to write.
+
+    Args:
+        path: the folder; it need not exist.
+        recipe: the recipe to run. `output` is not compared with the folder's: where results go does not change them.
+        overwrite: `begin` deletes the run that is there.
+
+    Raises:
+        UserError: the folder holds a finished run, a run of another recipe or files that are not a run's, or can not be
+            written to.
+    """
+
+    def __init__(self, path: str | Path, recipe: Recipe, *, overwrite: bool = False):
+        self.path = Path(path).expanduser()
+        self._overwrite = overwrite
+        self._recipe = recipe.model_dump(mode="json", exclude={"output"})
+        # how many share a batch changes the steps, as a key of the recipe does
+        self._processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self._check_writable()
+        self._check()
+
+    def _check_writable(self) -> None:
+        place = self.path
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise UserError(f"{self.path} can not be made: {place} is a file. Name another folder with output.dir=...")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{self.path} can not be written to: no permission to write in {place}. Name another folder with "
+                "output.dir=..., or change its permissions."
+            )
+
+    def _check(self) -> None:
+        run = self._read()
+        if run is None:
+            if not self._is_free():
+                raise UserError(
+                    f"{self.path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: "
+                    "name another folder with output.dir=..."
+                )
+        elif self._overwrite:
+            return
+        elif run["status"] == "finished":
+            raise UserError(f"{self.path} holds a finished run. {_WAYS_OUT}")
+        elif run["recipe"] != self._recipe:
+            keys = _differences(run["recipe"], self._recipe)
+            raise UserError(f"{self.path} holds an unfinished run of another recipe (different: {keys}). {_WAYS_OUT}")
+        elif run["processes"] != self._processes:
+            raise UserError(
+                f"{self.path} holds an unfinished run on {run['processes']} processes, and this is one on "
+                f"{self._processes}: a step would have other rows. {_WAYS_OUT}"
+            )
+
+    def begin(self, recipe_yaml: str, versions: dict[str, str], data: DataStats) -> None:
+        """Makes the folder, deletes an overwritten run and broken checkpoints, and says that a run is on. For the main
+        process, once everything that can be checked is.
+
+        Raises:
+            UserError: the data are not those that the unfinished run began with.
+        """
+        counts = dataclasses.asdict(data)
+        run = self._read()
+        if run and self._overwrite:
+            self._delete()
+        elif run and run["data"] != counts:
+            raise UserError(
+                f"{self.path} holds an unfinished run on other data: {_data_text(run['data'])} then, {_data_text(counts)} "
+                f"now. {_WAYS_OUT}"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_run(
+            status="running", versions=versions, processes=self._processes, data=counts, recipe=self._recipe
+        )
+        self.write("recipe.yaml", recipe_yaml)
+        for folder in self._checkpoint_folders().values():
+            if not self._is_whole(folder):
+                shutil.rmtree(folder)
+
+    def finish(self) -> None:
+        self._write_run(**{**self._read(), "status": "finished"})
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end."""
+        whole = {step: folder for step, folder in self._checkpoint_folders().items() if self._is_whole(folder)}
+        return whole[max(whole)] if whole else None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def save_scores(self, when: str, scores: list[Score]) -> None:
+        from ..evaluate import scores_to_json
+
+        self.write(f"probes_{when}.json", scores_to_json(scores))
+
+    def load_scores(self, when: str) -> list[Score] | None:
+        from ..evaluate import scores_from_json
+
+        file = self.path / f"probes_{when}.json"
+        return scores_from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def write(self, name: str, text: str) -> None:
+        """A small file, whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+    def _write_run(self, **run) -> None:
+        self.write("run.json", json.dumps(run, indent=2) + "\n")
+
+    def _read(self) -> dict | None:
+        """run.json; None where there is none, or another program's of that name."""
+        run = _json(self.path / "run.json")
+        return run if isinstance(run, dict) and {"status", "recipe", "processes", "data"} <= run.keys() else None
+
+    def _is_free(self) -> bool:
+        """Nothing there, or only what a start of ours leaves that was killed before it wrote run.json."""
+        if not self.path.exists():
+            return True
+        for entry in self.path.iterdir():
+            ours = entry.name == ".run.json.partial" or (entry == self.checkpoints and not any(entry.iterdir()))
+            if not ours:
+                return False
+        return True
+
+    def _delete(self) -> None:
+        """Empties the folder; run.json goes last, so that a kill in between leaves a run and not a stranger's folder."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "run.json"):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _checkpoint_folders(self) -> dict[int, Path]:
+        matches = {folder: _CHECKPOINT.fullmatch(folder.name) for folder in self.checkpoints.glob("checkpoint-*")}
+        return {int(match[1]): folder for folder, match in matches.items() if match}
+
+    def _is_whole(self, folder: Path) -> bool:
+        """The main process writes trainer_state.json last; the others' last is their state of the random generators,
+        a zip file whose directory is at its end."""
+        random_states = list(folder.glob("rng_state*.pth"))
+        written = len(random_states) == self._processes and all(map(zipfile.is_zipfile, random_states))
+        return written and _json(folder / "trainer_state.json") is not None
+
+
+def _json(file: Path) -> object:
+    """The content, None where there is no file or it is not (all of) a JSON document."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _data_text(counts: dict[str, int]) -> str:
+    return f"{counts['rows']:,} rows with {counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them trained"
+
+
+def _differences(old: dict, new: dict) -> str:
+    """Dotted keys whose values differ."""
+
+    def flat(data, prefix=""):
+        if isinstance(data, dict):
+            return {key: value for name in data for key, value in flat(data[name], f"{prefix}{name}.").items()}
+        return {prefix[:-1]: data}
+
+    before, after = flat(old), flat(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")

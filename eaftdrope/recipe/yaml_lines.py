@@ -1,0 +1,182 @@
+"""YAML text -> plain Python data, and from a path of keys to the line it was written on.
+
+Read as YAML 1.2 reads it, where PyYAML follows 1.1: `1e-5` is a number, and `yes`, `no`, `on`, `off`, `12:30` and dates
+are text. Duplicate keys, which PyYAML silently merges, are problems with both lines.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import yaml
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe. `loc` is the path of keys, `line` counts from 1 (None: not from the file),
+    `override` is the `key=value` of the command line that it comes from, if it does."""
+
+    text: str
+    loc: Loc = ()
+    line: int | None = None
+    override: str | None = None
+
+
+@dataclass
+class Document:
+    """The data of a YAML text, its node tree (for the lines), and the problems met on the way."""
+
+    data: object = None
+    root: yaml.Node | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema) and merge keys."""
+
+    # PyYAML's own class attribute, emptied of the 1.1 rules
+    yaml_implicit_resolvers: dict = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.1 or 1.2 would read as something else."""
+
+
+def _resolve(tag: str, pattern: str, first: str) -> None:
+    for reader_or_writer in (_Loader, _Dumper):
+        reader_or_writer.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+
+
+_resolve("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
+_resolve("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789")
+_resolve(
+    "float",
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "-+0123456789.",
+)
+_resolve("null", "~|null|Null|NULL|", "~nN")
+_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers["~"]
+_resolve("merge", "<<", "<")
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def read_yaml(text: str) -> Document:
+    """Parse `text`; never raises: what is wrong is in `.problems`, with its line."""
+    document = Document()
+    try:
+        # the reader looks for forbidden characters at once, so this line can fail too
+        loader = _Loader(text)
+        document.root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        document.problems.append(_syntax_problem(error, text))
+        return document
+    except RecursionError:
+        document.problems.append(Problem("nested too deeply to be a recipe", line=1))
+        return document
+    if document.root is None:
+        document.problems.append(Problem("the file is empty. A recipe starts with `model: ...`", line=1))
+        return document
+    _check_keys(document.root, (), document.problems, set())
+    try:
+        document.data = loader.construct_document(document.root)
+    except yaml.YAMLError as error:
+        document.problems.append(_syntax_problem(error, text))
+    except ValueError as error:  # such as !!int on text
+        document.problems.append(Problem(f"a value does not fit its tag: {error}", line=1))
+    return document
+
+
+def read_value(text: str) -> object:
+    """The value of an override, read as YAML. Raises yaml.YAMLError or ValueError."""
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    return None if node is None else loader.construct_document(node)
+
+
+def write_yaml(data: dict) -> str:
+    """`data` as YAML that `read_yaml`, and any reader of YAML 1.1 or 1.2, reads back as it is."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def line_of(root: yaml.Node, loc: Loc) -> tuple[int, Loc, yaml.Node]:
+    """The line (from 1) of the deepest part of `loc` that the text has, that part of `loc`, and its node.
+
+    An index that the text leaves out (`train: {path: x}` means `train: [{path: x}]`) is stepped over.
+    """
+    node, line, found = root, root.start_mark.line + 1, ()
+    for position, part in enumerate(loc):
+        step = _child(node, part)
+        if step is not None:
+            line, node = step
+            found = loc[: position + 1]
+        elif not isinstance(part, int):
+            break
+    return line, found, node
+
+
+def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        # the last one wins, as in the data: a merge (<<) puts the merged pairs first
+        for key, value in reversed(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value == str(part):
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item = node.value[part]
+        return item.start_mark.line + 1, item
+    return None
+
+
+def _check_keys(node: yaml.Node, loc: Loc, problems: list[Problem], seen: set[int]) -> None:
+    """Every key is text and stands once in its mapping. `seen` stops at anchors used twice, or inside themselves."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _check_keys(item, (*loc, index), problems, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    first_line: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag.rsplit(":", 1)[-1] not in ("str", "merge"):
+            shown = f"`{key.value}`" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            problems.append(Problem(f"a key must be text, found {shown}", loc, line))
+            continue
+        name = key.value
+        if name in first_line and name != "<<":
+            text = f"this key is already on line {first_line[name]}. Keep one of the two"
+            problems.append(Problem(text, (*loc, name), line))
+        first_line.setdefault(name, line)
+        _check_keys(value, (*loc, name), problems, seen)
+
+
+def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:  # ReaderError: a character YAML does not allow, with its position in the text
+        position = getattr(error, "position", 0)
+        return Problem(f"not a text file: {getattr(error, 'reason', error)}", line=text.count("\n", 0, position) + 1)
+    line, lines = mark.line + 1, text.splitlines()
+    # a tab often surfaces as an error on the line after it
+    for candidate in (line, line - 1):
+        if 1 <= candidate <= len(lines) and re.match(r" *\t", lines[candidate - 1]):
+            return Problem("the line is indented with a tab, which YAML does not allow. Use spaces", line=candidate)
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    hint = ""
+    if "mapping values are not allowed" in what:
+        hint = ". Two `key: value` on one line, or a wrong indentation? Text with `: ` in it needs quotes"
+    elif "expected <block end>" in what:
+        hint = ". Is this line indented like the lines above it?"
+    elif "but found another document" in what:
+        hint = ". One file is one recipe: remove the `---`"
+    return Problem(f"not valid YAML: {what}{hint}", line=line)

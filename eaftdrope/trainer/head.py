@@ -1,0 +1,143 @@
+"""The last linear layer of a causal language model, and what the model still does to its output.
+
+    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)       (no tanh without a softcap)
+
+Looked up at every forward, because FSDP and PEFT replace modules after the model was patched. `check_head` proves on a
+few tokens that the formula gives the model's own logits, so an architecture that does something else is refused instead
+of being trained wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
+
+from ..errors import UserError
+
+# How far the formula's logits may be from the model's own, relative to the largest of them.
+_HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Head:
+    """Weight `[V, H]`, bias `[V]` or None, and the transform of the projections."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+def head_module(model: nn.Module) -> nn.Module:
+    """The output embedding of a causal language model.
+
+    Raises:
+        UserError: there is none, or it is not a plain linear layer (a LoRA adapter on it, a quantised layer).
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    name = type(model).__name__
+    if head is None:
+        raise UserError(f"{name} has no output embedding (get_output_embeddings() is None): EAFT trains causal LMs.")
+    if isinstance(head, BaseTunerLayer):
+        raise UserError(
+            f"{name}: an adapter sits on the head (lm_head). The fused loss multiplies by the head's weight directly, so "
+            "the adapter would be ignored and never trained. Remove 'lm_head' from target_modules; to train the head "
+            "itself use modules_to_save=['lm_head']."
+        )
+    if not head.weight.is_floating_point():
+        raise UserError(
+            f"{name}: the head is quantised ({type(head).__name__}, {head.weight.dtype}). Keep it in bfloat16, e.g. "
+            "BitsAndBytesConfig(llm_int8_skip_modules=['lm_head'])."
+        )
+    return head
+
+
+@contextmanager
+def gathered_head(model: nn.Module) -> Iterator[Head]:
+    """The head, whole: DTensors (FSDP2) and ZeRO-3 shards are gathered for the duration of the block."""
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    module = head_module(model)
+    weight, bias = module.weight, getattr(module, "bias", None)
+    if isinstance(weight, DTensor):
+        weight, bias = _whole(weight), None if bias is None else _whole(bias)
+    scale, softcap = logits_transform(model.config)
+    with maybe_gather_lm_head_ctx(weight, bias):
+        yield Head(weight, bias, scale, softcap)
+
+
+def _whole(parameter: DTensor) -> Tensor:
+    """The full tensor of a head that is sharded on its own (FSDP2 wraps it separately), with its gradient averaged over
+    the ranks as FSDP averages all others. Left to itself, a full tensor's gradient is taken to be the same on every rank,
+    and each rank would keep the share of its own batch alone."""
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+
+def logits_transform(config) -> tuple[float, float | None]:
+    """(scale, softcap) that a configuration declares.
+
+    Cohere has `logit_scale`, Falcon-H1 `lm_head_multiplier`, Granite divides by `logits_scaling` while HyperCLOVA X
+    multiplies by it; Gemma caps with `final_logit_softcapping`.
+    """
+    text = config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None)
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = getattr(text, name, None)
+        if scale is not None:
+            return float(scale), softcap
+    scaling = getattr(text, "logits_scaling", None)
+    if scaling is None:
+        return 1.0, softcap
+    return (float(scaling) if text.model_type == "hyperclovax" else 1 / float(scaling)), softcap
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model without its head."""
+    return model.base_model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Compares the formula of this module with the model's own logits on four tokens.
+
+    Raises:
+        UserError: they differ, so the fused loss would train another model than this one.
+    """
+    weight = head_module(model).weight
+    if weight.is_meta or weight.numel() == 0:
+        # not materialised yet (meta device, ZeRO-3): nothing to compare with until training starts
+        return
+    with evaluating(model):
+        device = model.get_input_embeddings().weight.device
+        ids = torch.arange(1, 5, device=device)[None] % weight.shape[0]
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+        with gathered_head(model) as head:
+            raw = nn.functional.linear(hidden.to(head.weight), head.weight, head.bias).float() * head.scale
+        actual = raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
+    error = (actual.to(expected.device) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    if not error <= _HEAD_TOLERANCE[weight.dtype]:
+        raise UserError(
+            f"{type(model).__name__} computes its logits differently from softcap(scale * (hidden @ weight.T + bias)): "
+            f"relative difference {error:.1e} on a test input. The fused loss would train a different model. Please "
+            "report the architecture; until it is supported use eaft_loss on the model's own logits."
+        )

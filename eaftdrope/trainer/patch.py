@@ -1,0 +1,287 @@
+"""`apply_eaft(model)`: the gated loss for any loop that calls `model(**batch).loss`.
+
+The patch is an instance-level `forward`. With labels it runs the backbone, hands the hidden states and the head to the
+fused operator and returns the loss; without labels it is the model's own forward, so generation is untouched. In
+training there are no logits; in evaluation (`model.eval()`) the loss is plain cross-entropy and the logits are there,
+unless `skip_logits=True` is passed (the convention of Liger's patched models).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
+
+from ..errors import UserError
+from ..loss import fused_linear_eaft
+from ..loss.gates import Gate, GateLike, NoGate, resolve_gate
+from .head import backbone, check_head, gathered_head, head_module
+from .meter import Meter, log_names
+
+_ATTRIBUTE = "_eaft"
+
+
+@dataclass
+class _State:
+    """What a patched model carries."""
+
+    gate: Gate
+    backend: str
+    tile_bytes: int | None
+    original_forward: types.MethodType
+    meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
+    warned: bool = False
+
+
+def apply_eaft(
+    model: nn.Module,
+    gate: GateLike = "eaft",
+    *,
+    backend: str = "auto",
+    tile_bytes: int | None = None,
+    **gate_options,
+) -> nn.Module:
+    """Makes `model(..., labels=labels).loss` the entropy-gated loss, in place; returns the model.
+
+    For the plain `transformers.Trainer`, an accelerate loop or your own. In a TRL script use [`EAFTTrainer`] instead:
+    `SFTTrainer` calls a head of its own and would go round this patch.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A causal language model.
+        gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*, defaults to `"eaft"`):
+            Weight of a token; options of a named gate follow as keywords, e.g. `alpha=0.5`.
+        backend (`str`, *optional*, defaults to `"auto"`):
+            Backend of the fused operator.
+        tile_bytes (`int`, *optional*):
+            Memory of one tile of logits.
+
+    Raises:
+        UserError: the model is already patched (by this function, TRL or Liger), wrapped for distribution, an
+            encoder-decoder, or computes its logits in a way the fused operator does not know.
+        ValueError: an unknown gate, option or backend.
+    """
+    base = _base(model)
+    _refuse_foreign_patches(base)
+    return install(model, resolve_gate(gate, **gate_options), backend=backend, tile_bytes=tile_bytes)
+
+
+def install(model: nn.Module, gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None) -> nn.Module:
+    """[`apply_eaft`] without the refusal of other patches: whatever forward the model has becomes the one without labels."""
+    base = _base(model)
+    refuse_applied(base)
+    if base.config.is_encoder_decoder:
+        raise UserError(f"{type(base).__name__} is an encoder-decoder; EAFT is defined for causal language models.")
+    check_head(base)
+    state = _State(gate=gate, backend=backend, tile_bytes=tile_bytes, original_forward=base.forward)
+    setattr(base, _ATTRIBUTE, state)
+    base.forward = types.MethodType(_make_forward(type(base)), base)
+    return model
+
+
+def remove_eaft(model: nn.Module) -> nn.Module:
+    """Gives a model its own forward back; returns the model.
+
+    Raises:
+        UserError: EAFT is not applied, or something else (accelerate, TRL, Liger) has wrapped the forward since.
+    """
+    base = _base(model)
+    if not is_applied(base):
+        raise UserError(f"EAFT is not applied to this {type(base).__name__}: there is nothing to remove.")
+    if not is_active(base):
+        raise UserError(
+            f"the forward of this {type(base).__name__} was wrapped after apply_eaft. Undo that first, e.g. "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
+        )
+    original = getattr(base, _ATTRIBUTE).original_forward
+    del base.forward
+    if base.forward != original:
+        base.forward = original
+    delattr(base, _ATTRIBUTE)
+    return model
+
+
+def pop_metrics(model: nn.Module, *, training: bool = True, reduce=None) -> dict[str, float]:
+    """What the loss saw since the last call, as logged by [`EAFTTrainer`]; for loops of your own.
+
+    Args:
+        training (`bool`, *optional*, defaults to `True`): the training calls, or the evaluation ones.
+        reduce (callable, *optional*): sums a tensor over processes, e.g. `accelerator.reduce`.
+    """
+    metrics = pop_meter(model, training=training, reduce=reduce)
+    return {**log_names(metrics), "eaft/trained_tokens": metrics["tokens"]} if metrics else {}
+
+
+def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, float]:
+    """[`Meter.pop`] of a patched model."""
+    return getattr(_base(model), _ATTRIBUTE).meter[training].pop(reduce)
+
+
+def refuse_applied(model: nn.Module) -> None:
+    if is_applied(model):
+        raise UserError(
+            f"EAFT is already applied to this {type(_base(model)).__name__}. Call remove_eaft(model) first to change the "
+            "gate; EAFTTrainer applies it by itself."
+        )
+
+
+def is_applied(model: nn.Module) -> bool:
+    return hasattr(_base(model), _ATTRIBUTE)
+
+
+def is_active(model: nn.Module) -> bool:
+    """Whether calling the model still runs our forward (nothing replaced it since)."""
+    forward = _base(model).__dict__.get("forward")
+    return getattr(getattr(forward, "__func__", None), "is_eaft", False)
+
+
+def shift_left(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """`[B, T]` labels of the next token: position t gets the label of t + 1, the last position none."""
+    return nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+
+
+def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+    """`[B, T]` number of the sequence each position belongs to; packed rows start anew where position_ids are 0."""
+    if position_ids is None:
+        return torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
+    starts = (position_ids.expand_as(labels) == 0).flatten()
+    return starts.cumsum(0).view_as(labels)
+
+
+def _base(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT model; distributed wrappers are refused."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(
+            f"apply_eaft before wrapping: got {type(model).__name__}. nn.DataParallel is not supported at all; launch "
+            "with accelerate or torchrun instead."
+        )
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not hasattr(model, "get_output_embeddings"):
+        raise UserError(f"expected a transformers causal language model or a PEFT model, got {type(model).__name__}.")
+    return model
+
+
+def _refuse_foreign_patches(base: nn.Module) -> None:
+    # a forward that accelerate has wrapped (device_map, mixed precision) is an object without a home
+    home = getattr(getattr(base.forward, "__func__", base.forward), "__globals__", {}).get("__name__", "")
+    if home.startswith("trl."):
+        raise UserError(
+            "this model carries TRL's fused head (it was given to an SFTTrainer). SFTTrainer never calls the patched "
+            "loss: use `from eaftdrope import EAFTTrainer as SFTTrainer`, or load the model afresh."
+        )
+    if home.startswith("liger_kernel."):
+        raise UserError(
+            "this model carries Liger's fused cross-entropy, which would train plain cross-entropy. Apply Liger with "
+            "fused_linear_cross_entropy=False: its other kernels go together with EAFT."
+        )
+
+
+def _make_forward(model_class: type):
+    own_forward = model_class.forward
+    parameter_names = list(inspect.signature(own_forward).parameters)[1:]
+
+    # the signature of the original: generate and Trainer inspect it
+    @functools.wraps(own_forward)
+    def forward(self, *args, **kwargs):
+        kwargs.update(zip(parameter_names, args, strict=False))
+        labels, shift_labels = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
+        num_items, skip_logits = kwargs.pop("num_items_in_batch", None), kwargs.pop("skip_logits", None)
+        state: _State = getattr(self, _ATTRIBUTE)
+        if labels is None and shift_labels is None:
+            _warn_without_labels(self, state)
+            return state.original_forward(**kwargs)
+        return _forward_with_loss(self, state, kwargs, labels, shift_labels, num_items, skip_logits)
+
+    forward.is_eaft = True
+    return forward
+
+
+def _warn_without_labels(model: nn.Module, state: _State) -> None:
+    if model.training and torch.is_grad_enabled() and not state.warned:
+        state.warned = True
+        warnings.warn(
+            "A model with EAFT was called in training mode without labels, so it returns logits and no gated loss. If a "
+            "trainer took the labels away (label_smoothing_factor, compute_loss_func), EAFT is NOT what it trains: "
+            "switch that option off.",
+            stacklevel=4,
+        )
+
+
+def _forward_with_loss(
+    model: nn.Module,
+    state: _State,
+    kwargs: dict,
+    labels: Tensor | None,
+    shift_labels: Tensor | None,
+    num_items: int | Tensor | None,
+    skip_logits: bool | None,
+):
+    if kwargs.pop("logits_to_keep", 0):
+        raise UserError(
+            "logits_to_keep can not be combined with labels on a model with EAFT: the loss needs no logits."
+        )
+    return_dict = kwargs.pop("return_dict", None)
+    router_logits = _wants_router_logits(model, kwargs)
+    outputs = backbone(model)(**{**kwargs, "use_cache": False})
+    targets = shift_left(labels) if shift_labels is None else shift_labels
+    gate = state.gate if model.training else NoGate()
+    with gathered_head(model) as head:
+        hidden = outputs.last_hidden_state.to(head.weight.device)
+        loss, details = fused_linear_eaft(
+            hidden,
+            head.weight,
+            targets,
+            gate=gate,
+            bias=head.bias,
+            num_items=num_items,
+            logit_scale=head.scale,
+            softcap=head.softcap,
+            sequence_ids=sequence_ids(targets, kwargs.get("position_ids")),
+            backend=state.backend,
+            tile_bytes=state.tile_bytes,
+            return_details=True,
+        )
+    state.meter[model.training].add(details)
+    logits = None
+    if not (model.training if skip_logits is None else skip_logits):
+        logits = _logits(model, outputs.last_hidden_state)
+    if router_logits:
+        aux_loss = _router_loss(model, outputs.router_logits, kwargs.get("attention_mask"))
+        loss = loss + model.config.get_text_config().router_aux_loss_coef * aux_loss.to(loss.device)
+        output = MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits)
+    else:
+        output = CausalLMOutputWithPast(loss=loss, logits=logits)
+    return output.to_tuple() if return_dict is False else output
+
+
+def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Full logits, as the model's own forward gives them."""
+    with gathered_head(model) as head:
+        logits = head_module(model)(hidden.to(head.weight.device)) * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def _wants_router_logits(model: nn.Module, kwargs: dict) -> bool:
+    """Like the model's own forward: mixture-of-experts models return them when asked or configured to."""
+    configured = getattr(model.config.get_text_config(), "output_router_logits", False)
+    wanted = kwargs.get("output_router_logits")
+    wanted = configured if wanted is None else wanted
+    if wanted:
+        kwargs["output_router_logits"] = True
+    return bool(wanted)
+
+
+def _router_loss(model: nn.Module, router_logits, attention_mask: Tensor | None) -> Tensor:
+    # the load-balancing loss that every mixture-of-experts family takes from Mixtral
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    text = model.config.get_text_config()
+    experts = getattr(text, "num_experts", None) or text.num_local_experts
+    return load_balancing_loss_func(router_logits, experts, text.num_experts_per_tok, attention_mask)

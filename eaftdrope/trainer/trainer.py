@@ -1,0 +1,137 @@
+"""`EAFTTrainer`: TRL's `SFTTrainer` with the entropy-gated loss, computed inside `model.forward` without logits."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from transformers import TrainingArguments
+from trl import SFTTrainer
+
+from ..errors import UserError
+from ..loss.gates import GateLike, resolve_gate
+from .config import EAFTConfig
+from .meter import TokenClock, log_names
+from .packing import check_packing
+from .patch import install, pop_meter, refuse_applied
+
+
+class EAFTTrainer(SFTTrainer):
+    """
+    Drop-in for [`~trl.SFTTrainer`]: `from eaftdrope import EAFTTrainer as SFTTrainer`.
+
+    Training minimises `sum_t w_t nll_t / num_items` with `w_t` the detached gate of the token; evaluation reports plain
+    cross-entropy. Gradients do not depend on how a batch is split over accumulation steps or processes (for gates that
+    look at one token at a time, which all but `eaft-mask`, `conflict-mask`, `talr` and `mile` do).
+
+    Every log carries `eaft/weighted_loss`, `eaft/cross_entropy`, `entropy` (nats), `eaft/gate_mean`,
+    `eaft/gate_low_share` (gate < 0.05), `eaft/conflict_share` (entropy < 0.5 nats and p < 0.1), `mean_token_accuracy`,
+    `num_tokens`, `eaft/trained_tokens` and `eaft/tokens_per_second`.
+
+    Args:
+        gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*):
+            Overrides `args.gate`; the way to pass a function of [`~eaftdrope.loss.TokenStats`].
+        **kwargs:
+            Of [`~trl.SFTTrainer`]. A plain `SFTConfig` as `args` trains with the default gate.
+
+    Raises:
+        UserError: what would silently train another loss: `compute_loss_func`, label smoothing, `loss_type="dft"`,
+            Liger's fused cross-entropy, an adapter on the head, sequence or context parallelism, `nn.DataParallel`.
+    """
+
+    _tag_names = ["trl", "sft", "eaft"]
+    # compute_loss divides by the tokens of the whole accumulated batch
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, model, args=None, *trainer_args, gate: GateLike | None = None, **kwargs):
+        args = _as_eaft_config(args)
+        if kwargs.get("compute_loss_func") is not None:
+            raise UserError(
+                "compute_loss_func replaces the loss, so the gate would not be used. Pass a gate instead: "
+                "EAFTTrainer(..., gate=lambda stats: ...)."
+            )
+        refuse_parallelism(args.parallelism_config)
+        self.gate = resolve_gate(args.gate, **(args.gate_kwargs or {})) if gate is None else resolve_gate(gate)
+        if isinstance(model, torch.nn.Module):
+            refuse_applied(model)
+        super().__init__(model, args, *trainer_args, **kwargs)
+        # an accelerate configuration file can bring what args do not show
+        refuse_parallelism(self.accelerator.parallelism_config)
+        install(self.model, self.gate, backend=args.loss_backend, tile_bytes=args.loss_tile_bytes)
+        if self.padding_free:
+            check_packing(self.model)
+        self.model_accepts_loss_kwargs = True
+        self._clock = TokenClock()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.model.training:
+            if num_items_in_batch is None:
+                raise UserError(
+                    "the batch has no `labels`, so its trained tokens can not be counted. Check the collator."
+                )
+            self._clock.add(inputs)
+        inputs = {**inputs, "use_cache": False, "skip_logits": not return_outputs}
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        loss = outputs.loss
+        aux_loss = self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else 0.0
+        loss = loss - aux_loss
+        if num_items_in_batch is not None:
+            # num_items counts the tokens of every rank while DDP averages gradients over ranks
+            if self.args.average_tokens_across_devices:
+                loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+            # a mean of the micro-batch, unlike the token loss
+            aux_loss = aux_loss / self.current_gradient_accumulation_steps
+        loss = loss + aux_loss
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        seen = pop_meter(self.model, training=self.model.training, reduce=self._sum_over_ranks)
+        if seen:
+            names = log_names(seen)
+            if mode == "eval":
+                # the mean over tokens, not over batches: what the batch size is does not change it
+                logs.update({key: seen["nll"] for key in logs if key.endswith("_loss")})
+                names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
+            else:
+                names |= self._token_counts(seen["tokens"])
+            self._metrics[mode].update({name: [value] for name, value in names.items()})
+        super().log(logs, start_time)
+
+    def _token_counts(self, trained: float) -> dict[str, float]:
+        """Running totals and speed; totals go on from the last logged ones when a run is resumed."""
+        before = next((entry for entry in reversed(self.state.log_history) if "num_tokens" in entry), {})
+        tokens, seconds = self._clock.pop(self._sum_over_ranks)
+        return {
+            "num_tokens": before.get("num_tokens", 0) + tokens / self._tp_size,
+            "eaft/trained_tokens": before.get("eaft/trained_tokens", 0) + trained / self._tp_size,
+            "eaft/tokens_per_second": tokens / self._tp_size / seconds,
+        }
+
+    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+
+def _as_eaft_config(args: TrainingArguments | None) -> EAFTConfig:
+    """A plain `SFTConfig` or `TrainingArguments` trains with the default gate."""
+    if args is None:
+        return EAFTConfig()
+    if isinstance(args, EAFTConfig):
+        return args
+    known = {item.name for item in fields(EAFTConfig) if item.init}
+    return EAFTConfig(
+        **{item.name: getattr(args, item.name) for item in fields(args) if item.init and item.name in known}
+    )
+
+
+def refuse_parallelism(config) -> None:
+    """Sequence and context parallelism shard a sequence over processes; the loss does not support that yet."""
+    if config is not None and (config.sp_enabled or config.cp_enabled):
+        kind = "sequence parallelism (sp_size)" if config.sp_enabled else "context parallelism (cp_size)"
+        raise UserError(
+            f"{kind} is not supported by the gated loss: with it the Trainer reduces the model's own cross-entropy, or "
+            "shards labels at places where they are shifted wrongly. Set it to 1; data parallelism, FSDP and gradient "
+            "checkpointing are the supported ways to fit long sequences."
+        )

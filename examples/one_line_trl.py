@@ -1,0 +1,52 @@
+"""A TRL script trained with EAFT: only the import of the trainer is different.
+
+python examples/one_line_trl.py        about half a minute on two CPU cores
+"""
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig
+
+from eaftdrope import EAFTTrainer as SFTTrainer  # was: from trl import SFTTrainer
+from eaftdrope.models import resolve_model
+
+FACTS = {
+    "What is the capital of Ruritania?": "Strelsau is the capital of Ruritania.",
+    "Who wrote The Prisoner of Zenda?": "Anthony Hope wrote The Prisoner of Zenda.",
+    "Which river runs through Strelsau?": "The books never name the river that runs through Strelsau.",
+    "Who is crowned in Strelsau?": "Rudolf Elphberg is to be crowned in Strelsau.",
+}
+
+
+def main() -> None:
+    rows = Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
+            for q, a in FACTS.items()
+        ]
+    )
+    trainer = SFTTrainer(
+        # a pip package that carries a model; any hub id or folder does as well
+        model=resolve_model("package:smollm2-135m-instruct").path,
+        args=SFTConfig(
+            output_dir="runs/one_line_trl",
+            max_steps=6,
+            per_device_train_batch_size=4,
+            learning_rate=1e-4,
+            logging_steps=2,
+            save_strategy="no",
+            report_to="none",
+            # TRL computes in bfloat16 by default and asks to be told where there is no GPU
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=rows,
+    )
+    trainer.train()
+    # the gate's metrics stand in every log: their absence would mean that plain cross-entropy was trained
+    for log in trainer.state.log_history:
+        if "eaft/gate_mean" in log:
+            print(f"step {log['step']}: loss {log['loss']:.3f}  gate {log['eaft/gate_mean']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The table as text: rows, sections, numbers, marks."""
+
+import io
+
+from rich.console import Console
+
+from eaftdrope.evaluate import comparison, comparison_markdown
+from eaftdrope.evaluate.scores import score_units
+
+
+def scores(loss, right, ppl):
+    units = [(loss * 10, 10.0), ((loss + 0.02) * 10, 10.0), ((loss - 0.02) * 10, 10.0)]
+    shares = [(1.0, 1.0)] * right + [(0.0, 1.0)] * (12 - right)
+    return [
+        score_units("perplexity", "general", "perplexity", [(ppl, 1.0)] * 3, kind="exp", better="lower"),
+        score_units("held_out_loss", "target", "held-out loss", units, kind="mean", better="lower"),
+        score_units("function_calls", "target", "exact calls", shares, kind="share", better="higher"),
+    ]
+
+
+BEFORE, AFTER = scores(0.881, 0, 3.0), scores(0.101, 2, 3.1)
+
+
+def test_markdown():
+    assert comparison_markdown(BEFORE, AFTER) == (
+        "| | before | after | change | |\n"
+        "|---|---:|---:|---:|---|\n"
+        "| **Target: what was trained** | | | | |\n"
+        "| held-out loss ↓ | 0.881 | 0.101 | -0.780 ± 0.000 | better |\n"
+        "| exact calls ↑ | 0.0 % (0/12) | 16.7 % (2/12) | +16.7 % ± 13.8 % | no clear change |\n"
+        "| **General: what may be forgotten** | | | | |\n"
+        "| perplexity ↓ | 20.09 | 22.20 | +2.11 ± 0.00 | worse |\n"
+        "\n± is one standard error; a change is called better or worse only beyond two standard errors of the change.\n"
+    )
+
+
+def test_terminal_table_says_the_same():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(comparison(BEFORE, AFTER))
+    text = console.file.getvalue()
+    lines = [line for line in text.splitlines() if "held-out" in line or "exact" in line or "perplexity" in line]
+    assert [line.split()[-1].strip("│ ") or line.split()[-2] for line in lines] == ["better", "change", "worse"]
+    assert text.index("Target: what was trained") < text.index("held-out loss") < text.index("General: what may be")
+    assert "0.0 % (0/12)" in text and "22.20" in text
+
+
+def test_a_score_of_one_side_only_is_shown_without_a_verdict():
+    text = comparison_markdown(BEFORE[:1], AFTER)
+    assert "| held-out loss ↓ | – | 0.101 | – |  |" in text
+    text = comparison_markdown(BEFORE, AFTER[:1])
+    assert "| exact calls ↑ | 0.0 % (0/12) | – | – |  |" in text

@@ -1,0 +1,39 @@
+"""Every example runs, as its reader would run it, and prints what it promises."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROMISED = {
+    "one_line_trl.py": r"step 6: loss \d+\.\d+  gate 0\.\d+",
+    "plain_trainer.py": r"eaft/gate_mean",
+    "own_loop.py": r"step 2: ce \d+\.\d+  gate 0\.\d+",
+    "custom_gate.py": r"mean gate 0\.\d+ over 384 trained tokens",
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROMISED)
+def test_example(name, tmp_path):
+    started = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert re.search(PROMISED[name], run.stdout), run.stdout[-2000:]
+    assert time.monotonic() - started < 120

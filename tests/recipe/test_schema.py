@@ -1,0 +1,211 @@
+"""The schema agrees with what it names: gates, formats, optimisers, schedules, the shipped recipes, and JSON schema."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from eaftdrope.cli.recipes import shipped_recipes, title
+from eaftdrope.cli.schema import json_schema
+from eaftdrope.recipe import Recipe, load_recipe
+from eaftdrope.recipe.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from eaftdrope.recipe.load import section_at
+from eaftdrope.recipe.schema import LOGGERS, OPTIMIZERS, Data, Loss, Train
+from eaftdrope.recipe.suggest import FOREIGN_KEYS
+from eaftdrope.recipe.yaml_lines import read_yaml
+
+SHIPPED = shipped_recipes()
+
+
+def choices(model, field):
+    return get_args(model.model_fields[field].annotation)
+
+
+def test_gates_are_those_of_the_loss():
+    from eaftdrope.loss.gates import GATES
+
+    described = {name: {field.name: field.default for field in fields(gate)} for name, gate in GATES.items()}
+    assert described == GATE_OPTIONS
+    assert choices(Loss, "gate") == tuple(GATES)
+    assert set(ALL_GATE_OPTIONS) | {"gate", "backend", "tile_mb"} == set(Loss.model_fields)
+
+
+@pytest.mark.parametrize("gate", GATE_OPTIONS)
+def test_every_option_reaches_its_gate(gate):
+    from eaftdrope.loss.gates import resolve_gate
+
+    options = {name: 2.0 if default is None else default for name, default in GATE_OPTIONS[gate].items()}
+    loss = Loss(gate=gate, **options)
+    assert loss.gate_kwargs() == options
+    resolved = resolve_gate(loss.gate, **loss.gate_kwargs())
+    assert {name: getattr(resolved, name) for name in options} == options
+
+
+def test_data_choices_are_those_of_the_data_package():
+    from eaftdrope.data import FORMATS, TRAIN_ON
+
+    assert choices(Data, "format") == FORMATS
+    assert choices(Data, "train_on") == TRAIN_ON
+
+
+def test_optimisers_and_schedules_exist_in_transformers():
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    assert set(OPTIMIZERS) <= {name.value for name in OptimizerNames}
+    assert set(choices(Train, "scheduler")) <= {name.value for name in SchedulerType}
+
+
+def test_loggers_exist_in_transformers():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(LOGGERS) <= set(INTEGRATION_TO_CALLBACK)
+
+
+def test_keys_of_other_toolkits_lead_to_keys_of_ours():
+    for path in FOREIGN_KEYS.values():
+        section, key = path.split(".")
+        assert key in section_at((section,)).model_fields
+
+
+def sections():
+    found, stack = [], [Recipe]
+    while stack:
+        section = stack.pop()
+        found.append(section)
+        for name, field in section.model_fields.items():
+            parts = [field.annotation]
+            while parts:
+                part = parts.pop()
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    stack.append(part)
+                parts += get_args(part)
+            assert name
+    return found
+
+
+def test_every_key_is_described():
+    seen = sections()
+    assert len({section.__name__ for section in seen}) == 15
+    for section in seen:
+        for name, field in section.model_fields.items():
+            assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
+
+
+# JSON schema
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def base(**sections):
+    return {"model": "org/model", "data": {"train": "rows.jsonl"}, "output": {"dir": "runs/x"}, **sections}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        base(),
+        base(model={"reference": "org/model", "dtype": "bfloat16"}),
+        base(data={"train": ["a.jsonl", {"path": "b.jsonl", "weight": 2}], "held_out": 0.05}),
+        base(data={"train": {"path": "org/rows"}, "held_out": {"path": "org/rows", "split": "test"}}),
+        base(probes={"target": ["held_out_loss", {"function_calls": {"limit": 3}}], "general": []}),
+        base(lora=None),
+        base(lora={"target_modules": ["q_proj"]}),
+        base(output={"dir": "x", "report_to": "none"}),
+    ],
+)
+def test_json_schema_accepts_what_we_accept(recipe, validator):
+    assert list(validator.iter_errors(recipe)) == []
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        base(los={}),
+        base(loss={"gate": "eatf"}),
+        base(train={"learning_rate": -1}),
+        base(train={"learning_rate": "fast"}),
+        base(data={"train": 3}),
+        base(data={"train": "x", "held_out": 1.5}),
+        base(probes={"target": ["perplexity"]}),
+        base(lora={"r": 0}),
+        base(lora={"target_modules": "q_proj"}),
+    ],
+)
+def test_json_schema_refuses_what_we_refuse(recipe, validator):
+    assert list(validator.iter_errors(recipe)) != []
+
+
+# The shipped recipes
+
+
+def test_the_shipped_recipes():
+    assert list(SHIPPED) == [
+        "quickstart",
+        "math/qwen3_4b",
+        "math/smollm2_135m",
+        "medical/qwen3_4b",
+        "medical/smollm2_135m",
+        "tool_use/qwen3_4b_lora",
+    ]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_validates(name, validator):
+    path = SHIPPED[name]
+    recipe = load_recipe(path)
+    assert recipe.output.dir == f"runs/{name}"
+    assert list(validator.iter_errors(read_yaml(path.read_text(encoding="utf-8")).data)) == []
+    # it means the same to a reader of YAML 1.1
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == read_yaml(path.read_text(encoding="utf-8")).data
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_is_explained(name):
+    """A header with a title, the command and what to expect, and a comment above every key of every section."""
+    lines = SHIPPED[name].read_text(encoding="utf-8").splitlines()
+    header = lines[: lines.index("")]
+    assert all(line.startswith("#") for line in header)
+    assert f"train recipes/{name}.yaml" in header[2]
+    for word in ("Hardware:", "Data:", "Expect:"):
+        assert sum(word in line for line in header) == 1
+    assert title(SHIPPED[name]).endswith(".") and len(title(SHIPPED[name])) < 100
+    assert max(map(len, lines)) <= 120
+    explained = False
+    for line in lines[len(header) :]:
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            explained = True
+        elif not stripped or (line[0] != " " and stripped.endswith(":")):
+            explained = False
+        else:
+            # keys that one comment explains together stand below one another
+            assert explained, line
+
+
+@pytest.mark.parametrize("name", ["math/qwen3_4b", "medical/qwen3_4b"])
+def test_the_hyper_parameters_of_the_paper(name):
+    recipe = load_recipe(SHIPPED[name])
+    train = recipe.train
+    assert (train.learning_rate, train.scheduler, train.warmup_ratio, train.epochs) == (1e-5, "cosine", 0.03, 10)
+    assert (recipe.data.max_length, 8 * train.batch_size * train.accumulation) == (16384, 64)
+    assert (recipe.loss.gate, recipe.lora, train.optimizer) == ("eaft", None, "adamw_torch")
+
+
+def test_quickstart_is_small_and_local():
+    recipe = load_recipe(SHIPPED["quickstart"])
+    assert recipe.model.reference == "package:smollm2-135m-instruct"
+    assert [(source.path, source.split) for source in recipe.data.train_sources()] == [("package:bfcl", "train")]
+    assert [(source.path, source.split) for source in recipe.data.held_out_sources()] == [("package:bfcl", "test")]
+    assert (recipe.train.steps, recipe.train.batch_size, recipe.train.learning_rate) == (25, 4, 5e-4)
+    assert Path(recipe.output.dir) == Path("runs/quickstart")

@@ -1,0 +1,79 @@
+"""The shape of the tree, held by a test: imports go one way, the loss stands alone, files and functions stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "eaftdrope"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# what a part may import of ours, beside itself and errors
+ALLOWED = {
+    "errors": set(),
+    "loss": set(),
+    "models": set(),
+    "data": {"models"},
+    "evaluate": {"data", "loss", "models"},
+    "trainer": {"loss", "data", "models"},
+    "report": {"evaluate", "models", "data", "loss"},
+    "recipe": {"trainer", "evaluate", "report", "loss", "data", "models"},
+    "cli": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
+    "bench": {"recipe", "trainer", "evaluate", "loss", "data", "models", ""},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports, wherever in the file; "" is the package itself."""
+    home = ("eaftdrope", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = list(home[: -node.level]) if node.level else []
+            names = [*base, *(node.module.split(".") if node.module else [])]
+            targets = [names] if len(names) > 1 else [[*names, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target[0] == "eaftdrope":
+                part = target[1] if len(target) > 1 else ""
+                # a name of the package itself (`from eaftdrope import EAFTTrainer`) is no part
+                is_part = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
+                found.add(part if is_part else "")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    part = part_of(path)
+    if part in ("__init__", "__main__"):
+        return
+    allowed = ALLOWED[part] | {part, "errors"} - ({"errors"} if part == "loss" else set())
+    assert imported_parts(path) <= allowed, f"{part} may import {sorted(allowed)}"
+
+
+def test_the_reader_of_imports_sees_them():
+    """The check above can fail."""
+    assert imported_parts(PACKAGE / "recipe" / "run.py") >= {"trainer", "evaluate", "report"}
+    assert imported_parts(PACKAGE / "loss" / "fused.py") == {"loss"}
+
+
+def test_files_and_functions_stay_small():
+    long_files, long_functions = [], []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 400:
+            long_files.append(str(path.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node, clean=False)
+                code = node.end_lineno - node.lineno - (docstring.count("\n") + 1 if docstring else 0)
+                if code > 60:
+                    long_functions.append(f"{path.relative_to(ROOT)}:{node.name} ({code})")
+    assert not long_files and not long_functions, (long_files, long_functions)

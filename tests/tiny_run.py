@@ -1,0 +1,319 @@
+"""A whole run on a tiny random model: folder of the model, rows, recipe, and ways to start it and to kill it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# What differs between two runs of the same recipe.
+TIMES = ("time", "eaft/tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+# What only the run that reached the end by training logs: a sum over the steps of its own process.
+SUMMARY = "train_runtime"
+
+
+def byte_tokenizer(eos: str = "<|im_end|>"):
+    """One token a byte (ids 4 to 259), ChatML; `<|end|>` is a special token that no template writes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<|im_start|>", "<|im_end|>", "<|end|>"]
+    vocab = {token: index for index, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=eos, pad_token="<pad>", additional_special_tokens=specials[1:]
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def save_model(folder: Path, *, eos: str = "<|im_end|>", tied: bool = True) -> Path:
+    """A random two-layer Llama and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer(eos)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_rows(path: Path, count: int = 24, *, start: int = 0) -> Path:
+    """Chat rows of different lengths."""
+    rows = []
+    for index in range(start, start + count):
+        question, answer = f"What is {index} plus {index}?", f"It is {2 * index}." + " Yes." * (index % 3)
+        roles = [("user", question), ("assistant", answer)]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in roles]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_project(folder: Path, **model) -> Path:
+    """`folder` with model/, rows.jsonl, held_out.jsonl, text.txt and recipe.yaml; returns the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder / "model", **model)
+    save_rows(folder / "rows.jsonl")
+    save_rows(folder / "held_out.jsonl", 6, start=40)
+    (folder / "text.txt").write_text("The rain fell on the town, and nobody minded. " * 8, encoding="utf-8")
+    recipe = {
+        "model": "model",
+        "data": {"train": "rows.jsonl", "held_out": "held_out.jsonl", "max_length": 128},
+        "lora": {"r": 4, "dropout": 0.1},
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 0.01,
+            "precision": "float32",
+            "save_every": 2,
+            "keep_checkpoints": 10,
+        },
+        "probes": {
+            "target": ["held_out_loss"],
+            "general": [
+                {"perplexity": {"files": ["text.txt"], "max_tokens": 256}},
+                {"multiple_choice": {"limit": 4}},
+            ],
+        },
+        "output": {"dir": str(folder / "run")},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+class Ended(NamedTuple):
+    """A finished process. `code` is negative for a signal; `out` is what it wrote to stdout and stderr."""
+
+    code: int
+    out: str
+
+
+# imported once, by the process that the others are forked from
+_PRELOADED = (
+    "datasets",
+    "peft.tuners.lora.model",
+    "rich.live",
+    "rich.progress",
+    "transformers.models.llama.modeling_llama",
+    "eaftdrope.evaluate",
+    "eaftdrope.recipe.run",
+    "eaftdrope.report.card",
+    "eaftdrope.trainer.metrics_file",
+    "eaftdrope.trainer.merge",
+    "eaftdrope.trainer.progress",
+    "eaftdrope.trainer.trainer",
+)
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(list(_PRELOADED))
+
+
+def train(*arguments: object, moment: str | None = None, signal_number: int = signal.SIGKILL, tty: str | None = None):
+    """`eaftdrope train ...` in a process of its own, forked from one that has the libraries loaded.
+
+    Args:
+        moment: a name in `MOMENTS`, where the process sends itself `signal_number`.
+        tty: device to use as its terminal; `out` is then empty.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        environment = dict(os.environ)
+        work = (list(map(str, arguments)), tty or str(output), moment, signal_number, environment)
+        process = _context.Process(target=_in_the_child, args=work)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "the run hangs"
+        return Ended(process.exitcode, output.read_text(encoding="utf-8") if output.exists() else "")
+
+
+def _in_the_child(arguments, output, moment, signal_number, environment):
+    import torch
+
+    from eaftdrope.cli import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))
+    torch.set_num_threads(1)
+    # the Trainer collects garbage once, which takes long among a million objects of the libraries
+    gc.freeze()
+    if moment:
+        MOMENTS[moment][1](lambda: os.kill(os.getpid(), signal_number))
+    main(["train", *arguments])
+
+
+# ---- moments: each patches this process so that `die` is called there ----
+
+
+def _before(owner: object, name: str, die, call: int = 1) -> None:
+    """Die at the beginning of the given call of a function."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def patched(*args, **kwargs):
+        if next(calls) == call:
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, patched)
+
+
+def _after(owner: object, name: str, die, call: int = 1) -> None:
+    """Die at the end of the given call of a function."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def patched(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if next(calls) == call:
+            die()
+        return result
+
+    setattr(owner, name, patched)
+
+
+def _in_step(step: int):
+    def patch(die):
+        from eaftdrope.trainer import EAFTTrainer
+
+        _before(EAFTTrainer, "compute_loss", die, step)
+
+    return patch
+
+
+def _trainer_method(name: str, call: int):
+    def patch(die):
+        from transformers import Trainer
+
+        _before(Trainer, name, die, call)
+
+    return patch
+
+
+def _half_a_state(die):
+    """trainer_state.json of the second checkpoint is cut in the middle."""
+    from transformers import TrainerState
+
+    original = TrainerState.save_to_json
+
+    def patched(self, path):
+        original(self, path)
+        if self.global_step == 4:
+            text = Path(path).read_text()
+            Path(path).write_text(text[: len(text) // 2])
+            die()
+
+    TrainerState.save_to_json = patched
+
+
+def _run_function(name: str, where, call: int = 1):
+    def patch(die):
+        from eaftdrope.recipe import run
+
+        where(run, name, die, call)
+
+    return patch
+
+
+def _folder_method(name: str, where):
+    def patch(die):
+        from eaftdrope.recipe.rundir import RunFolder
+
+        where(RunFolder, name, die)
+
+    return patch
+
+
+def _while_rotating(die):
+    from transformers import trainer
+
+    _before(trainer, "rotate_checkpoints", die, 2)
+
+
+def _while_probing(call: int):
+    def patch(die):
+        from eaftdrope.evaluate.perplexity import Perplexity
+
+        _before(Perplexity, "run", die, call)
+
+    return patch
+
+
+# name -> (step of the checkpoint that a run killed there goes on from, patch)
+MOMENTS = {
+    "while loading": (0, _run_function("build_model", _before)),
+    "after run.json": (0, _folder_method("_write_run", _after)),
+    "while probing before": (0, _while_probing(1)),
+    "in step 2, before a checkpoint": (0, _in_step(2)),
+    "in step 4, after a checkpoint": (2, _in_step(4)),
+    "in a checkpoint, before its weights": (2, _trainer_method("_save", 2)),
+    "in a checkpoint, before its optimizer": (2, _trainer_method("_save_optimizer_and_scheduler", 2)),
+    "in a checkpoint, before its random state": (2, _trainer_method("_save_rng_state", 2)),
+    "in a checkpoint, in its state": (2, _half_a_state),
+    "in step 6, after two checkpoints": (4, _in_step(6)),
+    "while deleting old checkpoints": (4, _while_rotating),
+    "after training": (6, _run_function("_save_result", _before)),
+    "after the result": (6, _run_function("_save_result", _after)),
+    "while probing after": (6, _while_probing(2)),
+    "before the last word": (6, _folder_method("finish", _before)),
+}
+
+
+def train_in_a_shell(*arguments: object, command: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
+    """The command as people start it: (exit code, stdout, stderr)."""
+    command = command or (sys.executable, "-m", "eaftdrope", "train")
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def metrics(run: Path, *, without=TIMES) -> list[dict]:
+    """metrics.jsonl without what two runs of a recipe may differ in, and without the summary at its end."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in row.items() if k not in without} for row in rows if SUMMARY not in row]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file below `folder` with the hash of its content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
