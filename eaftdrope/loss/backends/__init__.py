@@ -4,7 +4,9 @@
     tile_gradient_(logits_RV, labels_R, stats, weight_R, transform)  -> None; the logits become their gradient
 
 A tile is the output of one GEMM, R rows of raw logits in the model's dtype; `transform` says what still separates them
-from the logits of the model (scale, softcap). GEMMs are the caller's.
+from the logits of the model (scale, softcap). GEMMs are the caller's. Columns lie side by side, rows may be further apart
+than V. For the gradient the tile may be a slice of the vocabulary with the statistics of the whole rows: labels are then
+counted from its start, and a label outside [0, V) has its target in another slice.
 """
 
 from __future__ import annotations

@@ -71,16 +71,20 @@ def tile_gradient_(
     logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
 ) -> None:
     """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections, `w (softmax(z) - onehot(y))`
-    times the derivative of the transform."""
+    times the derivative of the transform. The tile may be a slice of the vocabulary; labels count from its start."""
     for block, z_BV in _row_blocks(logits_RV, logits_RV.shape[1], stats.nll.dtype):
         _load(z_BV, logits_RV[block], transform)
         slope_BV = None
         if transform.softcap is not None:
             slope_BV = (z_BV / transform.softcap).square_().neg_().add_(1)
+        # a label of another slice has no target here: what stands at the clamped place is written back
         labels_B1 = labels_R[block, None]
+        inside_B1 = (labels_B1 >= 0) & (labels_B1 < z_BV.shape[1])
+        labels_B1 = labels_B1.clamp(0, z_BV.shape[1] - 1)
         weight_B1 = weight_R[block, None]
         z_BV.sub_(stats.maximum[block, None]).exp_().mul_(weight_B1 / (1 + stats.rest[block, None]))
-        z_BV.scatter_(1, labels_B1, weight_B1 * torch.expm1(-stats.nll[block, None]))
+        target_B1 = weight_B1 * torch.expm1(-stats.nll[block, None])
+        z_BV.scatter_(1, labels_B1, torch.where(inside_B1, target_B1, z_BV.gather(1, labels_B1)))
         if slope_BV is not None:
             z_BV.mul_(slope_BV)
         if transform.scale != 1.0:

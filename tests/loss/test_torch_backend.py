@@ -1,0 +1,37 @@
+"""The portable backend on the tiles that every backend must get right."""
+
+import pytest
+import torch
+
+from eaftdrope.loss.backends import torch as backend
+from tests.loss.tile_cases import check_gradient, check_sliced_gradient, check_statistics, make_case, tile_cases
+
+CASES = [
+    pytest.param(case, id=f"{str(dtype).removeprefix('torch.')}-{case}")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for case in tile_cases(dtype)
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_statistics(case):
+    check_statistics(backend.tile_statistics, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient(case):
+    check_gradient(backend.tile_statistics, backend.tile_gradient_, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [64, 100, 257])
+def test_gradient_by_slices_of_the_vocabulary(dtype, columns):
+    case = make_case("sliced", 6, 257, dtype)
+    check_sliced_gradient(backend.tile_statistics, backend.tile_gradient_, case, columns)
+
+
+def test_a_nan_is_not_hidden():
+    case = make_case("nan", 3, 100, torch.float32)
+    case.logits[1, 50] = float("nan")
+    stats = backend.tile_statistics(case.logits, case.labels, case.transform, 20)
+    assert stats.nll.isnan().tolist() == [False, True, False]
