@@ -11,7 +11,7 @@ from eaftdrope.errors import RecipeError
 from eaftdrope.recipe import Recipe, dump_recipe, load_recipe, make_recipe
 from eaftdrope.recipe.gates import GATE_OPTIONS
 from eaftdrope.recipe.load import section_at
-from eaftdrope.recipe.suggest import did_you_mean, distance, nearest
+from eaftdrope.recipe.suggest import FOREIGN_KEYS, did_you_mean, distance, nearest
 from eaftdrope.recipe.yaml_lines import read_value, read_yaml, write_yaml
 
 BASE = {"model": "org/model", "data": {"train": "org/rows"}, "output": {"dir": "runs/x"}}
@@ -98,7 +98,8 @@ def typos(draw):
         wrong = key[:at] + key[at : at + 2][::-1] + key[at + 2 :]
     else:
         wrong = key[:at] + draw(st.sampled_from(string.ascii_lowercase)) + key[at:]
-    assume(wrong and wrong not in section_at(path).model_fields)
+    # a typo that is another tool's name for some key (`lr`) is answered with that key
+    assume(wrong and wrong not in section_at(path).model_fields and wrong not in FOREIGN_KEYS)
     return path, key, wrong
 
 
