@@ -18,7 +18,7 @@ ALLOWED = {
     "trainer": {"loss", "data", "models"},
     "report": {"evaluate", "models", "data", "loss"},
     "recipe": {"trainer", "evaluate", "report", "loss", "data", "models"},
-    "cli": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
+    "cli": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models", "bench"},
     "bench": {"recipe", "trainer", "evaluate", "loss", "data", "models", ""},
 }
 

@@ -173,5 +173,10 @@ def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path):
         f"eaftdrope/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in (ROOT / "recipes").rglob("*.yaml")
     }
     assert "eaftdrope/_recipes/quickstart.yaml" in expected
+    # sources of the kernels, so that a machine with a compiler can build them
+    kernels = [*(ROOT / "cuda").rglob("*.*"), *(ROOT / "eaftdrope/loss/native").glob("*.[ci]*")]
+    sources = {path.relative_to(ROOT) for path in kernels if path.suffix not in (".pyc", ".so")}
+    expected |= {str(path).replace("cuda/", "eaftdrope/_cuda/", 1) for path in sources}
+    assert {"eaftdrope/_cuda/build.py", "eaftdrope/loss/native/eaft_cpu.cpp"} <= expected
     assert expected <= names
     assert not [name for name in names if name.startswith("tests/")]

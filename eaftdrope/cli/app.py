@@ -22,6 +22,7 @@ VERBS = {
     "recipes": "List, show or copy the recipes that come with eaftdrope.",
     "schema": "Print the JSON schema of a recipe, for editors.",
     "doctor": "Show what this machine can run.",
+    "bench": "Measure the loss against its peers, or training speed.",
 }
 """Verb -> its line in `--help`. The verb is the function of that name in the module of that name here."""
 
@@ -60,6 +61,12 @@ def build_app(verb: str | None) -> typer.Typer:
         function = _not_imported
         if name == verb:
             function = getattr(importlib.import_module(f"eaftdrope.cli.{name}"), name)
+        if isinstance(function, typer.Typer):
+            # a verb with verbs of its own
+            for command in function.registered_commands:
+                command.callback = _guarded(command.callback)
+            app.add_typer(function, name=name)
+            continue
         app.command(name, help=_help(function, line), no_args_is_help=False)(_guarded(function))
     return app
 

@@ -97,7 +97,23 @@ def devices() -> list[str]:
 
 
 def backends() -> list[str]:
-    return ["torch   any device that torch has"]
+    """Each backend: ready, checked against float64 now; or why not. The first that is ready on a device is its `auto`."""
+    import torch
+
+    from ..loss.backends import BACKENDS, check_backend, unavailable
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    lines = []
+    for name in BACKENDS[1:]:
+        device = accelerator if name in ("triton", "cuda") and accelerator else torch.device("cpu")
+        reasons = {}
+        for dtype in (torch.bfloat16, torch.float32):
+            reason = unavailable(name, device, dtype) or check_backend(name, device, dtype)
+            reasons.setdefault(reason and f"not here: {reason}", []).append(str(dtype).removeprefix("torch."))
+        for reason, dtypes in reasons.items():
+            state = reason or f"ready on {device}, checked against float64"
+            lines.append(f"{name:14} " + state + ("" if len(reasons) == 1 else f" ({', '.join(dtypes)})"))
+    return lines
 
 
 def optional() -> list[str]:

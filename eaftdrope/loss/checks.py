@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .backends import check_backend_name
+
+TAILS = ("exact", "sparse")
+
+# Gradients by a logit below this are dropped by tail="sparse".
+TAIL_THRESHOLD = 2.0**-12
+
 
 def check_label_smoothing(label_smoothing: float) -> None:
     if label_smoothing:
@@ -41,3 +48,28 @@ def check_labels(labels_N: Tensor, vocab_size: int, ignore_index: int) -> None:
             f"trained must carry ignore_index={ignore_index}; if the tokenizer is larger than the model's head, resize "
             "the embeddings first."
         )
+
+
+def check_settings(
+    *,
+    backend: str = "auto",
+    tail: str = "exact",
+    tail_threshold: float = TAIL_THRESHOLD,
+    gate_threshold: float = 0.0,
+    tile_bytes: int | None = None,
+    recompute: bool = False,
+) -> None:
+    """Settings of the fused operator, before there is anything to compute."""
+    check_backend_name(backend)
+    if tail not in TAILS:
+        raise ValueError(f"unknown tail {tail!r}. Tails: {', '.join(TAILS)}.")
+    if not 0 < tail_threshold < 1:
+        raise ValueError(f"tail_threshold={tail_threshold}: must be between 0 and 1 (2^-12 by default).")
+    if not 0 <= gate_threshold < 1:
+        raise ValueError(
+            f"gate_threshold={gate_threshold}: must be at least 0 (leave out closed rows alone) and below 1."
+        )
+    if tile_bytes is not None and tile_bytes < 1:
+        raise ValueError(f"tile_bytes={tile_bytes}: must be a number of bytes.")
+    if recompute and tail != "exact":
+        raise ValueError("recompute forms whole slices of the gradient: it goes with tail='exact' alone.")

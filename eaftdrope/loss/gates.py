@@ -42,10 +42,12 @@ class Gate:
     gradient from the same tile of logits. A gate that compares tokens with each other (a quantile, a mean) says False
     and costs one more projection of the rows when they do not fit in one tile.
     `topk` is the size of the top-K entropy the gate reads, or None: what no gate reads is not computed.
+    `closes` says that the weight of a possible token can be exactly 0; such rows are taken out of the gradient's GEMMs.
     """
 
     name: ClassVar[str] = ""
     row_local: ClassVar[bool] = True
+    closes: ClassVar[bool] = False
     topk: ClassVar[int | None] = None
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -141,6 +143,7 @@ class EAFTMask(_TopKGate):
     """`1[h > q-quantile of h]` over the tokens of the call; the paper's Masked SFT (quantile 0.15)."""
 
     name: ClassVar[str] = "eaft-mask"
+    closes: ClassVar[bool] = True
     row_local: ClassVar[bool] = False
     quantile: float = 0.15
     k: int = 20
@@ -160,6 +163,7 @@ class ConflictMask(Gate):
     paper's pilot, where masking those tokens alone nearly removed forgetting."""
 
     name: ClassVar[str] = "conflict-mask"
+    closes: ClassVar[bool] = True
     row_local: ClassVar[bool] = False
     quantile: float = 0.15
 
@@ -239,6 +243,7 @@ class ProFit(Gate):
     """`1[p > threshold]` (`keep="higher"`) or `1[p <= threshold]` (`keep="lower"`); arXiv 2601.09195."""
 
     name: ClassVar[str] = "profit"
+    closes: ClassVar[bool] = True
     threshold: float = 0.1
     keep: str = "higher"
 
@@ -281,6 +286,7 @@ class Custom(Gate):
     (no mean, no quantile): the operator then never projects a row twice."""
 
     name: ClassVar[str] = "custom"
+    closes: ClassVar[bool] = True
     function: Callable[[TokenStats], Tensor]
     topk: int | None = field(default=20, kw_only=True)
     row_local: bool = field(default=False, kw_only=True)

@@ -1,12 +1,17 @@
-"""The three gradients of the loss sum, added up tile by tile: which GEMM, into what, in which precision.
+"""The three gradients of the loss sum, added up piece by piece: which GEMM, into what, in which precision.
 
-Legend: N rows, R rows of a tile, H hidden size, V vocabulary; grad_RV is the gradient by a tile's raw projections.
+`Gradients` takes tiles of rows, `ColumnGradients` slices of the vocabulary over all rows.
+
+Legend: N rows, R rows of a tile, H hidden size, V vocabulary, C columns of a slice of it; grad_RV is the gradient by a
+tile's raw projections.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .backends import Backend
 
 # A bfloat16 sum over up to four tiles adds nothing measurable to the rounding of its GEMMs (2.4e-3 over two tiles
 # against 2.1e-3 in one); the error grows like the square root of their number, so beyond that it is kept in float32.
@@ -20,40 +25,42 @@ _ACCUMULATE_ROWS = 2048
 _FEW_ROWS = 16
 
 # Elements scaled at a time when a low-precision gradient is multiplied in float32.
-_SCALE_ELEMENTS = 1 << 22
+_SCALE_ELEMENTS = 1 << 18
+
+Needed = tuple[bool, bool, bool]
+"""Whether the gradients by hidden, weight and bias are asked for."""
+
+
+def sum_dtype(dtype: torch.dtype, pieces: int) -> torch.dtype:
+    """In what a weight gradient of this dtype is summed over so many tiles."""
+    # float16 in float32 whatever the number: a sum over rows can leave its range
+    low_precision = dtype == torch.bfloat16 and pieces <= _LOW_PRECISION_TILES
+    return dtype if low_precision or dtype == torch.float64 else torch.float32
 
 
 class Gradients:
-    """Gradients by hidden `[N, H]`, weight `[V, H]` and bias `[V]`; one that is not needed is never formed."""
+    """Gradients by hidden `[N, H]`, weight `[V, H]` and bias `[V]`; one that is not needed is never formed.
 
-    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, needed: tuple[bool, bool, bool], tiles: int):
+    Args:
+        dtype (`torch.dtype`): what the weight gradient is summed in; see [`sum_dtype`].
+    """
+
+    def __init__(self, hidden_NH: Tensor, head_VH: Tensor, needed: Needed, backend: Backend, dtype: torch.dtype):
         need_hidden, need_weight, need_bias = needed
-        # float16 in float32 whatever the number: a sum over rows can leave its range
-        low_precision = weight_VH.dtype == torch.bfloat16 and tiles <= _LOW_PRECISION_TILES
-        sum_dtype = weight_VH.dtype if low_precision or weight_VH.dtype == torch.float64 else torch.float32
-        vocab = weight_VH.shape[0]
-        self._head_VH = weight_VH
+        self._head_VH = head_VH
+        self._backend = backend
         self._first = True
         self.hidden = torch.zeros_like(hidden_NH) if need_hidden else None
-        self.weight = weight_VH.new_empty(weight_VH.shape, dtype=sum_dtype) if need_weight else None
-        self.bias = (
-            weight_VH.new_zeros(vocab, dtype=torch.promote_types(sum_dtype, torch.float32)) if need_bias else None
-        )
-
-    @property
-    def needed(self) -> bool:
-        return any(gradient is not None for gradient in (self.hidden, self.weight, self.bias))
+        self.weight = head_VH.new_empty(head_VH.shape, dtype=dtype) if need_weight else None
+        self.bias = _bias_sum(head_VH) if need_bias else None
 
     def add(self, rows: Tensor | slice, hidden_RH: Tensor, grad_RV: Tensor) -> None:
         """Adds one tile. `rows` are the places of its rows among the N."""
         if self.hidden is not None:
-            if len(grad_RV) < _FEW_ROWS:
-                padding = grad_RV.new_zeros(_FEW_ROWS - len(grad_RV), grad_RV.shape[1])
-                self.hidden[rows] = (torch.cat([grad_RV, padding]) @ self._head_VH)[: len(grad_RV)]
-            elif isinstance(rows, slice):
+            if isinstance(rows, slice) and len(grad_RV) >= _FEW_ROWS:
                 torch.mm(grad_RV, self._head_VH, out=self.hidden[rows])
             else:
-                self.hidden[rows] = grad_RV @ self._head_VH
+                self.hidden[rows] = product_over_vocabulary(grad_RV, self._head_VH)
         if self.weight is not None:
             self._add_weight(grad_RV, hidden_RH)
         if self.bias is not None:
@@ -76,11 +83,46 @@ class Gradients:
             return
         for start in range(0, self.weight.shape[0], _ACCUMULATE_ROWS):
             block = slice(start, start + _ACCUMULATE_ROWS)
-            product = _product_float32(grad_RV[:, block].t(), hidden_RH)
-            if self._first:
-                self.weight[block] = product
-            else:
-                self.weight[block] += product
+            product_BH = product_float32(grad_RV[:, block].t(), hidden_RH)
+            self._backend.accumulate(self.weight[block], product_BH, not self._first)
+
+
+class ColumnGradients:
+    """The gradients from slices of the vocabulary, each over all open rows at once: a slice of the weight gradient is one
+    GEMM, written once, so there is nothing to accumulate; the gradient by the rows is summed in float32.
+
+    Args:
+        rows_O (`Tensor` `[O]`): the places of the open rows among the N.
+        dtype (`torch.dtype`): of the weight gradient; a float16 one comes in float32.
+    """
+
+    def __init__(self, hidden_NH: Tensor, head_VH: Tensor, needed: Needed, rows_O: Tensor, dtype: torch.dtype):
+        need_hidden, need_weight, need_bias = needed
+        self._head_VH, self._hidden_NH, self._rows_O = head_VH, hidden_NH, rows_O
+        self._single = torch.promote_types(head_VH.dtype, torch.float32)
+        dtype = torch.float32 if dtype == torch.float16 else dtype
+        self._sum_OH = hidden_NH.new_zeros(len(rows_O), hidden_NH.shape[1], dtype=self._single) if need_hidden else None
+        self._weight = head_VH.new_empty(head_VH.shape, dtype=dtype) if need_weight else None
+        self._bias = _bias_sum(head_VH) if need_bias else None
+
+    def add(self, columns: slice, hidden_OH: Tensor, grad_OC: Tensor) -> None:
+        """Adds one slice."""
+        if self._sum_OH is not None:
+            self._sum_OH += product_over_vocabulary(grad_OC, self._head_VH[columns])
+        if self._weight is not None and self._weight.dtype == grad_OC.dtype:
+            torch.mm(grad_OC.t(), hidden_OH, out=self._weight[columns])
+        elif self._weight is not None:
+            self._weight[columns] = product_float32(grad_OC.t(), hidden_OH)
+        if self._bias is not None:
+            self._bias[columns] = grad_OC.sum(0, dtype=self._single)
+
+    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three gradients; zero where no row was open."""
+        grad_NH = None
+        if self._sum_OH is not None:
+            grad_NH = torch.zeros_like(self._hidden_NH)
+            grad_NH[self._rows_O] = self._sum_OH.to(grad_NH.dtype)
+        return grad_NH, self._weight, self._bias
 
 
 def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
@@ -93,7 +135,16 @@ def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     return gradient
 
 
-def _product_float32(left: Tensor, right: Tensor) -> Tensor:
+def product_over_vocabulary(grad_RC: Tensor, head_CH: Tensor) -> Tensor:
+    """`grad @ head`, exact enough for any number of rows."""
+    rows = len(grad_RC)
+    if rows >= _FEW_ROWS:
+        return grad_RC @ head_CH
+    padding = grad_RC.new_zeros(_FEW_ROWS - rows, grad_RC.shape[1])
+    return (torch.cat([grad_RC, padding]) @ head_CH)[:rows]
+
+
+def product_float32(left: Tensor, right: Tensor) -> Tensor:
     """A product of low-precision matrices for a float32 sum, not rounded on the way where the device can do so. A float16
     one must not be: it can leave the range of float16 within a single tile."""
     if left.is_cuda:
@@ -101,3 +152,7 @@ def _product_float32(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.float16:
         return torch.mm(left.float(), right.float())
     return torch.mm(left, right)
+
+
+def _bias_sum(head_VH: Tensor) -> Tensor:
+    return head_VH.new_zeros(head_VH.shape[0], dtype=torch.promote_types(head_VH.dtype, torch.float32))

@@ -151,6 +151,7 @@ def uses_bfloat16(recipe: Recipe) -> bool:
 
 def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
     """The trainer's arguments."""
+    from ..loss.checks import TAIL_THRESHOLD
     from ..trainer import EAFTConfig
 
     train, loss, output = recipe.train, recipe.loss, recipe.output
@@ -195,6 +196,10 @@ def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
         gate_kwargs=loss.gate_kwargs(),
         loss_backend=loss.backend,
         loss_tile_bytes=None if loss.tile_mb is None else loss.tile_mb << 20,
+        loss_tail=loss.tail,
+        loss_tail_threshold=loss.tail_threshold or TAIL_THRESHOLD,
+        loss_gate_threshold=loss.gate_threshold,
+        loss_recompute=loss.recompute,
     )
 
 

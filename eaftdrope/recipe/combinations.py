@@ -15,7 +15,7 @@ from .yaml_lines import Loc, Problem
 
 def combination_problems(raw: object) -> Iterator[Problem]:
     """Yields a Problem (with `loc`, without a line) for every impossible combination in the recipe's plain data."""
-    for check in (_length, _warmup, _gate_options, _held_out_needed, _same_rows, _lora):
+    for check in (_length, _warmup, _gate_options, _loss_settings, _held_out_needed, _same_rows, _lora):
         for loc, text in check(raw):
             yield Problem(text, loc)
 
@@ -65,6 +65,20 @@ def _gate_options(raw) -> Iterator[tuple[Loc, str]]:
         owners = ", ".join(name for name, options in GATE_OPTIONS.items() if option in options)
         hint = did_you_mean(option, known)
         yield ("loss", option), f"gate {gate} has no option {option} ({takes}).{hint} {option} belongs to: {owners}"
+
+
+def _loss_settings(raw) -> Iterator[tuple[Loc, str]]:
+    tail = get(raw, "loss", "tail")
+    if tail == "sparse" and get(raw, "loss", "recompute"):
+        yield (
+            ("loss", "recompute"),
+            "recompute forms whole slices of the gradient, tail sparse leaves most columns out. Keep one",
+        )
+    if _is_set(raw, "loss", "tail_threshold") and tail != "sparse":
+        yield (
+            ("loss", "tail_threshold"),
+            "tail_threshold is read by tail sparse alone. Set tail: sparse, or leave it out",
+        )
 
 
 def _held_out_needed(raw) -> Iterator[tuple[Loc, str]]:

@@ -141,14 +141,14 @@ def activation_bytes(recipe: Recipe, config: PretrainedConfig, model: nn.Module,
 def loss_tile_bytes(recipe: Recipe, config: PretrainedConfig, *, device: str, element: int) -> int:
     """One tile of logits (never N x V), and the gradient of the hidden states, e N h, which the forward already makes.
     The tile is the recipe's tile_mb, or the operator's own budget."""
-    from eaftdrope.loss import fused
+    import torch
+
+    from eaftdrope.loss.call import default_tile_bytes
 
     text = config.get_text_config()
     tokens = recipe.train.batch_size * recipe.data.max_length
-    if recipe.loss.tile_mb is None:
-        budget = fused.TILE_BYTES.get(device, fused.TILE_BYTES_DEVICE)
-    else:
-        budget = recipe.loss.tile_mb * 2**20
+    asked = None if recipe.loss.tile_mb is None else recipe.loss.tile_mb * 2**20
+    budget = default_tile_bytes(asked, torch.device(device))
     row = text.vocab_size * element
     rows = min(tokens, max(1, budget // row))
     return rows * row + tokens * text.hidden_size * element

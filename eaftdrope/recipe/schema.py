@@ -107,7 +107,17 @@ class Loss(Section):
     floor: Share | None = Field(None, description="talr: smallest weight (0.01).")
     keep: Literal["higher", "lower"] | None = Field(None, description="profit: keep tokens above or below (higher).")
     weight: float | None = Field(None, ge=0, description="constant: the weight of every token (1.0).")
-    backend: Literal["auto", "torch"] = Field("auto", description="Who computes the loss; auto: the fastest here.")
+    tail: Literal["exact", "sparse"] = Field(
+        "exact", description="sparse: gradients from the vocabulary columns that matter; faster, error about 1 %."
+    )
+    tail_threshold: Share | None = Field(
+        None, gt=0, lt=1, description="tail sparse: gradients by a logit that are dropped (2^-12)."
+    )
+    gate_threshold: Share = Field(0.0, lt=1, description="Tokens with a smaller gate are left out of the gradient.")
+    recompute: bool = Field(False, description="Project twice: a third more work, no float32 sum of head gradients.")
+    backend: Literal["auto", "torch", "cpu", "triton", "cuda"] = Field(
+        "auto", description="Who computes the loss; auto: the fastest here."
+    )
     tile_mb: Positive | None = Field(None, description="Memory of one tile of logits in MB (null: chosen by itself).")
 
     def gate_kwargs(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 from trl import SFTConfig
 
 from ..errors import UserError
-from ..loss.backends import select_backend
+from ..loss.checks import TAIL_THRESHOLD, check_settings
 from ..loss.gates import resolve_gate
 
 
@@ -24,27 +24,42 @@ class EAFTConfig(SFTConfig):
         gate_kwargs (`dict` or `str`, *optional*):
             Options of the gate, e.g. `{"alpha": 0.5, "k": 20, "divisor": 3.0}` for `eaft`.
         loss_backend (`str`, *optional*, defaults to `"auto"`):
-            Backend of the fused operator: `"auto"` or `"torch"`.
+            Backend of the fused operator: `"auto"`, `"cpu"`, `"triton"`, `"cuda"` or `"torch"`.
         loss_tile_bytes (`int`, *optional*):
             Memory of one tile of logits in bytes; defaults to 160 MiB on a CPU, 512 MiB elsewhere.
+
+        loss_tail (`str`, *optional*, defaults to `"exact"`):
+            `"sparse"` forms the gradients from the columns of the vocabulary that matter.
+        loss_tail_threshold (`float`, *optional*, defaults to 2^-12):
+            Gradients by a logit, gate included, that `"sparse"` drops.
+        loss_gate_threshold (`float`, *optional*, defaults to 0.0):
+            Tokens whose gate is smaller take no part in the gradient; logged as `eaft/closed_share`.
+        loss_recompute (`bool`, *optional*, defaults to `False`):
+            Project twice instead of keeping a float32 sum of weight gradients.
 
     Raises:
         UserError: options that exclude each other (`label_smoothing_factor`, `loss_type="dft"`, Liger's fused
             cross-entropy), before anything is loaded.
-        ValueError: an unknown gate, gate option or backend.
+        ValueError: an unknown gate, gate option, backend or tail.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "gate_kwargs"]
 
     gate: str = field(default="eaft", metadata={"help": "Gate that weights each token's cross-entropy."})
     gate_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the gate."})
-    loss_backend: str = field(default="auto", metadata={"help": "Backend of the fused operator: auto or torch."})
+    loss_backend: str = field(default="auto", metadata={"help": "Backend of the fused operator."})
     loss_tile_bytes: int | None = field(default=None, metadata={"help": "Memory of one tile of logits, in bytes."})
+    loss_tail: str = field(
+        default="exact", metadata={"help": "exact, or sparse: gradients of the columns that matter."}
+    )
+    loss_tail_threshold: float = field(default=TAIL_THRESHOLD, metadata={"help": "What a sparse tail drops."})
+    loss_gate_threshold: float = field(default=0.0, metadata={"help": "Smallest gate that reaches the gradient."})
+    loss_recompute: bool = field(default=False, metadata={"help": "Project twice, keep no float32 weight gradient."})
 
     def __post_init__(self):
         super().__post_init__()
         resolve_gate(self.gate, **(self.gate_kwargs or {}))
-        select_backend(self.loss_backend)
+        check_settings(**self.loss_options())
         if self.label_smoothing_factor:
             raise UserError(
                 f"label_smoothing_factor={self.label_smoothing_factor} can not be combined with a gate: smoothing pulls "
@@ -57,3 +72,8 @@ class EAFTConfig(SFTConfig):
                 "Liger's fused_linear_cross_entropy would replace the gated loss by plain cross-entropy. Set "
                 "liger_kernel_config={'fused_linear_cross_entropy': False}; its other kernels stay."
             )
+
+    def loss_options(self) -> dict[str, Any]:
+        """Settings of the fused operator under its own names."""
+        names = ("backend", "tile_bytes", "tail", "tail_threshold", "gate_threshold", "recompute")
+        return {name: getattr(self, f"loss_{name}") for name in names}

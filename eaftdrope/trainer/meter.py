@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..loss import LOW_GATE, LossDetails
 
-_SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "conflict", "correct")
+_SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
 
 
 class Meter:
@@ -27,9 +27,12 @@ class Meter:
             stats.entropy,
             weight_T,
             weight_T < LOW_GATE,
+            details.closed,
             stats.conflict,
             stats.correct,
         )
+        if details.trained is not None:
+            parts = [torch.where(details.trained, part, 0) for part in parts]
         sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
@@ -37,7 +40,8 @@ class Meter:
         """Metrics since the last call, `{}` if nothing was seen. `reduce` sums a tensor over processes.
 
         Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate`, `low_gate` (share of
-        tokens with a gate below 0.05), `conflict` (share of confident conflicts), `correct` (token accuracy).
+        tokens with a gate below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
+        confident conflicts), `correct` (token accuracy).
         """
         if self._sums is None:
             return {}
@@ -58,6 +62,7 @@ def log_names(metrics: dict[str, float]) -> dict[str, float]:
         "entropy": metrics["entropy"],
         "eaft/gate_mean": metrics["gate"],
         "eaft/gate_low_share": metrics["low_gate"],
+        "eaft/closed_share": metrics["closed"],
         "eaft/conflict_share": metrics["conflict"],
         "mean_token_accuracy": metrics["correct"],
     }

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOut
 
 from ..errors import UserError
 from ..loss import fused_linear_eaft
+from ..loss.checks import TAIL_THRESHOLD, check_settings
 from ..loss.gates import Gate, GateLike, NoGate, resolve_gate
 from .head import backbone, check_head, gathered_head, head_module
 from .meter import Meter, log_names
@@ -32,8 +33,7 @@ class _State:
     """What a patched model carries."""
 
     gate: Gate
-    backend: str
-    tile_bytes: int | None
+    loss_options: dict
     original_forward: types.MethodType
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
     warned: bool = False
@@ -45,6 +45,10 @@ def apply_eaft(
     *,
     backend: str = "auto",
     tile_bytes: int | None = None,
+    tail: str = "exact",
+    tail_threshold: float = TAIL_THRESHOLD,
+    gate_threshold: float = 0.0,
+    recompute: bool = False,
     **gate_options,
 ) -> nn.Module:
     """Makes `model(..., labels=labels).loss` the entropy-gated loss, in place; returns the model.
@@ -57,29 +61,36 @@ def apply_eaft(
             A causal language model.
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*, defaults to `"eaft"`):
             Weight of a token; options of a named gate follow as keywords, e.g. `alpha=0.5`.
-        backend (`str`, *optional*, defaults to `"auto"`):
-            Backend of the fused operator.
-        tile_bytes (`int`, *optional*):
-            Memory of one tile of logits.
+        backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute:
+            Settings of the fused operator, see [`fused_linear_eaft`].
 
     Raises:
         UserError: the model is already patched (by this function, TRL or Liger), wrapped for distribution, an
             encoder-decoder, or computes its logits in a way the fused operator does not know.
-        ValueError: an unknown gate, option or backend.
+        ValueError: an unknown gate, option, backend or tail.
     """
     base = _base(model)
     _refuse_foreign_patches(base)
-    return install(model, resolve_gate(gate, **gate_options), backend=backend, tile_bytes=tile_bytes)
+    loss_options = {
+        "backend": backend,
+        "tile_bytes": tile_bytes,
+        "tail": tail,
+        "tail_threshold": tail_threshold,
+        "gate_threshold": gate_threshold,
+        "recompute": recompute,
+    }
+    return install(model, resolve_gate(gate, **gate_options), loss_options)
 
 
-def install(model: nn.Module, gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None) -> nn.Module:
+def install(model: nn.Module, gate: Gate, loss_options: dict) -> nn.Module:
     """[`apply_eaft`] without the refusal of other patches: whatever forward the model has becomes the one without labels."""
+    check_settings(**loss_options)
     base = _base(model)
     refuse_applied(base)
     if base.config.is_encoder_decoder:
         raise UserError(f"{type(base).__name__} is an encoder-decoder; EAFT is defined for causal language models.")
     check_head(base)
-    state = _State(gate=gate, backend=backend, tile_bytes=tile_bytes, original_forward=base.forward)
+    state = _State(gate=gate, loss_options=loss_options, original_forward=base.forward)
     setattr(base, _ATTRIBUTE, state)
     base.forward = types.MethodType(_make_forward(type(base)), base)
     return model
@@ -244,9 +255,8 @@ def _forward_with_loss(
             logit_scale=head.scale,
             softcap=head.softcap,
             sequence_ids=sequence_ids(targets, kwargs.get("position_ids")),
-            backend=state.backend,
-            tile_bytes=state.tile_bytes,
             return_details=True,
+            **state.loss_options,
         )
     state.meter[model.training].add(details)
     logits = None

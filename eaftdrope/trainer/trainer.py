@@ -57,7 +57,7 @@ class EAFTTrainer(SFTTrainer):
         super().__init__(model, args, *trainer_args, **kwargs)
         # an accelerate configuration file can bring what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
-        install(self.model, self.gate, backend=args.loss_backend, tile_bytes=args.loss_tile_bytes)
+        install(self.model, self.gate, args.loss_options())
         if self.padding_free:
             check_packing(self.model)
         self.model_accepts_loss_kwargs = True

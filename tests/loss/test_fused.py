@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eaftdrope.loss import eaft_loss, fused_linear_eaft, gates
+from eaftdrope.loss.gradients import Gradients
 from tests.loss.reference import definition, make_inputs, relative_error
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -18,8 +19,13 @@ def run(hidden, weight, labels, *, bias=None, **options):
     return loss.detach(), [None if leaf is None else leaf.grad for leaf in leaves]
 
 
-def assert_equal_to_definition(hidden, weight, labels, tolerance, gate="eaft", bias=None, tile_bytes=None, **options):
-    loss, gradients = run(hidden, weight, labels, bias=bias, gate=gate, tile_bytes=tile_bytes, **options)
+# settings of the operator that the definition has not
+EXECUTION = ("tile_bytes", "recompute", "gate_threshold")
+
+
+def assert_equal_to_definition(hidden, weight, labels, tolerance, gate="eaft", bias=None, **options):
+    loss, gradients = run(hidden, weight, labels, bias=bias, gate=gate, **options)
+    options = {name: value for name, value in options.items() if name not in EXECUTION}
     expected, expected_gradients = definition(hidden, weight, labels, gate, bias=bias, **options)
     errors = {"loss": relative_error(loss, expected)}
     for name, actual, wanted in zip(("hidden", "weight", "bias"), gradients, expected_gradients, strict=True):
@@ -134,6 +140,84 @@ def test_ignored_rows_never_reach_a_gemm(projected_rows):
     assert sum(projected_rows) == (labels != -100).sum()
 
 
+def closing(stats):
+    """A gate that closes about half of the rows, whatever else is in their tile."""
+    return torch.where(stats.nll * 100 % 1 < 0.5, 0.0, stats.probability)
+
+
+@pytest.fixture
+def gradient_rows(monkeypatch):
+    """Rows of every product with the head in the gradient by the hidden states."""
+    rows = []
+    real = Gradients.add
+
+    def counted(self, places, hidden, grad):
+        rows.append(len(grad))
+        real(self, places, hidden, grad)
+
+    monkeypatch.setattr(Gradients, "add", counted)
+    return rows
+
+
+# tiles of 1 row (open or closed whole), of some, and one for all
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_rows_whose_gate_is_closed_never_reach_a_gradient_gemm(gradient_rows, rows, ignored):
+    hidden, weight, labels, bias = make_inputs(64, 100, bias=True, ignored=ignored)
+    gate = gates.Custom(closing, row_local=True, topk=None)
+    options = {"gate": gate, "bias": bias, "tile_bytes": rows_a_tile(rows, weight)}
+    _, details = fused_linear_eaft(hidden, weight, labels, return_details=True, **options)
+    opened = int((details.weight != 0).sum())
+    assert 0 < opened < len(details.weight) and int((~details.closed).sum()) == opened
+    assert_equal_to_definition(hidden, weight, labels, 2e-6, **options)
+    assert sum(gradient_rows) == opened
+
+
+def test_a_gate_threshold_drops_the_rows_below_it_and_counts_them(gradient_rows):
+    hidden, weight, labels, _ = make_inputs(80, 100, ignored=0.2)
+
+    def above(stats):
+        weight = stats.probability
+        return torch.where(weight < 0.05, 0, weight)
+
+    loss, gradients = run(hidden, weight, labels, gate="dft", gate_threshold=0.05)
+    exact, _ = definition(hidden, weight, labels, "dft")
+    _, expected = definition(hidden, weight, labels, above)
+    assert relative_error(loss, exact) < 2e-6, "the loss keeps every term"
+    assert all(relative_error(a, b) < 2e-6 for a, b in zip(gradients[:2], expected[:2]))
+    _, details = fused_linear_eaft(hidden, weight, labels, gate="dft", gate_threshold=0.05, return_details=True)
+    assert torch.equal(details.closed, details.weight < 0.05) and 0 < details.closed.sum() < len(details.closed)
+    assert sum(gradient_rows) == (~details.closed).sum()
+
+
+def test_a_negative_weight_is_not_a_closed_one():
+    hidden, weight, labels, _ = make_inputs(30, 100)
+    gate = gates.Custom(lambda stats: -stats.probability, row_local=True, topk=None)
+    assert_equal_to_definition(hidden, weight, labels, 2e-6, gate=gate, gate_threshold=1e-9)
+
+
+# one row, a few, and all rows in a tile; slices of the vocabulary that divide it and that do not
+@pytest.mark.parametrize("rows", [1, 6, 60])
+@pytest.mark.parametrize("gate", ["eaft", "conflict-mask", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_recompute(dtype, gate, rows):
+    hidden, weight, labels, bias = make_inputs(60, 1003, 64, dtype, bias=True, spread=1.0)
+    tile = rows_a_tile(rows, weight)
+    assert_equal_to_definition(
+        hidden, weight, labels, TOLERANCE[dtype], gate, bias=bias, tile_bytes=tile, recompute=True
+    )  # fmt: skip
+
+
+def test_recompute_writes_each_slice_of_the_weight_gradient_once(monkeypatch):
+    """One GEMM over all rows rounds once: as exact as one tile, however small the tiles are."""
+    hidden, weight, labels, _ = make_inputs(640, 1000, 64, torch.bfloat16, ignored=0.0, spread=1.0)
+    tile = rows_a_tile(20, weight)
+    _, (_, expected, _) = definition(hidden, weight, labels, "none")
+    _, (_, whole, _) = run(hidden, weight, labels, gate="none")
+    _, (_, sliced, _) = run(hidden, weight, labels, gate="none", tile_bytes=tile, recompute=True)
+    assert relative_error(sliced, expected) <= 1.1 * relative_error(whole, expected)
+
+
 @pytest.mark.parametrize("gate", ["conflict-mask", "eaft-mask"])
 def test_rows_that_a_mask_closes_are_not_projected_again(projected_rows, gate):
     hidden, weight, labels, _ = make_inputs(64, 100, ignored=0.0, spread=4.0)
@@ -218,9 +302,12 @@ def test_autocast_computes_in_its_dtype_and_returns_float32_gradients():
     rounded = [leaf.detach().bfloat16().requires_grad_() for leaf in leaves]
     fused_linear_eaft(*rounded, labels).backward()
     assert details.stats.nll.dtype == torch.float32
-    for leaf, low in zip(leaves, rounded, strict=True):
-        assert leaf.grad.dtype == torch.float32
-        assert torch.equal(leaf.grad, low.grad.float())
+    assert all(leaf.grad.dtype == torch.float32 for leaf in leaves)
+    assert torch.equal(leaves[0].grad, rounded[0].grad.float())
+    # the weight gradient is never rounded to bfloat16 on its way into the float32 parameter
+    _, (_, expected, _) = definition(*rounded, labels, "eaft")
+    assert not torch.equal(leaves[1].grad, leaves[1].grad.bfloat16().float())
+    assert relative_error(leaves[1].grad, expected) < relative_error(rounded[1].grad, expected) <= 5e-3
 
 
 def test_inside_a_checkpoint():
@@ -286,6 +373,9 @@ REFUSALS = [
     ({"gate": "eatf"}, "unknown gate 'eatf'. Did you mean 'eaft'?"),
     ({"gate": lambda stats: stats.nll[:1]}, "must return one weight a token"),
     ({"backend": "cudda"}, "unknown loss backend 'cudda'"),
+    ({"tail": "sparce"}, "unknown tail 'sparce'"),
+    ({"tail_threshold": 0.0}, "tail_threshold=0.0"),
+    ({"gate_threshold": 1.0}, "gate_threshold=1.0"),
     ({"bias": torch.zeros(3)}, "bias of shape (3,)"),
     ({"sequence_ids": torch.zeros(3, dtype=torch.long)}, "sequence_ids of shape (3,)"),
 ]

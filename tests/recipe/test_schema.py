@@ -31,7 +31,8 @@ def test_gates_are_those_of_the_loss():
     described = {name: {field.name: field.default for field in fields(gate)} for name, gate in GATES.items()}
     assert described == GATE_OPTIONS
     assert choices(Loss, "gate") == tuple(GATES)
-    assert set(ALL_GATE_OPTIONS) | {"gate", "backend", "tile_mb"} == set(Loss.model_fields)
+    operator = {"backend", "tile_mb", "tail", "tail_threshold", "gate_threshold", "recompute"}
+    assert set(ALL_GATE_OPTIONS) | {"gate"} | operator == set(Loss.model_fields)
 
 
 @pytest.mark.parametrize("gate", GATE_OPTIONS)

@@ -31,6 +31,11 @@ _SCRATCH_BYTES = {"cpu": 4 << 20}
 _SCRATCH_BYTES_DEVICE = 64 << 20
 
 
+def unavailable(device: torch.device, dtype: torch.dtype) -> None:
+    """Any device and floating dtype."""
+    return None
+
+
 def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
     """Statistics of every row of a tile; the tile is only read."""
     rows, vocab = logits_RV.shape
@@ -90,6 +95,30 @@ def tile_gradient_(
         if transform.scale != 1.0:
             z_BV.mul_(transform.scale)
         logits_RV[block] = z_BV
+
+
+def accumulate(sum_VH: Tensor, product_VH: Tensor, add: bool) -> None:
+    """`sum += product` in float32, or `sum = product`."""
+    if add:
+        sum_VH += product_VH
+    else:
+        sum_VH.copy_(product_VH)
+
+
+def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """(`[V]` bool: columns that hold a gradient of at least `threshold` in size, `[V]` float32 sums of the columns)"""
+    keep_V = (grad_RV.amax(0) >= threshold) | (grad_RV.amin(0) <= -threshold)
+    return keep_V, grad_RV.sum(0, dtype=torch.promote_types(grad_RV.dtype, torch.float32))
+
+
+def gather_columns(grad_RV: Tensor, columns_C: Tensor) -> Tensor:
+    """`[R, C]` contiguous, the columns asked for."""
+    return grad_RV.index_select(1, columns_C)
+
+
+def add_rows_(sum_VH: Tensor, rows_C: Tensor, product_CH: Tensor) -> None:
+    """`sum[rows] += product`; every row is named once."""
+    sum_VH.index_add_(0, rows_C, product_CH.to(sum_VH.dtype))
 
 
 def _row_blocks(logits_RV: Tensor, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

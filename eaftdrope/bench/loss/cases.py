@@ -1,0 +1,163 @@
+"""What is measured: the head of a model, a number of tokens, a dtype, and what is trained of it. Imports no torch.
+
+Legend: N tokens (rows), D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from eaftdrope.errors import UserError
+from eaftdrope.recipe.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The head of a model and the tokens that a step brings to it."""
+
+    name: str
+    title: str
+    hidden_size: int
+    vocabulary: int
+    rows: int
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("smollm2", "SmolLM2-135M", 576, 49_152, 2048),
+        Shape("qwen", "Qwen2.5-0.5B", 896, 151_936, 2048),
+        Shape("llama3", "Llama-3.2-1B", 2048, 128_256, 2048),
+        Shape("gemma", "Gemma-3-270m", 640, 262_144, 1024),
+    )
+}
+DEFAULT_ROWS = 2048
+DTYPES = ("bfloat16", "float32")
+LOGITS = {
+    "random": "hidden states and head drawn at random: half of the rows diffuse, a quarter sure of their label, a "
+    "quarter sure of another token",
+    "real": "hidden states and head of SmolLM2-135M-Instruct over text",
+}
+TRAINS = {
+    "all": "every label counts, the head is trained",
+    "half-ignored": "half of the labels are ignored, in spans of 32 rows as prompts are",
+    "frozen-head": "the head is frozen (LoRA): no weight gradient, and a floor of two products instead of three",
+}
+# the only shape whose model comes with a pip package
+REAL_SHAPE = "smollm2"
+QUICK_ROWS = 256
+
+# oneDNN's names for ONEDNN_MAX_CPU_ISA, weakest first
+ISAS = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+    "AVX512_CORE_BF16",
+    "AVX512_CORE_FP16",
+    "AVX512_CORE_AMX",
+    "AVX512_CORE_AMX_FP16",
+    "DEFAULT",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload; every method is measured on it."""
+
+    shape: str
+    title: str
+    rows: int
+    hidden_size: int
+    vocabulary: int
+    dtype: str
+    logits: str = "random"
+    trains: str = "all"
+
+    @property
+    def inputs(self) -> str:
+        """Cases of the same inputs share them, and their gradients in float64."""
+        labels = "half-ignored" if self.trains == "half-ignored" else "all"
+        return f"{self.shape}-{self.rows}-{self.dtype}-{self.logits}-{labels}"
+
+    @property
+    def products(self) -> int:
+        """Matrix products of `2 N D V` operations that a step cannot do without."""
+        return 2 if self.trains == "frozen-head" else 3
+
+    def __str__(self) -> str:
+        extra = "".join(f", {word}" for word in (self.logits, self.trains) if word not in ("random", "all"))
+        return f"{self.title} {self.rows} x {self.hidden_size} x {self.vocabulary} {self.dtype}{extra}"
+
+
+def parse_shapes(text: str) -> list[Shape]:
+    """`smollm2,qwen`, or sizes as `DxV`. Raises UserError with the nearest name."""
+    shapes = []
+    for word in split(text, "--shape"):
+        if sizes := re.fullmatch(r"(\d+)x(\d+)", word):
+            hidden_size, vocabulary = map(int, sizes.groups())
+            if min(hidden_size, vocabulary) < 1:
+                raise UserError(f"--shape {word}: sizes must be at least 1.")
+            shapes.append(Shape(word, word, hidden_size, vocabulary, DEFAULT_ROWS))
+        elif word in SHAPES:
+            shapes.append(SHAPES[word])
+        else:
+            raise UserError(
+                f"--shape {word}: no such shape.{did_you_mean(word, SHAPES)} Shapes: {', '.join(SHAPES)}, or sizes as "
+                "HIDDENxVOCABULARY, such as 896x151936."
+            )
+    return shapes
+
+
+def choose(text: str, known: Sequence[str], option: str) -> list[str]:
+    """The comma-separated words of `text`, all of them known. Raises UserError with the nearest word."""
+    words = split(text, option)
+    for word in words:
+        if word not in known:
+            raise UserError(f"{option} {word}: unknown.{did_you_mean(word, known)} Known: {', '.join(known)}.")
+    return words
+
+
+def split(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"{option} is empty. Name something, separated by commas.")
+    return list(dict.fromkeys(words))
+
+
+def make_cases(
+    shapes: Sequence[Shape],
+    dtypes: Sequence[str],
+    logits: Sequence[str],
+    trains: Sequence[str] | None = None,
+    rows: int | None = None,
+) -> list[Case]:
+    """The cases, those of the same inputs next to each other.
+
+    Without `trains`, every shape is measured as it trains most (`all`), and the first shape in the other ways too.
+    Real logits exist for one shape alone; the others are random.
+    """
+    cases = []
+    for dtype in dtypes:
+        for shape in shapes:
+            for kind in logits:
+                if kind == "real" and shape.name != REAL_SHAPE:
+                    continue
+                varied = shape is shapes[0] and kind == logits[0]
+                chosen = trains or (list(TRAINS) if varied else ["all"])
+                # the frozen head shares its inputs with `all`: next to it
+                for way in sorted(chosen, key=lambda name: name == "half-ignored"):
+                    sizes = (rows or shape.rows, shape.hidden_size, shape.vocabulary)
+                    cases.append(Case(shape.name, shape.title, *sizes, dtype, kind, way))
+    if not cases:
+        raise UserError(f"real logits exist for --shape {REAL_SHAPE} alone. Take it, or --logits random.")
+    return cases
+
+
+def as_json(case: Case) -> dict:
+    return asdict(case)

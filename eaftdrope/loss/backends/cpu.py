@@ -1,0 +1,182 @@
+"""The CPU backend: a C++ kernel for the instruction set of the machine (../native/eaft_cpu.cpp), float32, bfloat16 and
+float16. Each tile is read once for its statistics and once for its gradient.
+
+Beside the two functions of every backend it has what the sums over tiles and the sparse backward need on a CPU.
+
+Legend: R rows of a tile, V vocabulary, C some of its columns, H hidden size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..native.library import load
+from .tile import LogitsTransform, TileStats
+
+# As numbered in eaft_cpu.cpp.
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_PLAIN, _SCALED, _CAPPED = range(3)
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot work on such tensors here, in one line; None if it can. Compiles at first use."""
+    if device.type != "cpu":
+        return f"the cpu backend works on CPU tensors only, not on {device}: take another backend for that device."
+    if dtype not in _DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        return f"the cpu backend works on {names}, not on {dtype}: take the torch backend for it."
+    library = load()
+    return library if isinstance(library, str) else None
+
+
+def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
+    """Statistics of every row of a tile; the tile is only read.
+
+    Raises:
+        ValueError: a tile of the wrong dtype or layout, `topk` below 1.
+        RuntimeError: no library (see [`unavailable`]), no memory.
+    """
+    rows, vocab = _check_tile(logits_RV)
+    if topk is not None and topk < 1:
+        raise ValueError(f"topk of {topk}: expected at least 1, or None for no top-K entropy.")
+    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
+    nll_R, entropy_R, maximum_R, rest_R, topk_R = torch.empty(5, rows, dtype=torch.float32)
+    correct_R = torch.empty(rows, dtype=torch.bool)
+    _call(
+        "eaft_tile_statistics",
+        *(logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform)),
+        *(topk or 0, nll_R, entropy_R, topk_R, maximum_R, rest_R, correct_R),
+    )
+    return TileStats(
+        nll=nll_R,
+        entropy=entropy_R,
+        topk_entropy=None if topk is None else topk_R,
+        correct=correct_R,
+        maximum=maximum_R,
+        rest=rest_R,
+    )
+
+
+def tile_gradient_(
+    logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
+) -> None:
+    """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections. It may be a slice of the
+    vocabulary with the statistics of the whole rows; labels count from its start.
+
+    Raises:
+        ValueError: a tile of the wrong dtype or layout.
+        RuntimeError: no library (see [`unavailable`]).
+    """
+    rows, vocab = _check_tile(logits_RV)
+    maximum_R, rest_R, nll_R = (
+        _vector(getattr(stats, name), torch.float32, rows, f"stats.{name}") for name in ("maximum", "rest", "nll")
+    )
+    weight_R = _vector(weight_R, torch.float32, rows, "weight_R")
+    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
+    _call(
+        "eaft_tile_gradient",
+        *(logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform)),
+        *(maximum_R, rest_R, nll_R, weight_R),
+    )
+
+
+def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Which columns of a tile hold anything of size `threshold` or a NaN, `[V]` bool, and the sum of every column, `[V]`
+    float32, in one look.
+
+    Raises:
+        ValueError: a tile of the wrong dtype or layout.
+    """
+    rows, vocab = _check_tile(grad_RV)
+    keep_V = torch.empty(vocab, dtype=torch.bool)
+    mass_V = torch.empty(vocab, dtype=torch.float32)
+    tile = (grad_RV, _DTYPES[grad_RV.dtype], rows, vocab, grad_RV.stride(0))
+    _call("eaft_tile_columns", *tile, threshold, keep_V, mass_V)
+    return keep_V, mass_V
+
+
+def gather_columns(grad_RV: Tensor, columns_C: Tensor) -> Tensor:
+    """`grad_RV[:, columns_C]`, contiguous. Columns are int64 and in [0, V): they are not checked.
+
+    Raises:
+        ValueError: a tile of the wrong dtype or layout.
+    """
+    rows, _ = _check_tile(grad_RV)
+    columns_C = _vector(columns_C, torch.int64, columns_C.numel(), "columns_C")
+    grad_RC = grad_RV.new_empty(rows, columns_C.numel())
+    tile = (grad_RV, grad_RV.element_size(), rows, grad_RV.stride(0))
+    _call("eaft_gather_columns", *tile, columns_C, columns_C.numel(), grad_RC)
+    return grad_RC
+
+
+def accumulate(sum_VH: Tensor, product_VH: Tensor, add: bool) -> None:
+    """`sum_VH += product_VH`, or `=` unless `add`, in the float32 of the sum.
+
+    Raises:
+        ValueError: wrong dtypes, layouts or shapes.
+    """
+    if sum_VH.shape != product_VH.shape:
+        raise ValueError(f"a product of shape {tuple(product_VH.shape)} for a sum of {tuple(sum_VH.shape)}.")
+    _add_rows(sum_VH, None, product_VH, add)
+
+
+def add_rows_(sum_VH: Tensor, rows_C: Tensor, product_CH: Tensor) -> None:
+    """`sum_VH[rows_C] += product_CH`, added in float32 and rounded once. Rows are int64, each at most once and in
+    [0, V): they are not checked.
+
+    Raises:
+        ValueError: wrong dtypes, layouts or shapes.
+    """
+    if product_CH.shape != (rows_C.numel(), sum_VH.shape[1]):
+        raise ValueError(
+            f"a product of shape {tuple(product_CH.shape)} for {rows_C.numel()} rows of a sum of {tuple(sum_VH.shape)}."
+        )
+    _add_rows(sum_VH, _vector(rows_C, torch.int64, rows_C.numel(), "rows_C"), product_CH, True)
+
+
+def _add_rows(sum_VH: Tensor, rows_C: Tensor | None, product_CH: Tensor, add: bool) -> None:
+    _check_tile(sum_VH)
+    rows, columns = _check_tile(product_CH)
+    target = (sum_VH, _DTYPES[sum_VH.dtype], sum_VH.stride(0))
+    source = (product_CH, _DTYPES[product_CH.dtype], product_CH.stride(0))
+    _call("eaft_add_rows", *target, *source, rows_C, rows, columns, int(add))
+
+
+def _transform(transform: LogitsTransform) -> tuple[int, float, float]:
+    if transform.softcap is not None:
+        return _CAPPED, transform.scale, transform.softcap
+    return (_PLAIN if transform.scale == 1.0 else _SCALED), transform.scale, 0.0
+
+
+def _check_tile(tile_RV: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a matrix whose columns lie side by side."""
+    if tile_RV.device.type != "cpu" or tile_RV.dtype not in _DTYPES:
+        raise ValueError(unavailable(tile_RV.device, tile_RV.dtype))
+    shape, stride = tuple(tile_RV.shape), tile_RV.stride()
+    if len(shape) != 2 or (shape[1] > 1 and stride[1] != 1) or (shape[0] > 1 and stride[0] < shape[1]):
+        raise ValueError(
+            f"shape {shape} with strides {stride}: expected a matrix whose columns lie side by side (stride 1) and whose "
+            "rows do not overlap. Call .contiguous() on it."
+        )
+    return shape
+
+
+def _vector(values: Tensor, dtype: torch.dtype, count: int, name: str) -> Tensor:
+    if values.dtype != dtype or values.shape != (count,) or values.device.type != "cpu":
+        raise ValueError(
+            f"{name} is {values.dtype} {tuple(values.shape)} on {values.device}: expected {dtype} ({count},) on the CPU."
+        )
+    return values.contiguous()
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    """Calls the library with torch's number of threads as the last argument; tensors go as their addresses."""
+    library = load()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    addresses = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+    if getattr(library, name)(*addresses, torch.get_num_threads()) != 0:
+        raise RuntimeError(f"{name}: out of memory.")

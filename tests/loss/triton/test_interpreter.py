@@ -1,0 +1,28 @@
+"""Runs interpreter_cases.py: TRITON_INTERPRET is read when triton is imported, so it needs a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CASES = Path(__file__).with_name("interpreter_cases.py")
+
+
+def test_kernels_in_the_interpreter():
+    """Values against float64, borders, offsets beyond 2^31, accesses out of bounds, and planted bugs that must show."""
+    pytest.importorskip("triton", reason="triton is not installed: its kernels were NOT run in the interpreter")
+    done = subprocess.run(
+        # a crash is what some cases wait for, and needs no traceback of the interpreter
+        [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:faulthandler", "-p", "no:cacheprovider", CASES],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"interpreter_cases.py ended with {done.returncode}; its output is above"
+    assert " passed" in done.stdout and " failed" not in done.stdout
