@@ -140,12 +140,9 @@ class _Call:
         # as large as a tile of the first look, whose memory then serves again
         fit = self.tile_rows * self.vocab // max(1, len(open_O))
         width = min(self.vocab, max(_SLICE_COLUMNS, fit))
-        with tile_buffer(len(open_O), width, self.head_VH) as buffer_OC:
-            for columns in _slices(self.vocab, width):
-                logits_OC = buffer_OC[:, : columns.stop - columns.start]
-                if logits_OC.shape[1] < width:
-                    # the last slice is narrower: closed up, so that the GEMM writes side by side
-                    logits_OC = buffer_OC.flatten()[: logits_OC.numel()].view(logits_OC.shape)
+        for columns in _slices(self.vocab, width):
+            # the last slice is narrower: asked for anew, so that its rows lie side by side too
+            with tile_buffer(len(open_O), columns.stop - columns.start, self.head_VH) as logits_OC:
                 self.matmul(hidden_OH, columns, logits_OC)
                 self.options.backend.tile_gradient_(
                     logits_OC, labels_O - columns.start, stats_O, weight_O, self.options.transform
@@ -186,6 +183,8 @@ class _Call:
             logits_RV, hidden_RH = logits_RV[: len(order_R)], hidden_RH[order_R]
             labels_R, stats, weight_R = labels_R[order_R], stats.rows(order_R), weight_R[order_R]
             places = order_R + places.start if isinstance(places, slice) else places[order_R]
+        elif self.options.gate_threshold:
+            weight_R = torch.where(self.closed(weight_R), 0, weight_R)
         if len(logits_RV):
             self.options.backend.tile_gradient_(logits_RV, labels_R, stats, weight_R, self.options.transform)
             gradients.add(places, hidden_RH, logits_RV)
@@ -195,10 +194,8 @@ class _Call:
 
         On a device this waits for the gate, so it is done only where the gate can close a row.
         """
-        options = self.options
-        if logits_RV.device.type != "cpu" and (
-            self.rows.is_static or not (options.gate.closes or options.gate_threshold)
-        ):
+        is_waiting = logits_RV.device.type != "cpu"
+        if self.rows.is_static or (is_waiting and not (self.options.gate.closes or self.options.gate_threshold)):
             return None
         open_R = ~self.closed(weight_R)
         order = open_R.nonzero().squeeze(1)

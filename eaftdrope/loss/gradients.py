@@ -17,15 +17,18 @@ from .backends import Backend
 # against 2.1e-3 in one); the error grows like the square root of their number, so beyond that it is kept in float32.
 _LOW_PRECISION_TILES = 4
 
-# Rows of the weight gradient formed at a time when it is summed in float32, so that the product stays in cache.
-_ACCUMULATE_ROWS = 2048
+# Rows of the weight gradient formed at a time when it is summed in float32: the product stays in a CPU's cache. A device
+# wants fewer launches.
+_ACCUMULATE_ROWS = {"cpu": 2048}
+_ACCUMULATE_ROWS_DEVICE = 16_384
 
 # A tile of fewer rows is padded for the product that sums over the vocabulary: the matrix-vector kernels that libraries
 # take for a handful of rows add in one running sum (relative error 1e-5 over 262,144 tokens, 7e-7 from here on).
 _FEW_ROWS = 16
 
-# Elements scaled at a time when a low-precision gradient is multiplied in float32.
-_SCALE_ELEMENTS = 1 << 18
+# Elements scaled at a time when a low-precision gradient is multiplied in float32: in cache on a CPU.
+_SCALE_ELEMENTS = {"cpu": 1 << 18}
+_SCALE_ELEMENTS_DEVICE = 1 << 25
 
 Needed = tuple[bool, bool, bool]
 """Whether the gradients by hidden, weight and bias are asked for."""
@@ -81,8 +84,9 @@ class Gradients:
             else:
                 self.weight.addmm_(grad_RV.t(), hidden_RH)
             return
-        for start in range(0, self.weight.shape[0], _ACCUMULATE_ROWS):
-            block = slice(start, start + _ACCUMULATE_ROWS)
+        step = _ACCUMULATE_ROWS.get(grad_RV.device.type, _ACCUMULATE_ROWS_DEVICE)
+        for start in range(0, self.weight.shape[0], step):
+            block = slice(start, start + step)
             product_BH = product_float32(grad_RV[:, block].t(), hidden_RH)
             self._backend.accumulate(self.weight[block], product_BH, not self._first)
 
@@ -130,7 +134,7 @@ def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     up to 0.4 % too much or too little."""
     if gradient.dtype in (torch.float32, torch.float64):
         return gradient.mul_(factor)
-    for part in gradient.view(-1).split(_SCALE_ELEMENTS):
+    for part in gradient.view(-1).split(_SCALE_ELEMENTS.get(gradient.device.type, _SCALE_ELEMENTS_DEVICE)):
         part.copy_(part.float().mul_(factor))
     return gradient
 

@@ -60,7 +60,7 @@ def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int,
     is_trained_N = labels_N != ignore_index
     labels_N = labels_N.long()
     inside_N = is_trained_N & (labels_N >= 0) & (labels_N < vocab_size)
-    if labels_N.is_cuda and torch.cuda.is_current_stream_capturing():
+    if _is_capturing(labels_N.device):
         torch._assert_async((inside_N == is_trained_N).all())
         return TrainedRows(torch.where(inside_N, labels_N, 0), sequence_N, None, is_trained_N)
     # one wait of the host for both numbers
@@ -71,3 +71,8 @@ def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int,
         return TrainedRows(labels_N, sequence_N, None)
     index_T = torch.nonzero_static(is_trained_N, size=count).squeeze(1)
     return TrainedRows(labels_N[index_T], None if sequence_N is None else sequence_N[index_T], index_T)
+
+
+def _is_capturing(device: torch.device) -> bool:
+    """Whether what runs now is written into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

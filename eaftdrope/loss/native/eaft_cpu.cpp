@@ -12,8 +12,8 @@
 //     s' = f (s + (m' - m) (1 + r)) + ...     r' = f (1 + r) + (what the block adds, one m' kept out)
 // so numbers equal to the maximum are counted (each adds exactly 1) and only the others are summed.
 //
-// Top-K entropy. The K-th largest maximum of the sub-blocks is a lower bound on the K-th largest number: few numbers are
-// above it, and they are selected exactly.
+// Top-K entropy. The K-th largest maximum of the sub-blocks is a lower bound on the K-th largest number: few numbers
+// are above it, and they are selected exactly.
 //
 // Gradient (in place). x becomes w (softmax(z) - onehot(y)) dz/dx = w / (1 + r) e^(z - m) dz/dx, the target
 // w expm1(-nll) dz/dx, rounded once.
@@ -22,11 +22,12 @@
 // compiled once for each: portable (vector extensions: SSE2, NEON, ...), AVX2 + FMA + F16C, AVX-512 (F, BW, DQ, VL),
 // AVX-512 with BF16. Which one runs is decided when it runs.
 //
-// Exponentials. e^x = 2^n p(f), n + f = x log2 e, p of degree 5: two units in the last place for float32 logits; for those
-// of 16 bits |x| 8e-8 of itself, which is far below what their own rounding does.
+// Exponentials. e^x = 2^n p(f), n + f = x log2 e, p of degree 5: two units in the last place for float32 logits; for
+// those of 16 bits |x| 8e-8 of itself, which is far below what their own rounding does.
 //
-// Threads. The caller names their number and may hand over GOMP_parallel of the OpenMP runtime it uses already: a second
-// pool of threads would wait in a loop on cores that the first needs. Without one, threads are started for each call.
+// Threads. The caller names their number and may hand over GOMP_parallel of the OpenMP runtime it uses already: a
+// second pool of threads would wait in a loop on cores that the first needs. Without one, threads are started for each
+// call.
 //
 // Legend: R rows of a tile, V vocabulary, C some columns of it, H hidden size, K of the top-K entropy.
 
@@ -258,7 +259,7 @@ void for_each(int64_t items, int64_t grain, int threads, const Body& body) {
   };
   const int useful = static_cast<int>(std::min<int64_t>(threads, (items + grain - 1) / grain));
   if (useful <= 1) return work(&shared);
-  if (const Parallel parallel = openmp_parallel.load()) return parallel(work, &shared, static_cast<unsigned>(useful), 0);
+  if (const Parallel openmp = openmp_parallel.load()) return openmp(work, &shared, static_cast<unsigned>(useful), 0);
   std::vector<std::thread> others;
   try {
     others.reserve(useful);

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -206,8 +207,11 @@ def project(tmp_path, sources):
     native = folder / "eaftdrope" / "loss" / "native"
     native.parent.mkdir(parents=True)
     shutil.move(sources, native)
-    (folder / "recipes").mkdir()
     (folder / "eaftdrope" / "__init__.py").write_text("")
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for other in wheel["force-include"]:
+        (folder / other).mkdir(parents=True)
+        (folder / other / "file").write_text("")
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     return folder
@@ -271,7 +275,6 @@ def test_the_source_archive_can_build_the_wheel(project, tmp_path):
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert (unpacked / "hatch_build.py").is_file() and (unpacked / "eaftdrope/loss/native/isa_avx2.inc").is_file()
     assert not list(unpacked.rglob("*.so"))
-    (unpacked / "recipes").mkdir(exist_ok=True)
     hatchling(unpacked, "-t", "wheel")
     (wheel,) = (unpacked / "dist").glob("*.whl")
     assert [name for name in contents(wheel) if name.endswith(".so")]

@@ -63,6 +63,7 @@ COVERING = [Variant(target, dtype) for target in TARGETS for dtype in ("bfloat16
         {"layout": "aligned"},
         {"layout": "odd"},
         {"transform": "capped"},
+        {"transform": "capped", "layout": "odd"},
         {"transform": "scaled"},
         {"dtype": "float16"},
         {"vocab": 32_000, "layout": "aligned"},

@@ -1,4 +1,5 @@
-"""Runs interpreter_cases.py: TRITON_INTERPRET is read when triton is imported, so it needs a process of its own."""
+"""Runs interpreter_cases.py and guard_cases.py: TRITON_INTERPRET is read when triton is imported, so they need
+a process of their own."""
 
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-CASES = Path(__file__).with_name("interpreter_cases.py")
+CASES = [Path(__file__).with_name(name) for name in ("interpreter_cases.py", "guard_cases.py")]
 
 
 def test_kernels_in_the_interpreter():
@@ -16,7 +17,7 @@ def test_kernels_in_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed: its kernels were NOT run in the interpreter")
     done = subprocess.run(
         # a crash is what some cases wait for, and needs no traceback of the interpreter
-        [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:faulthandler", "-p", "no:cacheprovider", CASES],
+        [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:faulthandler", "-p", "no:cacheprovider", *CASES],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
         stdout=subprocess.PIPE,
@@ -24,5 +25,5 @@ def test_kernels_in_the_interpreter():
         text=True,
     )
     print(done.stdout)
-    assert done.returncode == 0, f"interpreter_cases.py ended with {done.returncode}; its output is above"
+    assert done.returncode == 0, f"the cases ended with {done.returncode}; their output is above"
     assert " passed" in done.stdout and " failed" not in done.stdout
