@@ -59,13 +59,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """Loss sum, its gradients by hidden, weight and bias (None where not asked for), and what was seen of the T rows."""
+    """Loss sum, its gradients by hidden, weight and bias (None where not asked for), what was seen of the T rows, and who
+    did the work."""
 
     loss: Tensor
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None]
     stats: TokenStats
     weight: Tensor
     closed: Tensor
+    backend: Backend
 
 
 @torch.no_grad()
@@ -241,7 +243,7 @@ class _Call:
         stats = self.token_stats(seen, slice(0, self.rows.count))
         # a row the gate has closed stays out even if its label is impossible (0 * inf)
         loss = torch.where(weight_T == 0, 0, weight_T * stats.nll).sum()
-        return Result(loss, gradients, stats, weight_T, self.closed(weight_T))
+        return Result(loss, gradients, stats, weight_T, self.closed(weight_T), self.options.backend)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

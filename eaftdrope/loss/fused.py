@@ -23,7 +23,6 @@ from .call import Call, run
 from .checks import TAIL_THRESHOLD, check_label_smoothing, check_settings, check_shapes
 from .compiled import compiled_loss
 from .gates import GateLike, resolve_gate
-from .gradients import scale_
 from .statistics import TokenStats
 
 
@@ -196,7 +195,7 @@ class _FusedLinearEAFT(torch.autograd.Function):
     def forward(ctx, hidden_NH, weight_VH, bias_V, labels_N, sequence_N, call: Call, grad_enabled: bool, sink: list):
         needed = tuple(grad_enabled and need for need in ctx.needs_input_grad[:3])
         result, rows = run(hidden_NH, weight_VH, bias_V, labels_N, sequence_N, call, needed)
-        ctx.gradients = result.gradients
+        ctx.gradients, ctx.backend = result.gradients, result.backend
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_NH, weight_VH, bias_V)]
         every_T = torch.arange(rows.count, device=labels_N.device) if rows.index is None else rows.index
         sink.append(LossDetails(result.stats, result.weight, result.closed, every_T, rows.trained))
@@ -211,8 +210,9 @@ class _FusedLinearEAFT(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # in place: these buffers are ours alone, and a second V x H one is what this operator exists to avoid
-        scaled = (
-            None if gradient is None else scale_(gradient, grad_output).to(dtype)
+        scaled = ctx.backend.scaled
+        results = (
+            None if gradient is None else scaled(gradient, grad_output, dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None, None, None
+        return *results, None, None, None, None, None

@@ -26,10 +26,6 @@ _ACCUMULATE_ROWS_DEVICE = 16_384
 # take for a handful of rows add in one running sum (relative error 1e-5 over 262,144 tokens, 7e-7 from here on).
 _FEW_ROWS = 16
 
-# Elements scaled at a time when a low-precision gradient is multiplied in float32: in cache on a CPU.
-_SCALE_ELEMENTS = {"cpu": 1 << 18}
-_SCALE_ELEMENTS_DEVICE = 1 << 25
-
 Needed = tuple[bool, bool, bool]
 """Whether the gradients by hidden, weight and bias are asked for."""
 
@@ -127,16 +123,6 @@ class ColumnGradients:
             grad_NH = torch.zeros_like(self._hidden_NH)
             grad_NH[self._rows_O] = self._sum_OH.to(grad_NH.dtype)
         return grad_NH, self._weight, self._bias
-
-
-def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies in place by a float32 scalar, in float32: a scalar rounded to bfloat16 would scale every gradient by
-    up to 0.4 % too much or too little."""
-    if gradient.dtype in (torch.float32, torch.float64):
-        return gradient.mul_(factor)
-    for part in gradient.view(-1).split(_SCALE_ELEMENTS.get(gradient.device.type, _SCALE_ELEMENTS_DEVICE)):
-        part.copy_(part.float().mul_(factor))
-    return gradient
 
 
 def product_over_vocabulary(grad_RC: Tensor, head_CH: Tensor) -> Tensor:

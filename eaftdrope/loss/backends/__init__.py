@@ -15,6 +15,7 @@ What stands between the GEMMs of the gradients a backend may do as well; what it
     tile_columns(grad_RV, threshold)          -> (columns any row of which reaches the threshold [V], column sums [V])
     gather_columns(grad_RV, columns_C)        -> grad_RC
     add_rows_(sum_VH, rows_C, product_CH)     sum[rows] += product
+    scaled(gradient, factor, dtype)           -> gradient * factor, in place where the dtype stays
 """
 
 from .select import (

@@ -137,12 +137,27 @@ def add_rows_(sum_VH: Tensor, rows_C: Tensor, product_CH: Tensor) -> None:
     _add_rows(sum_VH, _vector(rows_C, torch.int64, rows_C.numel(), "rows_C"), product_CH, True)
 
 
-def _add_rows(sum_VH: Tensor, rows_C: Tensor | None, product_CH: Tensor, add: bool) -> None:
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`gradient * factor` in `dtype`, multiplied in float32 and rounded once; in place where the dtype stays.
+
+    Raises:
+        ValueError: wrong dtypes or layout.
+    """
+    if not gradient.is_contiguous():
+        raise ValueError("a gradient that is not contiguous can not be scaled.")
+    result = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    width = gradient.shape[-1] if gradient.dim() else 1
+    if gradient.numel():
+        _add_rows(result.view(-1, width), None, gradient.view(-1, width), False, float(factor))
+    return result
+
+
+def _add_rows(sum_VH: Tensor, rows_C: Tensor | None, product_CH: Tensor, add: bool, factor: float = 1.0) -> None:
     _check_tile(sum_VH)
     rows, columns = _check_tile(product_CH)
     target = (sum_VH, _DTYPES[sum_VH.dtype], sum_VH.stride(0))
     source = (product_CH, _DTYPES[product_CH.dtype], product_CH.stride(0))
-    _call("eaft_add_rows", *target, *source, rows_C, rows, columns, int(add))
+    _call("eaft_add_rows", *target, *source, rows_C, rows, columns, factor, int(add))
 
 
 def _transform(transform: LogitsTransform) -> tuple[int, float, float]:

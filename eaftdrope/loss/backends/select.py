@@ -36,6 +36,7 @@ class Backend:
     tile_columns: Callable
     gather_columns: Callable
     add_rows_: Callable
+    scaled: Callable
 
 
 def check_backend_name(name: str) -> None:

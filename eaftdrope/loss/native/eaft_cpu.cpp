@@ -130,6 +130,7 @@ struct AddRowsJob {
   int64_t product_stride;
   const int64_t* rows;  // null: row r of the product belongs to row r of the sum
   int64_t columns;
+  float factor;  // of the product
   bool add;
 };
 
@@ -364,9 +365,9 @@ int eaft_tile_columns(const void* gradient, int dtype, int64_t rows, int64_t voc
 }
 
 int eaft_add_rows(void* sum, int sum_dtype, int64_t sum_stride, const void* product, int product_dtype,
-                  int64_t product_stride, const int64_t* rows, int64_t product_rows, int64_t columns, int add,
-                  int threads) {
-  const AddRowsJob job{sum, sum_stride, product, product_stride, rows, columns, add != 0};
+                  int64_t product_stride, const int64_t* rows, int64_t product_rows, int64_t columns, float factor,
+                  int add, int threads) {
+  const AddRowsJob job{sum, sum_stride, product, product_stride, rows, columns, factor, add != 0};
   const Kernels& k = kernels();
   const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(columns, 1));
   for_each(product_rows, grain, threads, [&](int, int64_t first, int64_t last) {

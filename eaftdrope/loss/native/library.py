@@ -32,7 +32,7 @@ _ARGUMENTS = {
         *(_POINTER, _POINTER, _POINTER, _POINTER, c_int),
     ),
     "eaft_tile_columns": (_POINTER, c_int, _SIZE, _SIZE, _SIZE, c_float, _POINTER, _POINTER, c_int),
-    "eaft_add_rows": (_POINTER, c_int, _SIZE, _POINTER, c_int, _SIZE, _POINTER, _SIZE, _SIZE, c_int, c_int),
+    "eaft_add_rows": (_POINTER, c_int, _SIZE, _POINTER, c_int, _SIZE, _POINTER, _SIZE, _SIZE, c_float, c_int, c_int),
     "eaft_gather_columns": (_POINTER, c_int, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, c_int),
 }
 

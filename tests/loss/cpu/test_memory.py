@@ -56,7 +56,7 @@ def run_every_function(library: Path, **environment: str) -> subprocess.Complete
 # --- guard pages ------------------------------------------------------------------------------------------------------
 
 
-FUNCTIONS = ("tile_statistics", "tile_gradient_", "tile_columns", "gather_columns", "add_rows_", "accumulate")
+FUNCTIONS = ("tile_statistics", "tile_gradient_", "tile_columns", "gather_columns", "add_rows_", "accumulate", "scaled")
 
 
 def touch_everything(monkeypatch, side: str, one_too_many: str = "") -> None:
@@ -89,6 +89,7 @@ def touch_everything(monkeypatch, side: str, one_too_many: str = "") -> None:
                 call("gather_columns", tile[-rows:], columns)
             call("add_rows_", tile, on_guard(torch.tensor([0, 4])), on_guard(tile[:2]))
             call("accumulate", tile, on_guard(tile), False)
+            call("scaled", tile, torch.tensor(0.5), tile.dtype)
 
 
 @pytest.mark.parametrize("side", ["end", "start"])

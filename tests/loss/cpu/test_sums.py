@@ -44,6 +44,20 @@ def test_accumulate(isa, dtype, columns, gap):
     assert _beyond(total).isnan().all(), "written beyond the row"
 
 
+@pytest.mark.parametrize("columns", [1, 7, 16, 33, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16])
+def test_scaled(isa, dtype, target, columns):
+    gradient = torch.randn(3, columns, generator=torch.Generator().manual_seed(columns)).to(dtype)
+    factor = torch.tensor(1 / 3)
+    expected = (gradient.float() * factor).to(target)
+    before = gradient.data_ptr()
+    actual = backend.scaled(gradient, factor, target)
+    assert torch.equal(actual, expected) and actual.dtype == target
+    assert (actual.data_ptr() == before) == (dtype == target)
+    assert torch.equal(backend.scaled(torch.arange(6.0), torch.tensor(2.0), torch.float32), torch.arange(6.0) * 2)
+
+
 def test_accumulate_writes_over_what_was_there(isa):
     total = torch.full((2, 70), float("nan"))
     backend.accumulate(total, torch.ones(2, 70, dtype=torch.bfloat16), False)
