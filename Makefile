@@ -2,6 +2,7 @@
 #
 #   make test MARKS="not slow"                 fewer tests
 #   make test ARGS="tests/loss -x"             some tests
+#   make test-kernels                          every check of the loss kernels, on every architecture
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
 
@@ -18,14 +19,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint format bench constraints clean
+.PHONY: quickstart test test-kernels lint format bench bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
 	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
 test: lint
-	$(OFFLINE) $(BIN)/python -m pytest $(if $(MARKS),-m "$(MARKS)") $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
+
+test-kernels: lint
+	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -35,8 +39,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The loss beside its peers: hours on two cores, minutes with ARGS=--quick.
 bench: $(INSTALLED)
-	$(OFFLINE) $(BIN)/python -m eaftdrope.bench.training $(ARGS)
+	$(OFFLINE) $(BIN)/eaftdrope bench loss $(ARGS)
+
+bench-training: $(INSTALLED)
+	$(OFFLINE) $(BIN)/eaftdrope bench training $(ARGS)
 
 # Write the versions of the present .venv into constraints.txt, under its header.
 constraints: $(INSTALLED)
