@@ -21,7 +21,7 @@ from .call import Call, default_tile_bytes, run
 from .gates import GATES, Gate, GateLike, resolve_gate
 from .gradients import sum_dtype
 from .statistics import TokenStats
-from .tail import GROUP_ROWS
+from .tail import ROWS_A_SUM
 
 # Gates that text can not carry: functions, and classes of other people. The name is of this process alone, so a graph
 # that a cache brings from another one finds nothing instead of another gate.
@@ -164,5 +164,5 @@ def _gradient_dtypes(
     single = torch.promote_types(dtype, torch.float32)
     rows, vocab = hidden_NH.shape[0], weight_VH.shape[0]
     most = max(1, default_tile_bytes(tile_bytes, hidden_NH.device) // (vocab * dtype.itemsize))
-    pieces = math.ceil(rows / (most if tail_threshold is None else GROUP_ROWS))
+    pieces = math.ceil(rows / (most if tail_threshold is None else ROWS_A_SUM))
     return dtype, sum_dtype(dtype, pieces) if weight_VH.dtype == dtype else single, single

@@ -28,7 +28,7 @@ from .gates import Gate, evaluate_gate
 from .gradients import ColumnGradients, Gradients, Needed, sum_dtype
 from .rows import TrainedRows
 from .statistics import TokenStats
-from .tail import GROUP_ROWS, TailSparseGradients
+from .tail import ROWS_A_SUM, TailSparseGradients
 
 # Columns of a slice of the vocabulary, at least: a GEMM wants some, however many rows there are.
 _SLICE_COLUMNS = 256
@@ -220,7 +220,7 @@ class _Call:
     def row_gradients(self) -> Gradients:
         options = self.options
         # what an untold number of closed rows would leave is not known yet: the tiles decide
-        pieces = self.tiles if options.tail_threshold is None else math.ceil(self.rows.count / GROUP_ROWS)
+        pieces = self.tiles if options.tail_threshold is None else math.ceil(self.rows.count / ROWS_A_SUM)
         rounded = self.weight_dtype != self.head_VH.dtype
         dtype = torch.float32 if rounded else sum_dtype(self.head_VH.dtype, pieces)
         common = (self.hidden_NH, self.head_VH, self.needed, options.backend, dtype)

@@ -22,6 +22,10 @@ from .gradients import Gradients, Needed, product_float32, product_over_vocabula
 # Rows that share one set of kept columns: fewer rows keep fewer columns, but need GEMMs of few rows.
 GROUP_ROWS = 256
 
+# Rows that count as one tile where it is asked in which precision the weight gradient is summed: most columns are kept by
+# fewer than half of the groups, so their sums are rounded less often than there are groups.
+ROWS_A_SUM = 2 * GROUP_ROWS
+
 # Groups whose rank-1 terms are formed by one GEMM.
 _GROUPS_AT_ONCE = 16
 
