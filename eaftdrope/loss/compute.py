@@ -118,10 +118,11 @@ class _Call:
         weight_T = self.rows.mask(evaluate_gate(self.options.gate, self.token_stats(seen, every_row)), every_row)
         gradients = None, None, None
         if any(self.needed):
-            open_O = (~self.closed(weight_T)).nonzero().squeeze(1)
+            open_O = self.open_of_all(weight_T)
             # which columns matter is known of few rows at a time, so a sparse tail goes by tiles again
             second_look = self.rows_again if self.options.tail_threshold is not None else self.columns_again
-            gradients = second_look(open_O, TileStats.concatenate(seen), weight_T)
+            open_weight_T = torch.where(self.closed(weight_T), 0, weight_T)
+            gradients = second_look(open_O, TileStats.concatenate(seen), open_weight_T)
         return self.result(seen, weight_T, gradients)
 
     def rows_again(self, open_O: Tensor, stats_T: TileStats, weight_T: Tensor):
@@ -190,6 +191,12 @@ class _Call:
         if len(logits_RV):
             self.options.backend.tile_gradient_(logits_RV, labels_R, stats, weight_R, self.options.transform)
             gradients.add(places, hidden_RH, logits_RV)
+
+    def open_of_all(self, weight_T: Tensor) -> Tensor:
+        """Which of the T rows are open; all of them where the device can not be asked."""
+        if self.rows.is_static:
+            return torch.arange(self.rows.count, device=weight_T.device)
+        return (~self.closed(weight_T)).nonzero().squeeze(1)
 
     def open_rows(self, weight_R: Tensor, logits_RV: Tensor) -> Tensor | None:
         """Moves the open rows of a tile to its top and returns which they are, or None where nothing is to be left out.

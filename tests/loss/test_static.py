@@ -50,12 +50,14 @@ def step(leaves, labels, **options):
 @pytest.mark.parametrize("gate", ["eaft", "profit", "none"])
 @pytest.mark.parametrize("tiles", [1, 5])
 @pytest.mark.parametrize("gate_threshold", [0.0, 0.2])
-def test_equal_to_the_definition_and_never_waiting(capturing, monkeypatch, gate, tiles, gate_threshold):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_equal_to_the_definition_and_never_waiting(capturing, monkeypatch, gate, tiles, gate_threshold, recompute):
     hidden, weight, labels, _ = make_inputs(50, 300)
     leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     tile_bytes = 50 // tiles * weight.shape[0] * 4
     with Recorded(monkeypatch) as recorded:
-        loss, details = step(leaves, labels, gate=gate, tile_bytes=tile_bytes, gate_threshold=gate_threshold)
+        options = {"gate": gate, "gate_threshold": gate_threshold, "recompute": recompute}
+        loss, details = step(leaves, labels, tile_bytes=tile_bytes, **options)
     assert not [name for name in recorded.names if name in (*WAITING, *NUMBERS)]
     assert torch.equal(details.trained, labels != -100)
     expected, gradients = definition(hidden, weight, labels, gate)

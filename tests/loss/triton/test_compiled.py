@@ -19,7 +19,9 @@ from tests.loss.triton.compiled import COVERING, EVERYTHING, Variant, launches, 
 from tests.loss.triton.mutants import mutant
 
 VARIANTS = [pytest.param(variant, id=str(variant)) for variant in COVERING] + [
-    pytest.param(variant, id=str(variant), marks=pytest.mark.exhaustive) for variant in EVERYTHING if variant not in COVERING
+    pytest.param(variant, id=str(variant), marks=pytest.mark.exhaustive)
+    for variant in EVERYTHING
+    if variant not in COVERING
 ]
 MAIN_LOOPS = ("row_statistics_kernel", "row_gradient_kernel", "column_kernel")
 
