@@ -149,6 +149,25 @@ def uses_bfloat16(recipe: Recipe) -> bool:
     return device.kind == "xpu"
 
 
+def check_backend(recipe: Recipe) -> None:
+    """A loss backend that the recipe names, on the device that training takes, before anything is loaded.
+
+    Raises:
+        UserError: it can not work there.
+    """
+    import torch
+
+    from ..loss.backends import unavailable
+
+    if recipe.loss.backend == "auto":
+        return
+    device = training_device().kind
+    dtype = torch.bfloat16 if uses_bfloat16(recipe) or recipe.model.dtype == "bfloat16" else torch.float32
+    reason = unavailable(recipe.loss.backend, torch.device(device), dtype)
+    if reason is not None:
+        raise UserError(f"loss.backend: {recipe.loss.backend} can not work on this machine's {device}: {reason}")
+
+
 def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
     """The trainer's arguments."""
     from ..loss.checks import TAIL_THRESHOLD

@@ -146,7 +146,10 @@ def _is_adapter(name: str) -> bool:
 
 def _gate(recipe: Recipe) -> str:
     options = ", ".join(f"{name} {value}" for name, value in recipe.loss.gate_kwargs().items())
-    return recipe.loss.gate + (f" ({options})" if options else "")
+    loss = recipe.loss
+    tail = ", sparse tail" if loss.tail == "sparse" else ""
+    skipped = f", gates below {loss.gate_threshold:g} left out" if loss.gate_threshold else ""
+    return loss.gate + (f" ({options})" if options else "") + tail + skipped
 
 
 def _files(recipe: Recipe, model: nn.Module, optimizer: int) -> tuple[tuple[str, str], ...]:

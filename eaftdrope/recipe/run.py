@@ -23,6 +23,7 @@ from .build import (
     build_data,
     build_model,
     build_run_probes,
+    check_backend,
     let_be_saved,
     stop_where_trained,
     uses_bfloat16,
@@ -138,6 +139,7 @@ def _prepare(recipe: Recipe, console: Console):
     """Tokenizer, data and probes, with the plan and what the data's audit found on the screen."""
     from ..models import load_tokenizer, needs_dequantising
 
+    check_backend(recipe)
     model = recipe.model
     if needs_dequantising(model.reference):
         console.print("dequantising the model once, about half a minute ...", highlight=False)
@@ -292,7 +294,11 @@ def _method(recipe: Recipe) -> str:
 
     gate = resolve_gate(recipe.loss.gate, **recipe.loss.gate_kwargs())
     tuned = f"LoRA (r = {recipe.lora.r}, alpha = {recipe.lora.alpha:g})" if recipe.lora else "full fine-tune"
-    return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}"
+    # what is not the exact gradient is part of the method
+    tail = "; gradients of the head's input and weight from the vocabulary columns that matter (sparse tail)"
+    return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}" + (
+        tail if recipe.loss.tail == "sparse" else ""
+    )
 
 
 def _push(recipe: Recipe, folder: RunFolder) -> None:

@@ -180,3 +180,19 @@ def test_table_holds_the_lines_of_the_text(config):
 
 def test_sizes():
     assert [gib(size) for size in (0, 85 * 2**20, 2.5 * 2**30, 200 * 2**30)] == ["0 MB", "85 MB", "2.50 GB", "200 GB"]
+
+
+def test_a_backend_that_can_not_work_here_is_refused_before_anything_is_loaded(monkeypatch):
+    from eaftdrope.errors import UserError
+    from eaftdrope.recipe import build, make_recipe
+
+    monkeypatch.setattr(build, "training_device", lambda: CPU)
+
+    def planned(backend):
+        data = {"model": "org/model", "data": {"train": "package:bfcl"}, "output": {"dir": "runs/x"}}
+        return make_recipe({**data, "loss": {"backend": backend}})
+
+    for backend in ("auto", "torch", "cpu"):
+        build.check_backend(planned(backend))
+    with pytest.raises(UserError, match="loss.backend: cuda can not work on this machine's cpu"):
+        build.check_backend(planned("cuda"))

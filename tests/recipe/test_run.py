@@ -52,8 +52,10 @@ WEIGHTS = {"config.json", "model.safetensors"}
         (("data.held_out=0.25", "train.eval_every=3", "train.precision=bfloat16"), RESULT | RECORDS | PROBED | ADAPTER),
         (("probes.target=[]", "probes.general=[]", "data.held_out=null"), RESULT | RECORDS | ADAPTER),
         ((*FULL, "model.dtype=bfloat16", "train.epochs=1", "train.steps=null"), RESULT | RECORDS | PROBED | WEIGHTS),
+        ((*FULL, "loss.tail=sparse", "loss.gate_threshold=0.01"), RESULT | RECORDS | PROBED | WEIGHTS),
+        ((*FULL, "loss.recompute=true", "loss.backend=torch"), RESULT | RECORDS | PROBED | WEIGHTS),
     ],
-    ids=["lora", "full", "merged", "share-bfloat16", "no-probes", "bfloat16-weights"],
+    ids=["lora", "full", "merged", "share-bfloat16", "no-probes", "bfloat16-weights", "sparse", "recompute"],
 )
 def test_what_a_run_leaves(start, tmp_path, overrides, expected):
     from eaftdrope.recipe import load_recipe
