@@ -192,7 +192,7 @@ def test_a_backend_that_can_not_work_here_is_refused_before_anything_is_loaded(m
         data = {"model": "org/model", "data": {"train": "package:bfcl"}, "output": {"dir": "runs/x"}}
         return make_recipe({**data, "loss": {"backend": backend}})
 
-    for backend in ("auto", "torch", "cpu"):
+    for backend in ("auto", "torch"):
         build.check_backend(planned(backend))
-    with pytest.raises(UserError, match="loss.backend: cuda can not work on this machine's cpu"):
+    with pytest.raises(UserError, match=r"loss\.backend: cuda can not work on this machine's cpu"):
         build.check_backend(planned("cuda"))
