@@ -92,7 +92,7 @@ def loss(
     from eaftdrope.bench.loss.runner import Settings, resolve_device
 
     measured_by = Settings(resolve_device(device), threads, repeat, seconds, isa, None if text is None else str(text))
-    bench_loss(cases, methods, measured_by, output=output, command=shlex.join(["eaftdrope", *sys.argv[1:]]))
+    bench_loss(cases, methods, measured_by, output=output, command=_command(sys.argv[1:]))
 
 
 def _or(value, default):
@@ -113,3 +113,8 @@ def training(
     command += ["--steps", str(steps), "--batch-size", str(batch_size), "--model", model]
     command += ["--float32"] * float32 + (["--out", str(out)] if out else [])
     raise SystemExit(subprocess.run(command).returncode)
+
+
+def _command(arguments: list[str]) -> str:
+    """What was typed, for the results: without folders, which mean nothing on another machine."""
+    return shlex.join(["eaftdrope", *(Path(argument).name if "/" in argument else argument for argument in arguments)])

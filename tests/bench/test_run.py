@@ -300,3 +300,10 @@ def test_training_passes_its_options_on(capsys, monkeypatch):
     assert run("bench", "training", *options, capsys=capsys)[0] == 3
     expected = ["--steps", "4", "--batch-size", "2", "--model", "package:smollm2-135m-instruct", "--float32"]
     assert commands == [["-m", "eaftdrope.bench.training", *expected, "--out", "x.json"]]
+
+
+def test_the_recorded_command_names_no_folder():
+    from eaftdrope.cli.bench import _command
+
+    arguments = ["bench", "loss", "--text", "/home/me/my text.txt", "--shape", "576x49152", "--output", "runs/bench"]
+    assert _command(arguments) == "eaftdrope bench loss --text 'my text.txt' --shape 576x49152 --output bench"
