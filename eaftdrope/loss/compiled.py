@@ -163,6 +163,6 @@ def _gradient_dtypes(
     dtype = hidden_NH.dtype
     single = torch.promote_types(dtype, torch.float32)
     rows, vocab = hidden_NH.shape[0], weight_VH.shape[0]
-    most = max(1, default_tile_bytes(tile_bytes, hidden_NH.device) // (vocab * dtype.itemsize))
+    most = max(1, default_tile_bytes(tile_bytes, hidden_NH.device, vocab) // (vocab * dtype.itemsize))
     pieces = math.ceil(rows / (most if tail_threshold is None else ROWS_A_SUM))
     return dtype, sum_dtype(dtype, pieces) if weight_VH.dtype == dtype else single, single

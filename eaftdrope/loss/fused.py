@@ -97,7 +97,8 @@ def fused_linear_eaft(
             Who works on the tiles: `"cpu"` (C++), `"triton"`, `"cuda"` (C++), `"torch"`, or the fastest that works
             here. The environment variable `EAFTDROPE_LOSS_BACKEND` stands for `"auto"`.
         tile_bytes (`int`, *optional*):
-            Memory of one tile of logits; defaults to 160 MiB on a CPU, 512 MiB elsewhere.
+            Memory of one tile of logits; defaults to 160 MiB on a CPU, 512 MiB elsewhere, and at least
+            1 KiB a token of the vocabulary (512 rows in bfloat16).
         tail (`str`, *optional*, defaults to `"exact"`):
             `"sparse"` forms the gradients from the columns of the vocabulary that matter; see `eaftdrope/loss/tail.py`.
         tail_threshold (`float`, *optional*, defaults to 2^-12):

@@ -148,7 +148,7 @@ def loss_tile_bytes(recipe: Recipe, config: PretrainedConfig, *, device: str, el
     text = config.get_text_config()
     tokens = recipe.train.batch_size * recipe.data.max_length
     asked = None if recipe.loss.tile_mb is None else recipe.loss.tile_mb * 2**20
-    budget = default_tile_bytes(asked, torch.device(device))
+    budget = default_tile_bytes(asked, torch.device(device), text.vocab_size)
     row = text.vocab_size * element
     rows = min(tokens, max(1, budget // row))
     return rows * row + tokens * text.hidden_size * element

@@ -26,7 +26,8 @@ class EAFTConfig(SFTConfig):
         loss_backend (`str`, *optional*, defaults to `"auto"`):
             Backend of the fused operator: `"auto"`, `"cpu"`, `"triton"`, `"cuda"` or `"torch"`.
         loss_tile_bytes (`int`, *optional*):
-            Memory of one tile of logits in bytes; defaults to 160 MiB on a CPU, 512 MiB elsewhere.
+            Memory of one tile of logits in bytes; defaults to 160 MiB on a CPU, 512 MiB elsewhere, more for
+            vocabularies above 160,000 tokens.
 
         loss_tail (`str`, *optional*, defaults to `"exact"`):
             `"sparse"` forms the gradients from the columns of the vocabulary that matter.
