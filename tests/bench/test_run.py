@@ -305,5 +305,5 @@ def test_training_passes_its_options_on(capsys, monkeypatch):
 def test_the_recorded_command_names_no_folder():
     from eaftdrope.cli.bench import _command
 
-    arguments = ["bench", "loss", "--text", "data/of mine/my text.txt", "--shape", "576x49152", "--output", "runs/bench"]
+    arguments = ["bench", "loss", "--text", "of mine/my text.txt", "--shape", "576x49152", "--output", "runs/bench"]
     assert _command(arguments) == "eaftdrope bench loss --text 'my text.txt' --shape 576x49152 --output bench"
