@@ -97,8 +97,8 @@ class TailSparseGradients(Gradients):
         size_G1 = mass_GV.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         total_G1 = (mass_GV / size_G1).sum(1, keepdim=True)
         mean_GH = product_over_vocabulary((mass_GV / size_G1).to(self._head_VH.dtype), self._head_VH).float() / total_G1
-        # no mass was dropped, or what was dropped cancels: there is no mean to speak of
-        mean_GH = torch.where(total_G1.abs() > 0.5, mean_GH, 0)
+        # no mass was dropped, or what was dropped cancels: there is no mean to speak of; a NaN must be seen
+        mean_GH = torch.where(total_G1.abs() <= 0.5, 0, mean_GH)
         for (rows_R, tail_R, _), mean_H in zip(self._tails, mean_GH):
             self.hidden[rows_R] += (tail_R[:, None] * mean_H).to(self.hidden.dtype)
         self._tails.clear()

@@ -5,6 +5,7 @@ The only file that knows both the recipe's keys and the trainer's.
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -150,22 +151,30 @@ def uses_bfloat16(recipe: Recipe) -> bool:
 
 
 def check_backend(recipe: Recipe) -> None:
-    """A loss backend that the recipe names, on the device that training takes, before anything is loaded.
+    """A loss backend that the recipe or the environment names, on the device that training takes, before anything is
+    loaded.
 
     Raises:
         UserError: it can not work there.
     """
     import torch
 
-    from ..loss.backends import unavailable
+    from ..loss.backends import VARIABLE, check_backend_name, unavailable
 
-    if recipe.loss.backend == "auto":
+    name, where = recipe.loss.backend, "loss.backend"
+    if name == "auto":
+        name, where = os.environ.get(VARIABLE) or "auto", VARIABLE
+    if name == "auto":
         return
+    try:
+        check_backend_name(name)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
     device = training_device().kind
     dtype = torch.bfloat16 if uses_bfloat16(recipe) or recipe.model.dtype == "bfloat16" else torch.float32
-    reason = unavailable(recipe.loss.backend, torch.device(device), dtype)
+    reason = unavailable(name, torch.device(device), dtype)
     if reason is not None:
-        raise UserError(f"loss.backend: {recipe.loss.backend} can not work on this machine's {device}: {reason}")
+        raise UserError(f"{where}: {name} can not work on this machine's {device}: {reason}")
 
 
 def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:

@@ -103,3 +103,12 @@ def test_a_frozen_head_and_no_rows():
     assert relative_error(leaf.grad, definition(hidden, weight, labels, "eaft")[1][0]) < 5e-6
     loss, gradients = run(hidden, weight, torch.full_like(labels, -100), tail="sparse")
     assert loss == 0 and not any(gradient.any() for gradient in gradients[:2])
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_nan_is_not_hidden(backend):
+    """Neither by the columns that are dropped nor by their mean."""
+    hidden, weight, labels = text_like(rows=40)
+    hidden[3] = float("nan")
+    loss, gradients = run(hidden, weight, labels, gate="none", tail="sparse", backend=backend)
+    assert loss.isnan() and gradients[0][3].isnan().all() and gradients[1].isnan().any()

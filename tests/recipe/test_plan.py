@@ -192,7 +192,15 @@ def test_a_backend_that_can_not_work_here_is_refused_before_anything_is_loaded(m
         data = {"model": "org/model", "data": {"train": "package:bfcl"}, "output": {"dir": "runs/x"}}
         return make_recipe({**data, "loss": {"backend": backend}})
 
+    monkeypatch.delenv("EAFTDROPE_LOSS_BACKEND", raising=False)
     for backend in ("auto", "torch"):
         build.check_backend(planned(backend))
     with pytest.raises(UserError, match=r"loss\.backend: cuda can not work on this machine's cpu"):
         build.check_backend(planned("cuda"))
+    monkeypatch.setenv("EAFTDROPE_LOSS_BACKEND", "cuda")
+    build.check_backend(planned("torch"))
+    with pytest.raises(UserError, match="EAFTDROPE_LOSS_BACKEND: cuda can not work on this machine's cpu"):
+        build.check_backend(planned("auto"))
+    monkeypatch.setenv("EAFTDROPE_LOSS_BACKEND", "cdua")
+    with pytest.raises(UserError, match="EAFTDROPE_LOSS_BACKEND: unknown loss backend 'cdua'"):
+        build.check_backend(planned("auto"))

@@ -122,8 +122,10 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """(`[V]` bool: columns that hold a gradient of at least `threshold` in size, `[V]` float32 sums of the columns)"""
-    keep_V = (grad_RV.amax(0) >= threshold) | (grad_RV.amin(0) <= -threshold)
+    """(`[V]` bool: columns that hold a gradient of at least `threshold` in size or a NaN, `[V]` float32 sums of the
+    columns)"""
+    # what is small is asked for, which a NaN is not
+    keep_V = ~((grad_RV.amax(0) < threshold) & (grad_RV.amin(0) > -threshold))
     return keep_V, grad_RV.sum(0, dtype=torch.promote_types(grad_RV.dtype, torch.float32))
 
 
