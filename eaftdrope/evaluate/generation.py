@@ -17,11 +17,34 @@ def generate(
     The prompts are rendered text: no special token is added. Sampling defaults of the checkpoint are set aside.
     `progress` counts tokens, `max_new_tokens` for each prompt.
     """
+    ids = [tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids for prompt in prompts]
+    answers = generate_ids(
+        model, tokenizer, ids, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, progress=progress
+    )
+    return [tokenizer.decode(answer) for answer in answers]
+
+
+def generate_ids(
+    model,
+    tokenizer,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    prefill_chunk: int | None = None,
+    progress=None,
+) -> list[list[int]]:
+    """`generate` on tokens: the ids of each answer, cut before the token that ended it.
+
+    Args:
+        prefill_chunk: tokens of a prompt that go through the model at a time, for prompts too long for one forward.
+    """
     stops = stop_token_ids(model, tokenizer)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
+        prefill_chunk_size=prefill_chunk,
         use_cache=True,
         # Stated because what is left unset comes from the checkpoint.
         do_sample=False,
@@ -32,15 +55,14 @@ def generate(
         top_p=1.0,
         top_k=50,
     )
-    ids = [tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids for prompt in prompts]
-    answers = [""] * len(prompts)
+    answers: list[list[int]] = [[]] * len(prompts)
     done = 0
-    for batch in batches([len(row) + max_new_tokens for row in ids], batch_tokens):
+    for batch in batches([len(row) + max_new_tokens for row in prompts], batch_tokens):
         tick = _Tick(progress, done * max_new_tokens, len(batch), len(prompts) * max_new_tokens)
-        new = _generate_batch(model, [ids[i] for i in batch], config, tick)
+        new = _generate_batch(model, [prompts[i] for i in batch], config, tick)
         for i, row in zip(batch, new):
             end = next((j for j, token in enumerate(row) if token in stops), len(row))
-            answers[i] = tokenizer.decode(row[:end])
+            answers[i] = row[:end]
         done += len(batch)
         if progress is not None:
             progress(done * max_new_tokens, len(prompts) * max_new_tokens)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,13 +16,13 @@ from eaftdrope.evaluate.matching import accepted_calls, check_accepted
 from eaftdrope.evaluate.perplexity import Perplexity
 from eaftdrope.evaluate.sampling import evenly
 from eaftdrope.evaluate.scores import Score
+from eaftdrope.evaluate.texts import asset, json_lines, read_texts, shipped_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from eaftdrope.data import Example
 
-_TEXT = "news_from_nowhere.txt"
 _QUESTIONS = "general_questions.jsonl"
 
 
@@ -54,7 +52,7 @@ def run_probes(
         progress: called with (probe name, done, total) after each batch.
     """
     scores = []
-    with _evaluating(model):
+    with evaluating(model):
         for probe in probes:
             report = None
             if progress is not None:
@@ -133,14 +131,18 @@ def _call_task(example: Example) -> CallTask:
 
 
 def _perplexity(group: str, files: list[str] | None = None, max_tokens: int | None = 4096) -> Perplexity:
-    texts = [_asset(_TEXT)] if files is None else [text for file in files for text in _read_texts(Path(file))]
+    texts = (
+        [shipped_text()]
+        if files is None
+        else [text for file in files for text in read_texts(Path(file), "the perplexity probe")]
+    )
     return Perplexity(texts, max_tokens, group=group)
 
 
 def _multiple_choice(group: str, file: str | None = None, limit: int | None = 60) -> MultipleChoice:
     where = Path(_QUESTIONS if file is None else file)
-    text = _asset(_QUESTIONS) if file is None else where.read_text(encoding="utf-8")
-    questions = [_question(row, place) for place, row in _json_lines(text, where)]
+    text = asset(_QUESTIONS) if file is None else where.read_text(encoding="utf-8")
+    questions = [_question(row, place) for place, row in json_lines(text, where)]
     if not questions:
         raise DataError(f"{where}: no questions. A line is {{question, choices, answer}}.")
     return MultipleChoice(evenly(questions, limit), group)
@@ -158,37 +160,8 @@ def _question(row: dict, place: str) -> Question:
     )
 
 
-def _read_texts(file: Path) -> list[str]:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix != ".jsonl":
-        return [text]
-    texts = []
-    for place, row in _json_lines(text, file):
-        if not isinstance(row.get("text"), str):
-            raise DataError(f"{place}: no `text`. The perplexity probe reads JSONL rows with a `text` field.")
-        texts.append(row["text"])
-    return texts
-
-
-def _json_lines(text: str, file: Path) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: expected a JSON object.")
-        yield f"{file}:{number}", row
-
-
-def _asset(name: str) -> str:
-    return (package_files("eaftdrope.evaluate") / "assets" / name).read_text(encoding="utf-8")
-
-
 @contextlib.contextmanager
-def _evaluating(model) -> Iterator[None]:
+def evaluating(model) -> Iterator[None]:
     """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

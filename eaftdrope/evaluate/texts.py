@@ -1,0 +1,54 @@
+"""The texts that probes read: a file of plain text or of JSONL rows with a `text` field, or what is shipped here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files as package_files
+from pathlib import Path
+
+from eaftdrope.errors import DataError
+
+SHIPPED = "news_from_nowhere.txt"
+
+
+def read_texts(file: Path, reader: str) -> list[str]:
+    """The documents of a file: each row's `text` of a .jsonl, else the whole file. `reader` is named in the error.
+
+    Raises:
+        DataError: a line is not a JSON object with a text.
+    """
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".jsonl":
+        return [text]
+    texts = []
+    for place, row in json_lines(text, file):
+        if not isinstance(row.get("text"), str):
+            raise DataError(
+                f"{place}: no `text`. {reader[0].upper()}{reader[1:]} reads JSONL rows with a `text` field."
+            )
+        texts.append(row["text"])
+    return texts
+
+
+def json_lines(text: str, file: Path) -> Iterator[tuple[str, dict]]:
+    """(file:line, object) of every line that is not empty."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: expected a JSON object.")
+        yield f"{file}:{number}", row
+
+
+def shipped_text() -> str:
+    """The opening of a novel of 1890, in the public domain: some 9,700 words."""
+    return asset(SHIPPED)
+
+
+def asset(name: str) -> str:
+    return (package_files("eaftdrope.evaluate") / "assets" / name).read_text(encoding="utf-8")
