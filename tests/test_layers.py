@@ -14,11 +14,12 @@ ALLOWED = {
     "loss": set(),
     "models": set(),
     "data": {"models"},
-    "evaluate": {"data", "loss", "models"},
+    "drope": {"models"},
+    "evaluate": {"data", "loss", "models", "drope"},
     "trainer": {"loss", "data", "models"},
-    "report": {"evaluate", "models", "data", "loss"},
-    "recipe": {"trainer", "evaluate", "report", "loss", "data", "models"},
-    "cli": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models", "bench"},
+    "report": {"evaluate", "drope", "models", "data", "loss"},
+    "recipe": {"trainer", "evaluate", "report", "drope", "loss", "data", "models"},
+    "cli": {"recipe", "trainer", "evaluate", "report", "drope", "loss", "data", "models", "bench"},
     "bench": {"recipe", "trainer", "evaluate", "loss", "data", "models", ""},
 }
 

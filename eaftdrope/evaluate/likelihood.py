@@ -49,7 +49,7 @@ def token_nll(
     nll = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
     if len(positions) == 0:
         return nll, counted.sum(1)
-    if _keeps_logits(model):
+    if keeps_logits(model):
         out = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=positions)
         logits = out.logits
     else:
@@ -109,6 +109,6 @@ def _padded(rows: list[Row], device) -> tuple[torch.Tensor, torch.Tensor, torch.
     return input_ids.to(device), labels.to(device), mask.to(device)
 
 
-def _keeps_logits(model) -> bool:
+def keeps_logits(model) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters

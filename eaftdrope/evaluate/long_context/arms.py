@@ -1,0 +1,91 @@
+"""Arms: what one checkpoint is measured as. As it is, or with another rotary embedding in stock terms on its weights.
+
+    as is    the model as it was loaded
+    rope     its original rotary embedding (of a converted checkpoint; otherwise that is what it is)
+    pi, ntk, yarn   the original one, stretched to each length (factor = length / trained length)
+    crop     the original one, and the model sees only the last tokens, as many as it was trained on
+
+Baselines of a recalibrated checkpoint have its weights, which are no longer those that its rotary embedding was trained
+with. For a fair baseline name the original model as another model of the probe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from eaftdrope.drope.rope import layer_ropes, swapped_rope, with_rope
+from eaftdrope.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+BASELINES = ("rope", "pi", "ntk", "yarn", "crop")
+AS_IS = "as is"
+_STRETCHED = ("pi", "ntk", "yarn")
+# A rotary embedding stretched beyond this is none: conversions write 1e30.
+_NO_ROTATION = 1e12
+
+
+def original_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with the rotary embedding that the weights were trained with: `config` itself, or what a
+    conversion recorded.
+
+    Raises:
+        UserError: the checkpoint has no rotation, and no record of the one it had.
+    """
+    record = getattr(config, "drope", None)
+    if record is None:
+        if _has_no_rotation(config):
+            raise UserError(
+                "it has no rotary embedding, and its config.json does not record the one it had (`drope`), so "
+                "baselines cannot be made of it. Name the original model as another MODEL."
+            )
+        return config
+    original = copy.deepcopy(config)
+    text = original.get_text_config()
+    text.rope_parameters = copy.deepcopy(record["original"]["rope_parameters"])
+    text.max_position_embeddings = record["original"]["max_position_embeddings"]
+    return original
+
+
+def arms_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[str]:
+    """The arms of a model: as it is, and the baselines that differ from that.
+
+    Raises:
+        UserError: a baseline cannot be made of this checkpoint; what to do is said.
+    """
+    if not baselines:
+        return [AS_IS]
+    original = original_config(config)
+    for method in _STRETCHED:
+        if method in baselines:
+            with_rope(original, method, 2.0)
+    return [AS_IS, *(name for name in baselines if name != "rope" or original is not config)]
+
+
+@contextlib.contextmanager
+def as_arm(model, name: str, length: int, trained: int) -> Iterator[int | None]:
+    """The live model as an arm, for inputs of `length` tokens; gives how many tokens it may see (None: all).
+
+    Raises:
+        UserError: the arm cannot be made of this model.
+    """
+    assert name in (AS_IS, *BASELINES)
+    if name == AS_IS:
+        yield None
+        return
+    method = name if name in _STRETCHED else "rope"
+    factor = max(1.0, length / trained) if name in _STRETCHED else 1.0
+    changed = with_rope(original_config(model.config), method, factor, trained)
+    with swapped_rope(model, changed):
+        yield trained if name == "crop" else None
+
+
+def _has_no_rotation(config: PretrainedConfig) -> bool:
+    def stretch(rope: dict) -> float:
+        return max([rope.get("factor") or 1.0, *(rope.get("long_factor") or [])])
+
+    return all(stretch(rope) > _NO_ROTATION for rope in layer_ropes(config).values())

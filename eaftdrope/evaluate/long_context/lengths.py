@@ -1,0 +1,56 @@
+"""Lengths: in tokens, or in multiples of the length that a model was trained on. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from eaftdrope.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_LENGTH = re.compile(r"(\d+)|(\d+(?:\.\d+)?)x")
+
+
+def trained_length(config: PretrainedConfig) -> int:
+    """The context that the model was trained on, in tokens, as far as its configuration tells: what a conversion
+    recorded, else what a stretched rotary embedding calls its original length, else `max_position_embeddings`.
+
+    Raises:
+        UserError: the configuration has none of them.
+    """
+    text = config.get_text_config()
+    converted = getattr(config, "drope", None)
+    if converted is not None:
+        return int(converted["trained_length"])
+    rope = getattr(text, "rope_parameters", None) or {}
+    # Of these types alone: Llama 3.1's own type names the length before its long-context training.
+    if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
+        return int(rope["original_max_position_embeddings"])
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None:
+        raise UserError(f"a {text.model_type} configuration does not say a length. Pass --trained-length.")
+    return int(length)
+
+
+def parse_lengths(text: str, trained: int) -> list[int]:
+    """`2048,4096` or `1x,2x,4x` (times `trained`) -> tokens, ascending, each once.
+
+    Raises:
+        UserError: a part that is neither, or not a length.
+    """
+    lengths = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _LENGTH.fullmatch(part)
+        if match is None:
+            raise UserError(f"{part!r} is not a length. Write tokens (4096) or a multiple of the trained length (2x).")
+        lengths.add(int(match[1]) if match[1] else round(float(match[2]) * trained))
+    if not lengths or min(lengths) < 2:
+        raise UserError(f"{text!r}: a length is at least 2 tokens, such as 2048,4096 or 1x,2x,4x.")
+    return sorted(lengths)
+
+
+def multiple(length: int, trained: int) -> str:
+    """`2x`, or `1.5x`, of the trained length."""
+    return f"{length / trained:.3g}x"

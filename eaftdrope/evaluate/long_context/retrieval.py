@@ -1,0 +1,155 @@
+"""Whether a model finds the needles: greedy answers, exact match of the numbers, and how certain the share is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from eaftdrope.evaluate.generation import generate_ids
+from eaftdrope.evaluate.probes import evaluating
+
+from .haystack import Hay
+from .needles import Needles, Trial, numbers_found
+
+# Tokens of a prompt that go through the model at a time.
+_PREFILL = 2048
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trial: how many of the numbers asked for were found, and the answer itself."""
+
+    depth: float | None
+    found: int
+    asked: int
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return self.found == self.asked
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """All trials of a kind at a length."""
+
+    kind: str
+    length: int
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of trials with every number right."""
+        return sum(outcome.right for outcome in self.outcomes) / len(self.outcomes)
+
+    @property
+    def recall(self) -> float:
+        """Share of the numbers asked for that were found; where one number is asked for, the accuracy."""
+        return sum(o.found for o in self.outcomes) / sum(o.asked for o in self.outcomes)
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(sum(outcome.right for outcome in self.outcomes), len(self.outcomes))
+
+    def by_depth(self) -> dict[float, Retrieval]:
+        """The trials at each depth, in order (of `niah`; the other kinds have random places)."""
+        depths = sorted({outcome.depth for outcome in self.outcomes if outcome.depth is not None})
+        return {
+            depth: Retrieval(self.kind, self.length, tuple(o for o in self.outcomes if o.depth == depth))
+            for depth in depths
+        }
+
+    def as_json(self) -> dict:
+        return {"outcomes": [asdict(outcome) for outcome in self.outcomes]}
+
+    @classmethod
+    def from_json(cls, kind: str, length: int, result: dict) -> Retrieval:
+        return cls(kind, length, tuple(Outcome(**outcome) for outcome in result["outcomes"]))
+
+
+def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (Journal of the American Statistical Association 22, 1927); z = 1.96 is 95 %."""
+    share, square = hits / trials, z * z / trials
+    middle = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    # At 0 and 1 the ends are exact, which the sum above misses by a rounding.
+    low = 0.0 if hits == 0 else middle - half
+    return low, 1.0 if hits == trials else middle + half
+
+
+def needle_accuracy(
+    model,
+    tokenizer,
+    texts: list[str],
+    length: int,
+    *,
+    kind: str = "niah",
+    trials: int = 100,
+    depths: int = 10,
+    seed: int = 0,
+    crop: int | None = None,
+    batch_tokens: int = 16384,
+    progress=None,
+) -> Retrieval:
+    """Hide needles in `texts` and ask for them, `trials` times.
+
+    Args:
+        length: tokens of prompt and answer together.
+        kind: one of `needles.KINDS`; `niah` has its trials spread over `depths` depths.
+        crop: the model sees only the last `crop` tokens (of prompt and answer together).
+        batch_tokens: tokens of prompts that are answered at once, and so are in the cache at once (at least one prompt).
+        progress: called with (trials done, trials).
+
+    Raises:
+        UserError: `length` is too short for the kind.
+    """
+    return ask(
+        model,
+        tokenizer,
+        Needles(kind, tokenizer, Hay(tokenizer, texts), length, depths=depths, seed=seed),
+        trials,
+        crop=crop,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
+def ask(
+    model,
+    tokenizer,
+    needles: Needles,
+    trials: int,
+    *,
+    crop: int | None = None,
+    batch_tokens: int = 16384,
+    progress=None,
+) -> Retrieval:
+    """`needle_accuracy` of needles that are made already."""
+    size = max(1, batch_tokens // min(needles.length, crop or needles.length))
+    outcomes = []
+    with evaluating(model):
+        for start in range(0, trials, size):
+            batch = [needles.trial(i) for i in range(start, min(start + size, trials))]
+            answers = generate_ids(
+                model,
+                tokenizer,
+                [prompt(trial, needles, crop) for trial in batch],
+                max_new_tokens=needles.answer_tokens,
+                batch_tokens=size * needles.length,
+                prefill_chunk=_PREFILL,
+            )
+            for trial, ids in zip(batch, answers):
+                answer = tokenizer.decode(ids)
+                found = numbers_found(answer, trial.numbers)
+                outcomes.append(Outcome(trial.depth, found, len(trial.numbers), answer))
+            if progress is not None:
+                progress(len(outcomes), trials)
+    return Retrieval(needles.kind, needles.length, tuple(outcomes))
+
+
+def prompt(trial: Trial, needles: Needles, crop: int | None) -> list[int]:
+    """The tokens that the model is given: all, or the beginning and the last of them that leave room for the answer."""
+    if crop is None or crop >= needles.length:
+        return trial.ids
+    begin = needles.begin
+    return begin + trial.ids[len(trial.ids) - (crop - needles.answer_tokens - len(begin)) :]
