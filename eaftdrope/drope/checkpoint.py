@@ -1,0 +1,130 @@
+"""A checkpoint folder as files: what is in it, what is carried over to a converted one, and how.
+
+Weights are never loaded: safetensors files are hard-linked, or copied where a link cannot be made, and of a file whose
+queries are rescaled only those bytes are written anew. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ORIGINALS = "drope_original"
+"""Folder in a converted checkpoint for what `undo` needs."""
+
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: file (relative), dtype as safetensors names it, shape, first byte and length in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+def read_json(path: Path) -> dict:
+    """Raises UserError where the file is not a JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object.")
+    return data
+
+
+def write_json(path: Path, data: dict) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def carried_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(files that a conversion carries over, weight files in other formats that it leaves out), relative and sorted.
+    Hidden files and folders are the tools' (caches, locks) and not the checkpoint's.
+
+    Raises:
+        UserError: there are no safetensors weights.
+    """
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            files.append(str(relative))
+    others = [name for name in files if name.endswith(_OTHER_WEIGHTS)]
+    if not any(name.endswith(".safetensors") for name in files):
+        kind = f"only {', '.join(others[:3])}" if others else "none"
+        raise UserError(
+            f"{folder} has no safetensors weights ({kind}). A conversion never loads weights, and other formats cannot be "
+            "taken as files. Save them anew first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
+            "`AutoTokenizer.from_pretrained(SRC).save_pretrained(NEW)`."
+        )
+    return [name for name in files if name not in others], others
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file, of the checkpoint's model weights.
+
+    Raises:
+        UserError: neither model.safetensors nor its index is there, or a file of the index is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return dict.fromkeys(read_header(folder / SINGLE)[0], SINGLE)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}. Is it the folder that `save_pretrained` wrote?")
+    names = read_json(folder / INDEX)["weight_map"]
+    missing = sorted({file for file in names.values() if not (folder / file).is_file()})
+    if missing:
+        raise UserError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing[:3])}. Download them.")
+    return names
+
+
+def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
+    """(tensors by name, hash of the header) of a safetensors file; reads the header alone.
+
+    Raises:
+        UserError: the file is not whole or not safetensors.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            text = stream.read(length)
+            entries = json.loads(text)
+    except (struct.error, ValueError, MemoryError, OverflowError) as error:
+        raise UserError(f"{file} is not a safetensors file, or is cut off ({error}). Download it again.") from error
+    entries.pop("__metadata__", None)
+    begin = 8 + length
+    tensors = {
+        name: Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin + entry["data_offsets"][0],
+                     entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+    end = max((tensor.start + tensor.length for tensor in tensors.values()), default=begin)
+    if file.stat().st_size < end:
+        raise UserError(f"{file} is cut off: {file.stat().st_size:,} bytes of {end:,}. Download it again.")
+    return tensors, hashlib.sha256(text).hexdigest()
+
+
+def carry(source: Path, target: Path, *, copy: bool = False) -> None:
+    """`target` becomes `source`: a hard link where that can be made (not over a file system's edge), else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a hub's cache has links to its blobs
+    source = source.resolve()
+    if not copy:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    shutil.copy2(source, target)

@@ -1,0 +1,137 @@
+"""config.json of a converted checkpoint: rope keys for transformers 5 and 4, the announced length, and the record.
+
+A file that has only the keys of transformers 5 silently runs full RoPE in transformers 4, and every save by transformers
+5 writes only those: `complete` puts the older ones back after a training.
+
+The record stands under `drope`, which stock loaders carry along untouched: what the keys were before, the trained
+length, and what was done.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint import read_json, write_json
+from .layers import Layers
+from .rope import identity_rope, layer_ropes, rotary_dim
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+RECORD = "drope"
+_ROPE_KEYS = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "rotary_emb_base",
+    "rope_local_base_freq",
+    "original_max_position_embeddings",
+    "max_position_embeddings",
+    "no_rope_layers",
+    "layer_types",
+)
+
+
+def text_part(raw: dict) -> dict:
+    """The mapping inside a config.json that describes the language model."""
+    return raw.get("text_config", raw)
+
+
+def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers, length: int) -> dict:
+    """config.json's content with the rotary embedding of `layers` dropped.
+
+    Args:
+        raw: config.json as it is.
+        config: the same, as transformers reads it (its `rope_parameters` are complete whatever version wrote the file).
+        length: the context to announce.
+    """
+    raw = copy.deepcopy(raw)
+    part, text = text_part(raw), config.get_text_config()
+    original = {key: copy.deepcopy(part.get(key)) for key in _ROPE_KEYS}
+    part["max_position_embeddings"] = length
+    if layers.indices is not None:
+        chosen = set(layers.indices)
+        part["no_rope_layers"] = [0 if i in chosen else has for i, has in enumerate(text.no_rope_layers)]
+        # left out, they would be derived from the line above
+        part["layer_types"] = list(text.layer_types)
+        ropes = layer_ropes(text)
+    else:
+        ropes = {
+            name: identity_rope(old, form, length=length, rotary_dim=rotary_dim(text, old))
+            if layers.types is None or name in layers.types
+            else old
+            for name, old in layer_ropes(text).items()
+        }
+    part["rope_parameters"] = ropes[""] if "" in ropes else ropes
+    _write_old_keys(part)
+    raw[RECORD] = {
+        "trained_length": text.max_position_embeddings,
+        "layers": str(layers),
+        "form": form,
+        "temperature": 1.0,
+        **raw.get(RECORD, {"original": original}),
+    }
+    raw[RECORD] |= {"layers": str(layers), "form": form}
+    return raw
+
+
+def before(raw: dict) -> dict:
+    """A converted config.json's content with the rope keys that it had before its (first) conversion."""
+    raw = copy.deepcopy(raw)
+    part = text_part(raw)
+    for key, value in raw.pop(RECORD)["original"].items():
+        if value is None:
+            part.pop(key, None)
+        else:
+            part[key] = value
+    return raw
+
+
+def complete(folder: str | Path) -> bool:
+    """Puts the rope keys of transformers 4 back into the config.json of a converted checkpoint that transformers 5 has
+    saved. Returns whether the folder holds a converted checkpoint (any other is left alone)."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path) if path.is_file() else {}
+    if RECORD not in raw:
+        return False
+    part = text_part(raw)
+    before_it = copy.deepcopy(part)
+    _write_old_keys(part)
+    if part != before_it:
+        partial = path.with_name(".config.json.partial")
+        write_json(partial, raw)
+        partial.replace(path)
+    return True
+
+
+def _write_old_keys(part: dict) -> None:
+    """`rope_scaling`, `rope_theta` and their like beside `rope_parameters`, as transformers 4 and engines read them."""
+    ropes = part["rope_parameters"]
+    nested = "rope_type" not in ropes
+    if nested:
+        # transformers 4 has one scaling, for full attention, and a plain rotary embedding on sliding layers
+        rope, local = ropes["full_attention"], ropes.get("sliding_attention")
+        if part["model_type"] == "gemma3_text" and local:
+            part["rope_local_base_freq"] = local["rope_theta"]
+    else:
+        rope = ropes
+    theta, factor = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
+    if part["model_type"] == "gpt_neox":
+        part["rotary_emb_base"], part["rotary_pct"] = theta, factor
+    part["rope_theta"] = theta
+    if factor != 1.0:
+        part["partial_rotary_factor"] = factor
+    moved = ("rope_theta", "partial_rotary_factor")
+    scaling = {key: value for key, value in rope.items() if key not in moved}
+    if rope["rope_type"] == "longrope":
+        part["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+        # transformers 4 takes exactly these three of Phi-3
+        scaling = {"type": "longrope", **{key: scaling[key] for key in ("short_factor", "long_factor")}}
+    if rope["rope_type"] == "default":
+        part.pop("rope_scaling", None)
+    else:
+        part["rope_scaling"] = scaling

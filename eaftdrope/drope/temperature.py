@@ -1,0 +1,100 @@
+"""The softmax temperature: scores times beta, because attention over more tokens is flatter.
+
+    beta = 1 + slope * ln(s),  s = length / trained length       (arXiv 2512.12167, appendix C.2)
+
+A factor on the scores is a factor on the queries, and a factor on the queries can be folded into the weights that make
+them: the checkpoint then carries its temperature to every engine. Which tensor holds it depends on the architecture:
+the query norm's weight where queries are normalised, else the query projection, alone or within a fused one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
+
+PAPER_SLOPES = {"SmolLM-360M, recalibrated": 0.103, "a 494M model trained for it": 0.412}
+# norms that multiply by 1 + weight
+_OFFSET_NORMS = ("gemma3_text",)
+_NORM = re.compile(r"\.(q_norm|q_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
+_PROJECTION = re.compile(r"\.q_proj\.(weight|bias)$")
+_FUSED = re.compile(r"\.(qkv_proj|query_key_value)\.(weight|bias)$")
+
+
+def beta_for(length: int, trained_length: int, slope: float) -> float:
+    """1 + slope * ln(length / trained_length); 1 where the length is not above the trained one."""
+    return 1.0 + slope * math.log(max(1.0, length / trained_length))
+
+
+@contextlib.contextmanager
+def scaled_queries(model: nn.Module, beta: float) -> Iterator[None]:
+    """Every attention score of the live `model` times `beta`, put back in the end. No weight is touched: transformers'
+    attention modules keep the factor on their scores as `scaling`.
+
+    Raises:
+        UserError: the model has no such modules.
+    """
+    modules = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), float)]
+    if not modules:
+        raise UserError(f"{type(model).__name__} has no attention module with a `scaling`, so its scores have no dial.")
+    own = [module.scaling for module in modules]
+    try:
+        for module in modules:
+            module.scaling = module.scaling * beta
+        yield
+    finally:
+        for module, scaling in zip(modules, own):
+            module.scaling = scaling
+
+
+def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
+    """Of a checkpoint's tensor names, those that set the length of the queries: norms where there are any, else
+    projections.
+
+    Raises:
+        UserError: none is known by its name.
+    """
+    for pattern in (_NORM, _PROJECTION, _FUSED):
+        found = [name for name in names if pattern.search(name)]
+        if found:
+            return found
+    raise UserError(
+        f"no query projection is known by its name in this {config.model_type} checkpoint (q_proj, q_norm, qkv_proj, "
+        "query_key_value), so a temperature cannot be folded into its weights. Leave the temperature out."
+    )
+
+
+def fold(name: str, tensor: Tensor, beta: float, config: PretrainedConfig) -> Tensor:
+    """`tensor`, one of `query_tensors`, with every query made `beta` times as long; same shape and dtype.
+
+    The product is formed in float64 and rounded once.
+    """
+    text = config.get_text_config()
+    wide = tensor.double()
+    if _NORM.search(name) and text.model_type in _OFFSET_NORMS:
+        wide = (1.0 + wide) * beta - 1.0
+    elif _FUSED.search(name):
+        wide = _fold_fused(name, wide.clone(), beta, text)
+    else:
+        wide = wide * beta
+    return wide.to(tensor.dtype)
+
+
+def _fold_fused(name: str, wide: Tensor, beta: float, text: PretrainedConfig) -> Tensor:
+    """Rows of a fused projection: all queries first (qkv_proj), or query, key and value of one head after another."""
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if ".query_key_value." in name:
+        by_head = wide.view(heads, 3, head_dim, -1) if wide.dim() == 2 else wide.view(heads, 3, head_dim)
+        by_head[:, 0] *= beta
+    else:
+        wide[: heads * head_dim] *= beta
+    return wide
