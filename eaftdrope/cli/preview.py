@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from eaftdrope.errors import UserError
 from eaftdrope.recipe import load_recipe
+
+# Tokens of a document that are shown where the length of a block is the model's own.
+_DOCUMENT = 1024
 
 
 def preview(
@@ -27,18 +31,31 @@ def preview(
     from eaftdrope.data.preview import make_preview, preview_text
     from eaftdrope.models import load_tokenizer
 
-    model, data = loaded.model, loaded.data
+    trained = {
+        "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train.seed),
+        "eaft": loaded.data and (loaded.data, loaded.train.seed),
+    }
+    stages = [stage for stage in loaded.stages or ["eaft"] if trained.get(stage)]
+    if not stages:
+        raise UserError(f"{recipe} trains on nothing: its stages are {', '.join(loaded.stages)}.")
+    model = loaded.model
+    tokenizer = load_tokenizer(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code)
     console = Console()
-    shown = make_preview(
-        data.train_sources(),
-        load_tokenizer(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code),
-        rows=rows,
-        format=data.format,
-        train_on=data.train_on,
-        max_length=data.max_length,
-        on_bad_row=data.on_bad_row,
-        seed=loaded.train.seed,
-        scan=scan,
-    )
     marks = not console.is_terminal or console.no_color
-    console.print(preview_text(shown, marks=marks), soft_wrap=True)
+    for stage in stages:
+        data, seed = trained[stage]
+        shown = make_preview(
+            data.train_sources(),
+            tokenizer,
+            rows=rows,
+            format=data.format,
+            train_on=data.train_on,
+            max_length=data.max_length or _DOCUMENT,
+            on_bad_row=data.on_bad_row,
+            seed=seed,
+            scan=scan,
+        )
+        if loaded.stages:
+            joined = " (documents are joined and cut into blocks; here each is cut)" if stage == "recalibrate" else ""
+            console.print(f"=== stage {stage}{joined}", highlight=False)
+        console.print(preview_text(shown, marks=marks), soft_wrap=True)

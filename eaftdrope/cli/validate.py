@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 from eaftdrope.recipe import Recipe, load_recipe
+from eaftdrope.recipe.data_section import DataSource, Rows
+from eaftdrope.recipe.probes import Probes
+from eaftdrope.recipe.stage_sections import Drope, Recalibrate
+from eaftdrope.recipe.training_sections import Loss, Train
 
 
 def validate(
@@ -23,24 +27,81 @@ def validate(
 
 def summary(recipe: Recipe) -> str:
     """The recipe in a few lines of plain text."""
-    data, train, lora = recipe.data, recipe.train, recipe.lora
-    options = ", ".join(f"{name} {value}" for name, value in recipe.loss.gate_kwargs().items())
-    length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
-    if data.held_out_share:
-        held_out = f"{data.held_out_share:.0%} of train"
-    else:
-        held_out = ", ".join(source.path for source in data.held_out or []) or "nothing"
-    probes = [probe.name for probe in (*recipe.probes.target, *recipe.probes.general)]
-    lines = {
-        "model": recipe.model.reference,
-        "method": f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
-        "train": f"{', '.join(source.path for source in data.train)} (loss on {data.train_on}, "
-        f"at most {data.max_length} tokens a row)",
-        "held out": held_out,
-        "loss": f"gate {recipe.loss.gate}" + (f" ({options})" if options else ""),
-        "length": f"{length} of {train.batch_size * train.accumulation} rows a device, "
-        f"learning rate {train.learning_rate:g}, {train.scheduler}",
-        "probes": ", ".join(probes) or "none",
-        "output": recipe.output.dir,
+    lines = {"model": recipe.model.reference}
+    if recipe.stages:
+        lines["stages"] = ", ".join(recipe.stages)
+    for stage in recipe.stages or ["eaft"]:
+        if stage == "drope":
+            lines["drope"] = _drope(recipe.drope or Drope())
+        elif stage == "recalibrate":
+            # the lines of a training, set off where another one follows
+            lines["recalibrate"] = ""
+            lines |= {f" {name}": text for name, text in _recalibration(recipe.recalibrate).items()}
+        else:
+            lines |= _fine_tuning(recipe)
+    lines["output"] = recipe.output.dir
+    width = max(9, *(len(name) for name in lines))
+    return "\n".join(f"  {name:{width}} {text}".rstrip() for name, text in lines.items())
+
+
+def _drope(drope: Drope) -> str:
+    parts = [f"layers {drope.layers}"]
+    if drope.max_length:
+        parts.append(f"context of {drope.max_length} tokens")
+    if drope.temperature:
+        parts.append(f"temperature {drope.temperature:g}")
+    if drope.qk_norm:
+        parts.append("QK-norm")
+    return ", ".join(parts)
+
+
+def _recalibration(section: Recalibrate) -> dict[str, str]:
+    data, train, recovery = section.data, section.train, section.recovery
+    blocks = f"blocks of {data.max_length}" if data.max_length else "blocks of the trained context"
+    stop = f", stops at {recovery.stop_at:g} of the original's perplexity" if recovery.stop_at else ""
+    length = f"{section.budget:,.0f} tokens" if section.budget else _length(train)
+    return {
+        "train": f"{_paths(data.train)} ({blocks}, documents {data.documents})",
+        "held out": _held_out(data),
+        "loss": _loss(section.loss),
+        "length": f"{length}, {_pace(train)}{stop}",
+        "probes": _probes(section.probes),
     }
-    return "\n".join(f"  {name:9} {text}" for name, text in lines.items())
+
+
+def _fine_tuning(recipe: Recipe) -> dict[str, str]:
+    data, lora = recipe.data, recipe.lora
+    return {
+        "method": f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
+        "train": f"{_paths(data.train)} (loss on {data.train_on}, at most {data.max_length} tokens a row)",
+        "held out": _held_out(data),
+        "loss": _loss(recipe.loss),
+        "length": f"{_length(recipe.train)} of {_pace(recipe.train)}",
+        "probes": _probes(recipe.probes),
+    }
+
+
+def _paths(sources: list[DataSource]) -> str:
+    return ", ".join(source.path for source in sources)
+
+
+def _held_out(data: Rows) -> str:
+    return f"{data.held_out_share:.0%} of train" if data.held_out_share else _paths(data.held_out or []) or "nothing"
+
+
+def _loss(loss: Loss) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
+    return f"gate {loss.gate}" + (f" ({options})" if options else "")
+
+
+def _length(train: Train) -> str:
+    return f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+
+
+def _pace(train: Train) -> str:
+    rows = train.batch_size * train.accumulation
+    return f"{rows} rows a device, learning rate {train.learning_rate:g}, {train.scheduler}"
+
+
+def _probes(probes: Probes) -> str:
+    return ", ".join(probe.name for probe in (*probes.target, *probes.general)) or "none"

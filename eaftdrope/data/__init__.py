@@ -1,7 +1,8 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
 source (`sources.py`, `bfcl.py`) -> row -> `formats.py` -> Example -> `chat.py` (`template.py`, `tools.py`) -> text and
-answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`) -> dataset and report -> `preview.py`
+answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`) -> dataset and report -> `preview.py`; to pretrain
+on: dataset -> `blocks.py` -> blocks of one length
 
 Names are loaded on first use: checking a source needs only `sources.py`.
 """
@@ -30,6 +31,7 @@ _HOMES = {
     "normalise": "formats",
     "parse_tool_calls": "tools",
     "render_prompt": "chat",
+    "text_blocks": "blocks",
 }
 
 __all__ = [
@@ -52,9 +54,11 @@ __all__ = [
     "normalise",
     "parse_tool_calls",
     "render_prompt",
+    "text_blocks",
 ]
 
 if TYPE_CHECKING:
+    from .blocks import text_blocks
     from .build import build_dataset, examples_for_probe, hold_out, iter_examples
     from .chat import render_prompt
     from .counts import DataReport

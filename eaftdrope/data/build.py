@@ -7,16 +7,13 @@
 
 from __future__ import annotations
 
-import atexit
 import random
-import shutil
-import tempfile
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eaftdrope.data.arrow_file import write_rows
 from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
 from eaftdrope.data.encoding import Encoded, encode
 from eaftdrope.data.formats import Example, normalise
@@ -40,6 +37,7 @@ def build_dataset(
     max_length: int | None = 1024,
     on_bad_row: str = "stop",
     seed: int = 0,
+    enough: Callable[[int, int], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Dataset, DataReport]:
     """The mixture of `sources` as a dataset of `input_ids`, `labels` (-100 where not trained, not shifted) and `origin`.
@@ -52,6 +50,8 @@ def build_dataset(
         max_length (`int`, *optional*): longer rows lose their end; None keeps all.
         on_bad_row (`str`): "stop" raises at the first bad row, "skip" leaves it out and counts it.
         seed (`int`): chooses the rows of a fractional weight.
+        enough (`Callable[[int, int], bool]`, *optional*): called with the rows and tokens that a source has given so far;
+            it is not read further once that is enough.
         progress (`Callable[[int], None]`, *optional*): called with the number of rows read, every 1,000 rows.
 
     Raises:
@@ -65,9 +65,12 @@ def build_dataset(
     stops = StopTokens()
     lengths, trained = array("I"), array("I")
 
-    def encoded_rows() -> Iterator[tuple[Encoded, str]]:
+    def encoded_rows() -> Iterator[dict[str, object]]:
         for name, source in zip(names, sources):
+            rows = tokens = 0
             for row in iter_rows(source):
+                if enough is not None and enough(rows, tokens):
+                    break
                 if progress is not None and report.read % _BATCH == 0:
                     progress(report.read)
                 encoded = _encode_row(row, report, name, on_bad_row, tokenizer, format, train_on, max_length)
@@ -75,9 +78,10 @@ def build_dataset(
                     stops.add(encoded)
                     lengths.append(len(encoded.input_ids))
                     trained.append(encoded.trained_tokens)
-                    yield encoded, row.origin
+                    rows, tokens = rows + 1, tokens + lengths[-1]
+                    yield {"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": row.origin}
 
-    dataset = _write(encoded_rows())
+    dataset = write_rows(encoded_rows(), ("input_ids", "labels", "origin"))
     _refuse_empty(report, names, train_on, max_length)
     indices = _mixture(report, sources, seed)
     _count(report, indices, lengths, trained)
@@ -194,27 +198,6 @@ def _encode_row(
     counts.encoded += 1
     counts.truncated += encoded.truncated
     return encoded
-
-
-def _write(rows: Iterator[tuple[Encoded, str]]) -> Dataset:
-    """Rows to an Arrow file that lives as long as this process, as a memory-mapped dataset."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    ids = pa.list_(pa.int32())
-    schema = pa.schema({"input_ids": ids, "labels": ids, "origin": pa.string()})
-    folder = tempfile.mkdtemp(prefix="eaftdrope-data-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = str(Path(folder) / "rows.arrow")
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        batch: list[dict[str, object]] = []
-        for encoded, origin in rows:
-            batch.append({"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": origin})
-            if len(batch) == _BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                batch.clear()
-        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-    return Dataset.from_file(path)
 
 
 def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_length: int | None) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
+from . import files
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,6 +24,31 @@ class Section(BaseModel):
 def recipe_folder(info: ValidationInfo) -> Path | None:
     """The folder that relative paths start from, or None: then no file is looked for."""
     return info.context["folder"] if info.context else None
+
+
+def existing_file(path: str, info: ValidationInfo) -> str:
+    """`path` as it was found beside the recipe or here. Raises ValueError where it is not."""
+    folder = recipe_folder(info)
+    if folder is None:
+        return path
+    found = files.find(path, folder)
+    if found is None:
+        raise ValueError(files.missing(path, folder))
+    return found
+
+
+def existing_model(reference: str, info: ValidationInfo) -> str:
+    """A model reference, a local one as it was found. Raises ValueError where it leads nowhere."""
+    folder = recipe_folder(info)
+    if folder is None:
+        return reference
+    reference = files.resolved(reference, folder)
+    from eaftdrope.models import check_model_reference
+
+    problem = check_model_reference(reference)
+    if problem:
+        raise ValueError(problem)
+    return reference
 
 
 def describe(value: object) -> str:

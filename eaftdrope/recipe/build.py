@@ -10,12 +10,15 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .machine import cpu_flags, training_device
-from .plan import DataStats
+from .plan import DataStats, steps_of
 from .schema import Recipe
+from .stage_sections import TextData
+from .stages import tokens_of_a_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from datasets import Dataset
@@ -50,29 +53,50 @@ class RunData:
         return DataStats(len(self.train), tokens, trained, truncated=report.truncated, skipped=skipped)
 
 
-def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
-    """Reads, masks and encodes the rows.
+def encode_rows(
+    recipe: Recipe,
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    enough: Callable[[int, int], bool] | None = None,
+) -> tuple[Dataset, DataReport]:
+    """The rows of `sources`, masked and encoded as the recipe's data section says.
 
     Raises:
         DataError: a source or row that can not be used, or no row with a trained token.
     """
-    from ..data import build_dataset, hold_out, iter_examples
+    from ..data import build_dataset
+
+    with warnings.catch_warnings():
+        # the report carries them; the run prints it
+        warnings.simplefilter("ignore", UserWarning)
+        return build_dataset(
+            sources,
+            tokenizer,
+            format=recipe.data.format,
+            train_on=recipe.data.train_on,
+            max_length=max_length,
+            on_bad_row=recipe.data.on_bad_row,
+            seed=recipe.train.seed,
+            enough=enough,
+        )
+
+
+def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Reads, masks and encodes the rows, and cuts text to recalibrate on into blocks.
+
+    Raises:
+        DataError: a source or row that can not be used, or no row with a trained token.
+    """
+    from ..data import hold_out, iter_examples
 
     data, seed = recipe.data, recipe.train.seed
+    if isinstance(data, TextData):
+        return build_text(recipe, tokenizer)
 
     def encode(sources: list[Source]) -> tuple[Dataset, DataReport]:
-        with warnings.catch_warnings():
-            # the report carries them; the run prints it
-            warnings.simplefilter("ignore", UserWarning)
-            return build_dataset(
-                sources,
-                tokenizer,
-                format=data.format,
-                train_on=data.train_on,
-                max_length=data.max_length,
-                on_bad_row=data.on_bad_row,
-                seed=seed,
-            )
+        return encode_rows(recipe, sources, tokenizer, max_length=data.max_length)
 
     train, report = encode(data.train_sources())
     sources = data.held_out_sources()
@@ -88,6 +112,42 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     chosen = set(held_out["origin"])
     examples = [e for source in sources for e in iter_examples(source, format=data.format) if e.origin in chosen]
     return RunData(train, report, held_out, examples)
+
+
+def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Blocks of text, held-out ones too; no more is read than the steps of the recipe take.
+
+    Raises:
+        DataError: as `build_data`, or there is not enough text for a block.
+    """
+    from ..data import hold_out, text_blocks
+
+    data, train = recipe.data, recipe.train
+    share = data.held_out_share or 0.0
+
+    def enough(rows: int, tokens: int) -> bool:
+        # no source alone needs more than all steps take, and a share of the rows is at least one
+        return tokens * (1 - share) >= train.steps * tokens_of_a_step(recipe) and (not share or rows * share >= 1)
+
+    rows, report = encode_rows(
+        recipe, data.train_sources(), tokenizer, max_length=None, enough=enough if train.steps else None
+    )
+    # Nobody asks a recalibration to answer, so it does not change where generation stops.
+    report.stop_tokens.clear()
+    held_out = None
+    if share:
+        rows, held_out = hold_out(rows, share, seed=train.seed)
+    elif sources := data.held_out_sources():
+        held_out, _ = encode_rows(recipe, sources, tokenizer, max_length=None)
+
+    def blocks(rows: Dataset, name: str, *, boundaries: bool = False) -> Dataset:
+        try:
+            return text_blocks(rows, length=data.max_length, eos=tokenizer.eos_token_id, boundaries=boundaries)
+        except DataError as error:
+            raise DataError(f"recalibrate.data.{name}: {error}") from error
+
+    trained = blocks(rows, "train", boundaries=data.documents == "separate")
+    return RunData(trained, report, None if held_out is None else blocks(held_out, "held_out"), [])
 
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
@@ -177,12 +237,23 @@ def check_backend(recipe: Recipe) -> None:
         raise UserError(f"{where}: {name} can not work on this machine's {device}: {reason}")
 
 
-def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
+def schedule_options(recipe: Recipe, data: DataStats) -> dict[str, float] | None:
+    """What transformers' `warmup_stable_decay` needs to be told: its decay in steps, and where it ends."""
+    train = recipe.train
+    if train.scheduler != "warmup_stable_decay":
+        return None
+    steps = train.steps or steps_of(recipe, data, int(os.environ.get("WORLD_SIZE", "1")))
+    decay = max(1, round(steps * (0.2 if train.decay_ratio is None else train.decay_ratio)))
+    return {"num_decay_steps": decay, "min_lr_ratio": train.min_rate_ratio or 0.0}
+
+
+def build_arguments(recipe: Recipe, checkpoints: Path, data: DataStats) -> EAFTConfig:
     """The trainer's arguments."""
     from ..loss.checks import TAIL_THRESHOLD
     from ..trainer import EAFTConfig
 
     train, loss, output = recipe.train, recipe.loss, recipe.output
+    separate = isinstance(recipe.data, TextData) and recipe.data.documents == "separate"
     # transformers reads a warm-up below 1 as a share of the steps
     warmup = train.warmup_steps if train.warmup_steps is not None else (train.warmup_ratio or 0)
     return EAFTConfig(
@@ -194,6 +265,7 @@ def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
         num_train_epochs=train.epochs or 1,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.scheduler,
+        lr_scheduler_kwargs=schedule_options(recipe, data),
         warmup_steps=warmup,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
@@ -217,7 +289,9 @@ def build_arguments(recipe: Recipe, checkpoints: Path) -> EAFTConfig:
         report_to=output.report_to or "none",
         disable_tqdm=True,
         packing=recipe.data.packing,
-        max_length=recipe.data.max_length,
+        # documents that do not see each other are told apart by their positions, in one row without padding
+        padding_free=separate,
+        max_length=None if separate else recipe.data.max_length,
         # rows come encoded, masked and cut; only packing is left to do
         dataset_kwargs={"skip_prepare_dataset": not recipe.data.packing},
         gate=loss.gate,

@@ -9,22 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from .stage_combinations import get, stage_problems
 from .suggest import did_you_mean
 from .yaml_lines import Loc, Problem
 
 
 def combination_problems(raw: object) -> Iterator[Problem]:
     """Yields a Problem (with `loc`, without a line) for every impossible combination in the recipe's plain data."""
-    for check in (_length, _warmup, _gate_options, _loss_settings, _held_out_needed, _same_rows, _lora):
-        for loc, text in check(raw):
-            yield Problem(text, loc)
+    for loc, text in _all(raw):
+        yield Problem(text, loc)
 
 
-def get(raw: object, *keys: str) -> object:
-    """The value at `keys`, or None where the path does not exist."""
-    for key in keys:
-        raw = raw.get(key) if isinstance(raw, dict) else None
-    return raw
+def _all(raw: object) -> Iterator[tuple[Loc, str]]:
+    yield from _training(raw, (), default_gate="eaft")
+    if isinstance(get(raw, "recalibrate"), dict):
+        # a run of its own, with the same sections under other defaults
+        for loc, text in _training(raw["recalibrate"], ("recalibrate",), default_gate="none"):
+            yield ("recalibrate", *loc), text
+    yield from _lora(raw)
+    yield from stage_problems(raw)
+
+
+def _training(raw: object, at: Loc, *, default_gate: str) -> Iterator[tuple[Loc, str]]:
+    """Problems of the sections of one training, which stand at `at` in the recipe; locations are from there."""
+    yield from _length(raw)
+    yield from _schedule(raw)
+    yield from _gate_options(raw, default_gate)
+    yield from _loss_settings(raw)
+    yield from _held_out_needed(raw, ".".join((*at, "data.held_out")))
+    yield from _same_rows(raw)
 
 
 def _is_set(raw: object, *keys: str) -> bool:
@@ -40,7 +53,7 @@ def _length(raw) -> Iterator[tuple[Loc, str]]:
         )
 
 
-def _warmup(raw) -> Iterator[tuple[Loc, str]]:
+def _schedule(raw) -> Iterator[tuple[Loc, str]]:
     ratio, steps = get(raw, "train", "warmup_ratio"), get(raw, "train", "warmup_steps")
     if ratio is not None and steps is not None:
         yield ("train", "warmup_steps"), "warmup_ratio and warmup_steps are both set. Keep one"
@@ -51,10 +64,16 @@ def _warmup(raw) -> Iterator[tuple[Loc, str]]:
             "scheduler constant has no warm-up and would ignore this. "
             "Use scheduler constant_with_warmup, or leave this key out",
         )
+    for key in ("decay_ratio", "min_rate_ratio"):
+        if _is_set(raw, "train", key) and get(raw, "train", "scheduler") != "warmup_stable_decay":
+            yield (
+                ("train", key),
+                f"{key} is read by scheduler warmup_stable_decay alone. Use it, or leave this key out",
+            )
 
 
-def _gate_options(raw) -> Iterator[tuple[Loc, str]]:
-    gate = get(raw, "loss", "gate") if isinstance(get(raw, "loss"), dict) and "gate" in raw["loss"] else "eaft"
+def _gate_options(raw, default: str) -> Iterator[tuple[Loc, str]]:
+    gate = get(raw, "loss", "gate") if isinstance(get(raw, "loss"), dict) and "gate" in raw["loss"] else default
     if not isinstance(gate, str) or gate not in GATE_OPTIONS:
         return
     known = GATE_OPTIONS[gate]
@@ -81,10 +100,10 @@ def _loss_settings(raw) -> Iterator[tuple[Loc, str]]:
         )
 
 
-def _held_out_needed(raw) -> Iterator[tuple[Loc, str]]:
+def _held_out_needed(raw, key: str) -> Iterator[tuple[Loc, str]]:
     if not isinstance(get(raw, "data"), dict) or get(raw, "data", "held_out") is not None:
         return
-    way_out = "Set data.held_out: a file, a dataset, or a share of train such as 0.05"
+    way_out = f"Set {key}: a file, a dataset, or a share of train such as 0.05"
     if _is_set(raw, "train", "eval_every"):
         yield ("train", "eval_every"), f"there is nothing to evaluate on. {way_out}"
     target = get(raw, "probes", "target")

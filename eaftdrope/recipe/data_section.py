@@ -81,8 +81,8 @@ _HeldOut = Annotated[
 ]
 
 
-class Data(Section):
-    """What to train on, and what to hold out."""
+class Rows(Section):
+    """Where rows come from, whatever is made of them."""
 
     train: Annotated[list[DataSource], BeforeValidator(_as_train_sources, json_schema_input_type=_SourceInput)] = Field(
         description="A source, or a list of sources: paths, ids, or mappings with path, weight, split, limit, name."
@@ -93,13 +93,6 @@ class Data(Section):
     ] = Field(None, description="Rows never trained on: sources as for train, or a share of train such as 0.05.")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = Field(
         "auto", description="Form of the rows; auto looks at each row's columns."
-    )
-    train_on: Literal["assistant", "last_assistant", "completion", "all"] = Field(
-        "assistant", description="Which tokens carry the loss."
-    )
-    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
-    packing: bool = Field(
-        False, description="Put several rows in one sequence (refused where attention would mix them)."
     )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="A row that cannot be read: stop, or skip and count."
@@ -115,3 +108,15 @@ class Data(Section):
     @property
     def held_out_share(self) -> float | None:
         return self.held_out if isinstance(self.held_out, float) else None
+
+
+class Data(Rows):
+    """What to train on, and what to hold out."""
+
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = Field(
+        "assistant", description="Which tokens carry the loss."
+    )
+    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
+    packing: bool = Field(
+        False, description="Put several rows in one sequence (refused where attention would mix them)."
+    )

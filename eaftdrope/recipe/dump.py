@@ -16,6 +16,10 @@ def dump_recipe(recipe: Recipe, *, folder: str | Path | None = None) -> str:
     there and names no absolute path.
     """
     data = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.stages and "eaft" not in recipe.stages:
+        # defaults of a stage that the recipe does not have
+        for section in ("loss", "train", "probes"):
+            del data[section]
     if folder is not None:
         _make_relative(data, Path(folder))
     return write_yaml(data)
@@ -26,11 +30,18 @@ def _make_relative(data: dict, folder: Path) -> None:
         return os.path.relpath(path, folder) if os.path.exists(path) else path
 
     data["model"]["reference"] = relative(data["model"]["reference"])
-    held_out = data["data"].get("held_out")
-    for source in data["data"]["train"] + (held_out if isinstance(held_out, list) else []):
-        source["path"] = relative(source["path"])
-    for probe in data["probes"]["general"]:
-        if "files" in probe.get("perplexity", {}):
-            probe["perplexity"]["files"] = [relative(path) for path in probe["perplexity"]["files"]]
-        if "file" in probe.get("multiple_choice", {}):
-            probe["multiple_choice"]["file"] = relative(probe["multiple_choice"]["file"])
+    recovery = data.get("recalibrate", {}).get("recovery", {})
+    if "original" in recovery:
+        recovery["original"] = relative(recovery["original"])
+    if "files" in recovery:
+        recovery["files"] = [relative(path) for path in recovery["files"]]
+    for training in (data, data.get("recalibrate", {})):
+        rows = training.get("data", {})
+        for sources in (rows.get("train", []), rows.get("held_out")):
+            for source in sources if isinstance(sources, list) else []:
+                source["path"] = relative(source["path"])
+        for probe in training.get("probes", {}).get("general", []):
+            if "files" in probe.get("perplexity", {}):
+                probe["perplexity"]["files"] = [relative(path) for path in probe["perplexity"]["files"]]
+            if "file" in probe.get("multiple_choice", {}):
+                probe["multiple_choice"]["file"] = relative(probe["multiple_choice"]["file"])

@@ -101,7 +101,8 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
     except ValidationError as error:
         # read_yaml has already named the keys that are not text
         told = "invalid_key" if document.root else ""
-        problems += [_from_pydantic(entry) for entry in error.errors() if entry["type"] != told]
+        sections = [name for name in Recipe.model_fields if name in data or name not in ("drope", "recalibrate")]
+        problems += [_from_pydantic(entry, sections) for entry in error.errors() if entry["type"] != told]
     problems += _empty_lora(document, applied)
     wrong = {problem.loc for problem in problems}
     problems += [problem for problem in combination_problems(data) if problem.loc not in wrong]
@@ -165,12 +166,13 @@ def _get(container: object, part: str | int) -> object:
 # Problems
 
 
-def _from_pydantic(entry: dict) -> Problem:
+def _from_pydantic(entry: dict, sections: list[str]) -> Problem:
+    """A problem of the schema in our words; a key that stands in another of `sections` is said to belong there."""
     # tags of unions (such as <sources>) are ours, not the user's
     loc = tuple(part for part in entry["loc"] if not str(part).startswith("<"))
     kind, value, context = entry["type"], entry["input"], entry.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(_unknown_key(loc), loc)
+        return Problem(_unknown_key(loc, sections), loc)
     if kind == "missing":
         return Problem(_missing_key(loc), loc)
     if kind == "value_error":
@@ -209,13 +211,13 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
-def _unknown_key(loc: Loc) -> str:
+def _unknown_key(loc: Loc, sections: list[str]) -> str:
     section, key = section_at(loc[:-1]), str(loc[-1])
     keys = list(section.model_fields)
     near = did_you_mean(key, keys)
     elsewhere = [
         f"{name}.{key}"
-        for name in Recipe.model_fields
+        for name in sections
         if (other := section_at((name,))) and other is not section and key in other.model_fields
     ]
     if elsewhere:

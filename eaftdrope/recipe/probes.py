@@ -6,19 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
-from . import files
-from .base import Positive, Section, describe, recipe_folder
+from .base import Positive, Section, describe, existing_file
 from .suggest import did_you_mean
-
-
-def _existing(path: str, info: ValidationInfo) -> str:
-    folder = recipe_folder(info)
-    if folder is None:
-        return path
-    found = files.find(path, folder)
-    if found is None:
-        raise ValueError(files.missing(path, folder))
-    return found
 
 
 class HeldOutLoss(Section):
@@ -43,7 +32,7 @@ class Perplexity(Section):
     @field_validator("files")
     @classmethod
     def _files_exist(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        return None if value is None else [_existing(path, info) for path in value]
+        return None if value is None else [existing_file(path, info) for path in value]
 
 
 class MultipleChoice(Section):
@@ -55,7 +44,7 @@ class MultipleChoice(Section):
     @field_validator("file")
     @classmethod
     def _file_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return None if value is None else _existing(value, info)
+        return None if value is None else existing_file(value, info)
 
 
 class Probe(Section):

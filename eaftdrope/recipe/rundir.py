@@ -8,6 +8,7 @@
     and beside them     the result: adapter or weights, tokenizer, README.md
 
 An unfinished run of the same recipe is resumed, a finished one is left alone, anybody else's folder is not touched.
+The folder of a stage is such a folder too; its finished run is the model of the next stage.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .schema import Recipe
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_WAYS_OUT = (
+WAYS_OUT = (
     "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
 )
 
@@ -41,18 +42,20 @@ class RunFolder:
         path: the folder; it need not exist.
         recipe: the recipe to run. `output` is not compared with the folder's: where results go does not change them.
         overwrite: `begin` deletes the run that is there.
+        keep_finished: a finished run of this recipe is no error; `finished` tells of it.
 
     Raises:
         UserError: the folder holds a finished run, a run of another recipe or files that are not a run's, or can not be
             written to.
     """
 
-    def __init__(self, path: str | Path, recipe: Recipe, *, overwrite: bool = False):
+    def __init__(self, path: str | Path, recipe: Recipe, *, overwrite: bool = False, keep_finished: bool = False):
         self.path = Path(path).expanduser()
         self._overwrite = overwrite
         self._recipe = recipe.model_dump(mode="json", exclude={"output"})
         # how many share a batch changes the steps, as a key of the recipe does
         self._processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self._keep_finished = keep_finished
         self._check_writable()
         self._check()
 
@@ -76,17 +79,20 @@ class RunFolder:
                     f"{self.path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: "
                     "name another folder with output.dir=..."
                 )
-        elif self._overwrite:
             return
-        elif run["status"] == "finished":
-            raise UserError(f"{self.path} holds a finished run. {_WAYS_OUT}")
-        elif run["recipe"] != self._recipe:
-            keys = _differences(run["recipe"], self._recipe)
-            raise UserError(f"{self.path} holds an unfinished run of another recipe (different: {keys}). {_WAYS_OUT}")
-        elif run["processes"] != self._processes:
+        if self._overwrite:
+            return
+        finished = run["status"] == "finished"
+        if finished and not self._keep_finished:
+            raise UserError(f"{self.path} holds a finished run. {WAYS_OUT}")
+        # None is what a key is that an older version did not have
+        if keys := _differences(run["recipe"], self._recipe):
+            kind = "a finished run" if finished else "an unfinished run"
+            raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
+        if not finished and run["processes"] != self._processes:
             raise UserError(
                 f"{self.path} holds an unfinished run on {run['processes']} processes, and this is one on "
-                f"{self._processes}: a step would have other rows. {_WAYS_OUT}"
+                f"{self._processes}: a step would have other rows. {WAYS_OUT}"
             )
 
     def begin(self, recipe_yaml: str, versions: dict[str, str], data: DataStats) -> None:
@@ -103,8 +109,9 @@ class RunFolder:
         elif run and run["data"] != counts:
             raise UserError(
                 f"{self.path} holds an unfinished run on other data: {_data_text(run['data'])} then, {_data_text(counts)} "
-                f"now. {_WAYS_OUT}"
+                f"now. {WAYS_OUT}"
             )
+        self._overwrite = False
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_run(
             status="running", versions=versions, processes=self._processes, data=counts, recipe=self._recipe
@@ -113,6 +120,39 @@ class RunFolder:
         for folder in self._checkpoint_folders().values():
             if not self._is_whole(folder):
                 shutil.rmtree(folder)
+
+    def take(self, made: Path, recipe_yaml: str, versions: dict[str, str]) -> None:
+        """Puts a folder that was made beside it in its place, as a finished run: whole or not at all."""
+        run = {
+            "status": "finished",
+            "versions": versions,
+            "processes": self._processes,
+            "data": {},
+            "recipe": self._recipe,
+        }
+        for name, text in {"run.json": json.dumps(run, indent=2) + "\n", "recipe.yaml": recipe_yaml}.items():
+            # a file of that name may be a link to somebody else's
+            (made / name).unlink(missing_ok=True)
+            (made / name).write_text(text, encoding="utf-8")
+        self.discard()
+        # rename(2) puts a folder over an empty one
+        os.replace(made, self.path)
+
+    def discard(self) -> None:
+        """Deletes the run that is there, if the folder was opened to be overwritten."""
+        if self._overwrite and self._read():
+            self._delete()
+        self._overwrite = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a finished run that is to be kept."""
+        run = None if self._overwrite else self._read()
+        return run is not None and run["status"] == "finished"
+
+    @property
+    def begun(self) -> bool:
+        return self._read() is not None
 
     def finish(self) -> None:
         self._write_run(**{**self._read(), "status": "finished"})
@@ -136,6 +176,11 @@ class RunFolder:
 
         file = self.path / f"probes_{when}.json"
         return scores_from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def kept(self, name: str) -> str | None:
+        """The text of a file of the run that is to be gone on with, None where there is none."""
+        file = self.path / name
+        return None if self._overwrite or not file.is_file() else file.read_text(encoding="utf-8")
 
     def write(self, name: str, text: str) -> None:
         """A small file, whole or not at all."""

@@ -40,6 +40,7 @@ _FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "eaft/cross_entropy": ("ce", _number),
     "eaft/gate_mean": ("gate", lambda value: f"{value:.2f}"),
     "eaft/conflict_share": ("conflicts", lambda value: f"{100 * value:.1f} %"),
+    "recovery": ("recovery", lambda value: f"{value:.2f}"),
     "eaft/tokens_per_second": ("tok/s", lambda value: f"{value:,.0f}"),
 }
 # Evaluation logs carry these beside the metrics; they say nothing about the model.
@@ -84,6 +85,7 @@ class ProgressCallback(TrainerCallback):
         self._activity = ""
         self._note = f"resumed after step {step}" if step else ""
         self._evaluation = ""
+        self._recovery: float | None = None
         self._evaluated = 0
 
     # ---- what the trainer reports ----
@@ -116,9 +118,12 @@ class ProgressCallback(TrainerCallback):
         if evaluation:
             self._evaluation = f"evaluation at step {state.global_step}: {evaluation}"
             self._print(self._evaluation, unless_live=True)
-        row = {label: show(logs[key]) for key, (label, show) in _FIELDS.items() if key in logs}
-        if not row:
+        if logs.keys().isdisjoint(_FIELDS):
             return
+        # measured now and then; shown until it is measured again
+        self._recovery = logs.get("recovery", self._recovery)
+        shown = logs if self._recovery is None else {**logs, "recovery": self._recovery}
+        row = {label: show(shown[key]) for key, (label, show) in _FIELDS.items() if key in shown}
         self._step = state.global_step
         self._rows = (*self._rows, {"step": str(self._step), **row})[-ROWS_KEPT:]
         words = [f"{label} {text}" for label, text in row.items()]

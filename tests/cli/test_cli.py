@@ -153,7 +153,8 @@ def test_schema_is_json(capsys):
     schema = json.loads(out)
     assert code == 0
     assert (schema["title"], schema["type"], schema["additionalProperties"]) == ("eaftdrope recipe", "object", False)
-    assert schema["required"] == ["model", "data", "output"]
+    assert schema["required"] == ["model", "output"]
+    assert schema["if"] == {"not": {"required": ["stages"]}} and schema["then"] == {"required": ["data"]}
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 

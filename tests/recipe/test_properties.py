@@ -107,8 +107,8 @@ def nested(path, key):
     """A recipe with `key` under `path`, lists and probes as the schema wants them."""
     data = recipe_with(data={"held_out": 0.1})
     inner = {key: 1}
-    for part in reversed(path):
-        inner = {part: [inner] if part in ("train", "held_out", "target", "general") and len(path) > 1 else inner}
+    for above, part in reversed([*zip((None, *path), path)]):
+        inner = {part: [inner] if above in ("data", "probes") else inner}
     for name, section in inner.items():
         if isinstance(section, dict) and isinstance(data.get(name), dict):
             data[name].update(section)

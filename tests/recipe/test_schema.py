@@ -14,8 +14,9 @@ from eaftdrope.cli.schema import json_schema
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 from eaftdrope.recipe.load import section_at
-from eaftdrope.recipe.schema import LOGGERS, OPTIMIZERS, Data, Loss, Train
+from eaftdrope.recipe.schema import LOGGERS, Data
 from eaftdrope.recipe.suggest import FOREIGN_KEYS
+from eaftdrope.recipe.training_sections import OPTIMIZERS, Loss, Train
 from eaftdrope.recipe.yaml_lines import read_yaml
 
 SHIPPED = shipped_recipes()
@@ -91,7 +92,7 @@ def sections():
 
 def test_every_key_is_described():
     seen = sections()
-    assert len({section.__name__ for section in seen}) == 15
+    assert len({section.__name__ for section in seen}) == 21
     for section in seen:
         for name, field in section.model_fields.items():
             assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
@@ -122,6 +123,14 @@ def base(**sections):
         base(lora=None),
         base(lora={"target_modules": ["q_proj"]}),
         base(output={"dir": "x", "report_to": "none"}),
+        base(stages=["drope", "eaft"], drope={"layers": [0, 2], "max_length": 4096}),
+        base(stages=["drope", "eaft"], drope={"layers": 0.5}),
+        {
+            "model": "org/model",
+            "stages": ["drope", "recalibrate"],
+            "recalibrate": {"data": {"train": "text.jsonl"}, "tokens": 1e6, "recovery": {"stop_at": 0.98}},
+            "output": {"dir": "runs/x"},
+        },
     ],
 )
 def test_json_schema_accepts_what_we_accept(recipe, validator):
@@ -132,6 +141,11 @@ def test_json_schema_accepts_what_we_accept(recipe, validator):
     "recipe",
     [
         {},
+        {"model": "org/model", "output": {"dir": "runs/x"}},
+        base(stages=["recalibrte"]),
+        base(stages=[]),
+        base(stages=["drope", "eaft"], drope={"layers": "some"}),
+        base(stages=["recalibrate", "eaft"], recalibrate={"tokens": 1e6}),
         base(los={}),
         base(loss={"gate": "eatf"}),
         base(train={"learning_rate": -1}),
@@ -153,6 +167,7 @@ def test_json_schema_refuses_what_we_refuse(recipe, validator):
 def test_the_shipped_recipes():
     assert list(SHIPPED) == [
         "quickstart",
+        "drope/smollm2_135m",
         "math/qwen3_4b",
         "math/smollm2_135m",
         "medical/qwen3_4b",
@@ -162,7 +177,10 @@ def test_the_shipped_recipes():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipe_validates(name, validator):
+def test_shipped_recipe_validates(name, validator, tmp_path, monkeypatch):
+    # the text that the user brings
+    (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time."}\n')
+    monkeypatch.chdir(tmp_path)
     path = SHIPPED[name]
     recipe = load_recipe(path)
     assert recipe.output.dir == f"runs/{name}"
@@ -187,7 +205,8 @@ def test_shipped_recipe_is_explained(name):
         stripped = line.strip()
         if stripped.startswith("#"):
             explained = True
-        elif not stripped or (line[0] != " " and stripped.endswith(":")):
+        elif not stripped or stripped.endswith(":"):
+            # a section, in another or not
             explained = False
         else:
             # keys that one comment explains together stand below one another

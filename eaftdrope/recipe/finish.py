@@ -1,0 +1,109 @@
+"""The end of a run: model card, merged model, table, upload."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .machine import training_device
+from .schema import Recipe
+from .stages import Stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from ..evaluate import Score
+
+_PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def finish(
+    stage: Stage, recipe: Recipe, before: list[Score], after: list[Score], command: str, console: Console
+) -> None:
+    """Card, merged model and table of a trained stage; says in its folder that it is finished."""
+    from ..drope.config import complete
+    from ..evaluate import comparison
+    from ..report.card import write_model_card
+    from ..trainer.merge import merge_adapter
+
+    folder = stage.folder
+    is_adapter = recipe.lora is not None
+    write_model_card(
+        folder.path,
+        recipe_yaml=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
+        # adapters fit the model that they were trained on and no other, even where that is a stage of ours
+        base_model=recipe.model.reference if is_adapter else stage.record.model.reference,
+        method=_method(stage, recipe),
+        before=before,
+        after=after,
+        versions=versions(),
+        hardware=training_device().name,
+        command=command,
+        is_adapter=is_adapter,
+        datasets=[source.path for source in recipe.data.train],
+    )
+    if recipe.output.merge and recipe.lora:
+        # what a start left that was killed after merging
+        shutil.rmtree(folder.path / "merged", ignore_errors=True)
+        report = merge_adapter(folder.path, folder.path / "merged")
+        complete(folder.path / "merged")
+        console.print(
+            f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
+            highlight=False,
+        )
+    folder.finish()
+    if after:
+        console.print()
+        console.print(comparison(before, after))
+
+
+def _method(stage: Stage, recipe: Recipe) -> str:
+    from ..loss.gates import resolve_gate
+
+    gate = resolve_gate(recipe.loss.gate, **recipe.loss.gate_kwargs())
+    tuned = f"LoRA (r = {recipe.lora.r}, alpha = {recipe.lora.alpha:g})" if recipe.lora else "full fine-tune"
+    if stage.name == "recalibrate":
+        return _recalibration(recipe, gate.formula)
+    # what is not the exact gradient is part of the method
+    tail = "; gradients of the head's input and weight from the vocabulary columns that matter (sparse tail)"
+    return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}" + (
+        tail if recipe.loss.tail == "sparse" else ""
+    )
+
+
+def _recalibration(recipe: Recipe, formula: str) -> str:
+    train, data = recipe.train, recipe.data
+    weighted = "plain cross-entropy" if recipe.loss.gate == "none" else f"cross-entropy weighted by the gate {formula}"
+    return (
+        f"Recalibration after dropping rotary embeddings (DroPE): all weights trained with {weighted} on text in blocks of "
+        f"{data.max_length:,} tokens (documents {data.documents}), {train.batch_size * train.accumulation} blocks a step "
+        f"and device, peak learning rate {train.learning_rate:g}, {train.scheduler}"
+    )
+
+
+def push(recipe: Recipe, folder: Path) -> None:
+    """Uploads the result, without what only a resumed run or this machine needs."""
+    from huggingface_hub import HfApi
+
+    repository = recipe.output.push_to_hub
+    left_out = ["checkpoints/*", "merged/*", "run.json"]
+    try:
+        api = HfApi()
+        name = api.create_repo(repository, private=recipe.output.private, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=left_out)
+    # an HTTP library's errors pass through the hub's client, and which library that is depends on its version
+    except Exception as error:
+        options = " ".join(f"--exclude '{pattern}'" for pattern in left_out)
+        raise UserError(
+            f"the run is complete in {folder}, but uploading it to {repository!r} failed: {error} Once the hub can "
+            f"be reached and `hf auth login` was done: hf upload {repository} {folder} {options}"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,154 @@
+"""The recovery of a recalibration: the text it is measured on, the original model, and what is shown in the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from .build import RunData, build_model, uses_bfloat16
+from .machine import training_device
+from .rundir import RunFolder
+from .stages import Stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from torch import nn
+    from transformers import PretrainedConfig
+
+    from ..evaluate.likelihood import Row
+    from ..trainer.recovery import RecoveryCallback, RecoveryCurve
+    from .schema import Recipe
+
+RECOVERY_FILE = "recovery.json"
+_ROWS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class RecoveryProbe:
+    """What a recalibration stage measures: the mean nats a token on fixed blocks of text, in the arithmetic of the
+    training."""
+
+    stage: Stage
+    recipe: Recipe
+    original: str
+    rows: list[Row]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count: all but the first of each block."""
+        return sum(label != -100 for row in self.rows for label in row.labels[1:])
+
+    def nll(self, model: nn.Module) -> float:
+        import torch
+
+        from ..evaluate.likelihood import rows_nll
+        from ..evaluate.probes import evaluating
+
+        batch_tokens = max(self.recipe.data.max_length, self.recipe.probes.batch_tokens)
+        device = next(model.parameters()).device.type
+        with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(self.recipe)):
+            units = rows_nll(model, self.rows, batch_tokens=batch_tokens)
+        return math.fsum(nll for nll, _ in units) / math.fsum(count for _, count in units)
+
+    def begin(self, console: Console) -> RecoveryCurve:
+        """The curve of an earlier start, or a new one: then the original model is loaded, measured and let go. For the
+        main process, before anything else is loaded; the caller writes it once the folder is the run's.
+
+        Raises:
+            UserError: the original cannot be loaded, or it is not known what it was.
+        """
+        from ..trainer.recovery import RecoveryCurve
+
+        kept = self.stage.folder.kept(RECOVERY_FILE)
+        if kept is not None:
+            return RecoveryCurve.from_json(kept)
+        console.print(f"measuring the original model, {self.original} ...", highlight=False)
+        model = self.recipe.model.model_copy(
+            update={"reference": self.original, "revision": self.stage.revision(self.original)}
+        )
+        original = build_model(self.recipe.model_copy(update={"model": model}))
+        nll = self.nll(original.to(training_device().kind))
+        console.print(f"its perplexity is {math.exp(nll):.2f}, on {self.tokens:,} tokens", highlight=False)
+        return RecoveryCurve(nll, self.tokens, self.recipe.recalibrate.recovery.stop_at)
+
+    def callback(self) -> RecoveryCallback:
+        """The callback that goes on with the folder's curve."""
+        from ..trainer.recovery import RecoveryCallback, RecoveryCurve
+
+        path = self.stage.folder.path / RECOVERY_FILE
+        curve = RecoveryCurve.from_json(path.read_text(encoding="utf-8"))
+        return RecoveryCallback(path, curve, self.nll, self.recipe.recalibrate.recovery.every)
+
+
+def recovery_probe(stage: Stage, recipe: Recipe, config: PretrainedConfig, data: RunData, tokenizer) -> RecoveryProbe:
+    """The probe of a recalibration: on the recipe's files, else on its held-out blocks, else on the text shipped here.
+
+    Raises:
+        UserError: a file that cannot be used, or without text; it is not known which model was the original.
+    """
+    from ..evaluate.likelihood import Row
+    from ..evaluate.perplexity import Perplexity
+    from ..evaluate.sampling import evenly
+    from ..evaluate.texts import read_texts, shipped_text
+
+    original = original_of(stage, recipe, config)
+    settings, length = recipe.recalibrate.recovery, recipe.data.max_length
+    blocks = max(1, settings.max_tokens // length)
+    if settings.files is None and data.held_out is not None:
+        rows = [Row(block["input_ids"], block["labels"]) for block in evenly(data.held_out, blocks)]
+        return RecoveryProbe(stage, recipe, original, rows)
+    if settings.files is None:
+        texts = [shipped_text()]
+    else:
+        texts = [text for file in settings.files for text in read_texts(Path(file), "recalibrate.recovery")]
+    rows = Perplexity(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
+    return RecoveryProbe(stage, recipe, original, rows)
+
+
+def original_of(stage: Stage, recipe: Recipe, config: PretrainedConfig) -> str:
+    """Reference of the model before its rotary embeddings were dropped.
+
+    Raises:
+        UserError: it was not dropped by this recipe, and the recipe does not say.
+    """
+    if recipe.recalibrate.recovery.original is not None:
+        return recipe.recalibrate.recovery.original
+    if stage.before is None and getattr(config, "drope", None):
+        raise UserError(
+            f"{stage.model} has no rotary embedding, and its recovery is measured against the model that had one. Name "
+            "that model in recalibrate.recovery.original."
+        )
+    return stage.record.model.reference
+
+
+def show_recovery(folder: RunFolder, console: Console) -> None:
+    """The curve in the end: a table on the screen, a figure in the folder."""
+    from ..report.recovery import draw_recovery
+    from ..trainer.recovery import RecoveryCurve
+
+    curve = RecoveryCurve.from_json((folder.path / RECOVERY_FILE).read_text(encoding="utf-8"))
+    points = [(point.tokens, point.nll) for point in curve.points]
+    draw_recovery(folder.path / "recovery.png", original=curve.original, points=points, tokens=curve.measured)
+    console.print()
+    console.print(recovery_table(curve))
+
+
+def recovery_table(curve: RecoveryCurve) -> Table:
+    """The curve as a rich table: the original, the first measurement, the last, and some between."""
+    from rich.table import Table
+
+    from ..evaluate.sampling import evenly
+
+    table = Table(title="Recovery", title_justify="left")
+    for column in ("step", "tokens", "perplexity", "recovery"):
+        table.add_column(column, justify="right")
+    table.add_row("original", "", f"{math.exp(curve.original):.2f}", "")
+    points = [*evenly(curve.points[:-1], _ROWS_SHOWN - 1), curve.points[-1]]
+    for point in points:
+        perplexity, recovery = f"{math.exp(point.nll):.2f}", f"{curve.recovery(point.nll):.3f}"
+        table.add_row(str(point.step), f"{point.tokens:,}", perplexity, recovery)
+    return table

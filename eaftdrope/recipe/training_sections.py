@@ -1,0 +1,124 @@
+"""The sections `loss` and `train`: what is minimised, and how. A recalibration has both too, with other defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from .base import Positive, Section, Share, require_package
+from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+)
+"""transformers' `optim` names that need no further options; those ending in bit need bitsandbytes."""
+
+
+class Loss(Section):
+    """The gate on each token's cross-entropy, and how the loss is computed."""
+
+    gate: Literal[tuple(GATE_OPTIONS)] = Field("eaft", description="What weights the tokens; none: plain SFT.")
+    alpha: float | None = Field(None, ge=0, description="eaft, eaft-vocab, eaft-exact: exponent of the gate (1.0).")
+    k: int | None = Field(
+        None,
+        ge=2,
+        description="eaft, eaft-sigmoid, eaft-mask: size of the top-K entropy; eaft-exact: ln k is its scale (20).",
+    )
+    divisor: float | None = Field(
+        None, gt=0, description="eaft: divide the entropy by this (null: ln k; 3.0: LLaMA-Factory; 1.0: Axolotl)."
+    )
+    slope: float | None = Field(None, description="eaft-sigmoid: slope (30.0).")
+    threshold: Share | None = Field(None, description="eaft-sigmoid (0.17), profit (0.1): threshold.")
+    quantile: Share | None = Field(None, description="eaft-mask, conflict-mask: share of low tokens (0.15).")
+    gamma: float | None = Field(None, ge=0, description="focal (2.0), mile (1.0): exponent.")
+    floor: Share | None = Field(None, description="talr: smallest weight (0.01).")
+    keep: Literal["higher", "lower"] | None = Field(None, description="profit: keep tokens above or below (higher).")
+    weight: float | None = Field(None, ge=0, description="constant: the weight of every token (1.0).")
+    tail: Literal["exact", "sparse"] = Field(
+        "exact", description="sparse: gradients from the vocabulary columns that matter; faster, error about 1 %."
+    )
+    tail_threshold: Share | None = Field(
+        None, gt=0, lt=1, description="tail sparse: gradients by a logit that are dropped (2^-12)."
+    )
+    gate_threshold: Share = Field(0.0, lt=1, description="Tokens with a smaller gate are left out of the gradient.")
+    recompute: bool = Field(False, description="Project twice: a third more work, no float32 sum of head gradients.")
+    backend: Literal["auto", "torch", "cpu", "triton", "cuda"] = Field(
+        "auto", description="Who computes the loss; auto: the fastest here."
+    )
+    tile_mb: Positive | None = Field(None, description="Memory of one tile of logits in MB (null: chosen by itself).")
+
+    def gate_kwargs(self) -> dict[str, object]:
+        """The options that the recipe sets for its gate; those left out take the gate's own defaults."""
+        return {name: getattr(self, name) for name in ALL_GATE_OPTIONS if getattr(self, name) is not None}
+
+
+class Train(Section):
+    """How long and how fast."""
+
+    steps: Positive | None = Field(None, description="Optimiser steps (instead of epochs).")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training rows (1 when steps is not set).")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="Peak learning rate; the paper uses 1e-5 for full fine-tuning."
+    )
+    batch_size: Positive = Field(4, description="Sequences a device takes at once.")
+    accumulation: Positive = Field(1, description="Batches whose gradients are added up before a step.")
+    scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field("cosine", description="Learning-rate schedule of transformers.")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="Share of the steps to warm up.")
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Steps to warm up (instead of the ratio)."
+    )
+    decay_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="warmup_stable_decay: share of the steps, the last ones, in which the rate falls (0.2)."
+    )
+    min_rate_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="warmup_stable_decay: rate at the end, as a share of the peak (0)."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient norm at this (0: do not clip).")
+    optimizer: Literal[OPTIMIZERS] = Field("adamw_torch", description="Optimiser, by its name in transformers.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of order, dropout and new weights.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic: bfloat16 autocast or float32; auto: bfloat16 where the device is fast at it."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    save_every: Positive = Field(100, description="Steps between checkpoints.")
+    keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones are deleted.")
+    log_every: Positive = Field(1, description="Steps between lines of the log.")
+    eval_every: Positive | None = Field(None, description="Steps between evaluations on held_out (null: none).")
+    dataloader_workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load data.")
+
+    @field_validator("epochs")
+    @classmethod
+    def _one_epoch(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return 1.0 if value is None and info.data.get("steps") is None else value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer_available(cls, value: str) -> str:
+        if value.endswith("bit"):
+            require_package("bitsandbytes", "bitsandbytes", f"'{value}'")
+        return value

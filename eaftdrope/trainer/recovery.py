@@ -1,0 +1,142 @@
+"""How much of the original model's perplexity a recalibration has recovered, measured as it trains.
+
+    recovery = perplexity of the original model / perplexity now          (1: all of it; the same text, the same windows)
+
+Kept in recovery.json, so that the curve of a run that is resumed goes on and the original is measured once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import TrainerCallback
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement after `step` steps and `tokens` tokens; `nll` in nats a token."""
+
+    step: int
+    tokens: int
+    nll: float
+
+
+@dataclass(frozen=True)
+class RecoveryCurve:
+    """The measurements of a run.
+
+    Args:
+        original: nats a token of the original model.
+        measured: tokens that each measurement scores.
+        stop_at: recovery at which the training ends, None if it does not.
+    """
+
+    original: float
+    measured: int
+    stop_at: float | None
+    points: tuple[Point, ...] = ()
+
+    def recovery(self, nll: float) -> float:
+        return math.exp(self.original - nll)
+
+    def reached(self, nll: float) -> bool:
+        return self.stop_at is not None and self.recovery(nll) >= self.stop_at
+
+    def stopped_after(self, step: int) -> bool:
+        """Whether the training was ended after this step because enough was recovered."""
+        return any(point.step == step and self.reached(point.nll) for point in self.points)
+
+    def up_to(self, step: int) -> RecoveryCurve:
+        return self.with_points(tuple(point for point in self.points if point.step <= step))
+
+    def with_points(self, points: tuple[Point, ...]) -> RecoveryCurve:
+        return RecoveryCurve(self.original, self.measured, self.stop_at, points)
+
+    def to_json(self) -> str:
+        """What is stored, with the perplexities and recoveries that a reader wants."""
+        points = [
+            {**asdict(point), "perplexity": math.exp(point.nll), "recovery": self.recovery(point.nll)}
+            for point in self.points
+        ]
+        original = {"nll": self.original, "perplexity": math.exp(self.original)}
+        data = {"original": original, "measured_tokens": self.measured, "stop_at": self.stop_at, "points": points}
+        return json.dumps(data, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> RecoveryCurve:
+        data = json.loads(text)
+        points = tuple(Point(point["step"], point["tokens"], point["nll"]) for point in data["points"])
+        return RecoveryCurve(data["original"]["nll"], data["measured_tokens"], data["stop_at"], points)
+
+
+class RecoveryCallback(TrainerCallback):
+    """Measures before the first step, every `every` steps and after the last one; adds `recovery` and
+    `recovery/perplexity` to the log of the step (which is logged in any case), and ends the training where the curve says
+    so, with a checkpoint.
+
+    It must come before the callbacks that show or keep the logs. Every process measures the same, so that models sharded
+    over processes can be measured too; the main process's result counts.
+
+    Args:
+        path (`Path`):
+            recovery.json.
+        curve (`RecoveryCurve`):
+            What the file says; written by the caller, without points at first.
+        measure (`Callable[[nn.Module], float]`):
+            Nats a token of a model, which is left as it was.
+        every (`int`):
+            Steps between measurements.
+    """
+
+    def __init__(self, path: Path, curve: RecoveryCurve, measure: Callable[[nn.Module], float], every: int) -> None:
+        self.path = path
+        self.curve = curve
+        self._measure = measure
+        self._every = every
+        self._due = False
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Drop what a resumed run will measure again; measure a run that begins."""
+        self.curve = self.curve.up_to(state.global_step)
+        if not self.curve.points:
+            self._add(Point(state.global_step, 0, self._nll(model)), state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Have the step logged where a measurement is due."""
+        self._due = state.global_step >= state.max_steps or state.global_step % self._every == 0
+        if self._due:
+            control.should_log = True
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        """Measure, once the trainer has counted the step's tokens and seconds, and add the result to the log."""
+        if not self._due or "num_tokens" not in logs:
+            return
+        self._due = False
+        point = Point(state.global_step, round(logs["num_tokens"]), self._nll(model))
+        logs["recovery"] = self.curve.recovery(point.nll)
+        logs["recovery/perplexity"] = math.exp(point.nll)
+        self._add(point, state)
+        if self.curve.reached(point.nll):
+            control.should_training_stop = True
+            control.should_save = True
+
+    def _nll(self, model: nn.Module) -> float:
+        measured = [self._measure(model)]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(measured)
+        return measured[0]
+
+    def _add(self, point: Point, state) -> None:
+        self.curve = self.curve.with_points((*self.curve.points, point))
+        if state.is_world_process_zero:
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text(self.curve.to_json(), encoding="utf-8")
+            os.replace(partial, self.path)
