@@ -1,0 +1,118 @@
+"""Needles and filler at 1, 2, 4 and 8 times the training length, with and without a fitted temperature.
+
+Notable:
+- float32, and the product's own parts: `with_rope` and `swapped_rope` make an arm, `scaled_queries` its temperature.
+- A sequence asks for each of its six needles once, at its end; an answer is right when it is the likeliest token.
+- Filler is measured on the last training length of tokens only, where all of the context is behind them.
+- The temperature is beta = 1 + slope * ln(scale). Its slope is fitted for each arm and each length by what training
+  minimises (mean loss of filler plus that of answers), on sequences of its own. Slopes are tried from 0 up, until the
+  loss rises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from eaftdrope.drope.rope import swapped_rope, with_rope
+from eaftdrope.drope.temperature import beta_for, scaled_queries
+
+from . import data
+
+SCALES = (1, 2, 4, 8)
+QUARTERS = 4
+SLOPES = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+# sequences at 1x for one at a greater length
+MORE_AT_1X = 4
+# tokens of one forward pass: what stays in cache
+_TOKENS = 8192
+_EVALUATED, _FITTED = 1, 2
+
+
+@dataclass(frozen=True)
+class View:
+    """How the weights of `model` are looked at: rope `method`, and whether only the last training length is seen."""
+
+    model: nn.Module
+    method: str
+    crop: bool = False
+
+
+def text(seed: int, scale: int, count: int, purpose: int = _EVALUATED) -> data.Batch:
+    """The same for all arms of a seed."""
+    random = np.random.default_rng([seed, purpose, scale])
+    return data.evaluation_batch(random, count, scale * data.TRAINED_BLOCKS)
+
+
+@torch.no_grad()
+def measure(view: View, batch: data.Batch, scale: int, slope: float = 0.0) -> dict:
+    """Accuracy of the answers (also by quarter of the depth, from the start of the text to its end), its standard error
+    over sequences, and mean losses in nats."""
+    beta = beta_for(scale, 1, slope)
+    stretched = scale > 1 and not view.crop
+    # at 1x nothing is stretched
+    method = view.method if stretched or view.method == "nope" else "rope"
+    rope = with_rope(view.model.config, method, factor=scale if stretched else 1)
+    right, losses = [], []
+    rows = max(1, _TOKENS // batch.tokens_BT.shape[1])
+    with swapped_rope(view.model, rope), scaled_queries(view.model, beta) if slope else contextlib.nullcontext():
+        for tokens_BT in batch.tokens_BT.split(rows):
+            logits_BTV, labels_BT = _last_logits(view, tokens_BT)
+            right.append(logits_BTV.argmax(2) == labels_BT)
+            losses.append(cross_entropy(logits_BTV.transpose(1, 2), labels_BT, reduction="none"))
+    return _summary(batch, torch.cat(right), torch.cat(losses)) | {"slope": slope, "beta": round(beta, 4)}
+
+
+def _last_logits(view: View, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits, tokens they predict) of the last training length but one token."""
+    window = data.TRAINED_LENGTH - 1
+    if view.crop:
+        begin = torch.full((len(tokens_BT), 1), data.BOS)
+        tokens_BT = torch.cat([begin, tokens_BT[:, -window:]], dim=1)
+    hidden_BTH = view.model.model(tokens_BT[:, :-1], use_cache=False).last_hidden_state[:, -window:]
+    return view.model.lm_head(hidden_BTH), tokens_BT[:, -window:]
+
+
+def _summary(batch: data.Batch, right_BT: Tensor, loss_BT: Tensor) -> dict:
+    window = right_BT.shape[1]
+    filler_BT, answer_BT, depth_BT = (part[:, -window:] for part in (batch.filler_BT, batch.answer_BT, batch.depth_BT))
+    right, depth = right_BT[answer_BT].float(), depth_BT[answer_BT]
+    quarter = (depth * QUARTERS).long().clamp(max=QUARTERS - 1)
+    by_sequence = right.view(len(right_BT), -1).mean(1)
+    return {
+        "accuracy": round(right.mean().item(), 4),
+        "standard_error": round(by_sequence.std().item() / math.sqrt(len(by_sequence)), 4),
+        "by_quarter": [round(right[quarter == number].mean().item(), 4) for number in range(QUARTERS)],
+        "answer_loss": round(loss_BT[answer_BT].mean().item(), 4),
+        "filler_loss": round(loss_BT[filler_BT].mean().item(), 4),
+    }
+
+
+def fit_slope(view: View, seed: int, scale: int, count: int) -> tuple[float, dict[str, float]]:
+    """(slope, loss of every slope tried)."""
+    batch = text(seed, scale, count, _FITTED)
+    tried: dict[float, float] = {}
+    for slope in SLOPES:
+        found = measure(view, batch, scale, slope)
+        tried[slope] = round(found["answer_loss"] + found["filler_loss"], 4)
+        if tried[slope] > min(tried.values()):
+            break
+    return min(tried, key=tried.get), {f"{slope:g}": loss for slope, loss in tried.items()}
+
+
+def evaluate(view: View, seed: int, sequences: int, fit: int) -> dict:
+    """`plain` and `fitted` cells by scale. At 1x there is nothing to fit, and a crop sees no greater length."""
+    plain, fitted, fits = {}, {}, {}
+    for scale in SCALES:
+        batch = text(seed, scale, sequences * MORE_AT_1X if scale == 1 else sequences)
+        plain[scale] = fitted[scale] = measure(view, batch, scale)
+        if scale > 1 and not view.crop:
+            slope, fits[scale] = fit_slope(view, seed, scale, fit)
+            fitted[scale] = measure(view, batch, scale, slope) if slope else plain[scale]
+    return {"plain": plain, "fitted": fitted, "fits": fits}

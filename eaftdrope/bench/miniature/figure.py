@@ -1,0 +1,117 @@
+"""The run as a picture: a column a theta; accuracy against length above, filler loss below, and when to drop.
+
+A line is the mean over seeds of an arm with its fitted temperature, its band the lowest to the highest seed. Colours are
+Okabe and Ito's, and every arm has a marker of its own.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+# without a display
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from .arms import RECALIBRATED, TITLES
+from .evaluate import SCALES
+from .verdict import Table, saturated
+
+_STYLES = {
+    "drope-10": ("#D55E00", "o", "-"),
+    "drope-25": ("#E69F00", "s", "-"),
+    "nope": ("#009E73", "^", "-"),
+    "yarn": ("#0072B2", "v", "--"),
+    "ntk": ("#56B4E9", "D", "--"),
+    "pi": ("#CC79A7", "P", "--"),
+    "rope": ("#000000", "x", ":"),
+    "crop": ("#888888", "+", ":"),
+}
+_TEXT = 8
+
+
+def draw(result: dict, path: Path) -> Path:
+    """Writes the arms of the main optimiser."""
+    table = Table(result["pieces"], "muon")
+    columns = len(table.thetas)
+    figure, grid = plt.subplots(
+        2, columns + 1, figsize=(3.1 * (columns + 1), 6.2), squeeze=False, layout="constrained"
+    )  # fmt: skip
+    for column, theta in enumerate(table.thetas):
+        word = "" if saturated(table, theta, "rope") else "\nRoPE NOT saturated at 1x"
+        _lines(grid[0, column], table, theta, "accuracy")
+        _name(grid[0, column], f"theta {theta:g}{word}", "length / training length", "needle accuracy")
+        grid[0, column].set_ylim(-0.03, 1.03)
+        _lines(grid[1, column], table, theta, "filler_loss")
+        _name(grid[1, column], f"theta {theta:g}: filler", "length / training length", "nats a symbol")
+        grid[1, column].axhline(result["filler_entropy"]["nats"], color="#000000", linewidth=0.6)
+    _share_scale(grid[1, :columns])
+    _when(grid[0, columns], table, table.thetas[-1], "filler_loss", "filler: validation loss at 1x")
+    _when(grid[1, columns], table, table.thetas[-1], "answer_loss", "answers: validation loss at 1x")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    where, settings = result["environment"], result["settings"]
+    about = (
+        f"{settings['seeds']} seeds (bands: lowest to highest), {settings['steps']} steps of {settings['batch']} x "
+        f"{settings['trained_length']} tokens; every arm with its fitted temperature; thin line: entropy of the filler; "
+        f"{where['date'][:10]}"
+    )
+    figure.suptitle("DroPE in miniature: needles beyond the training length", fontsize=_TEXT + 4, fontweight="bold")
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, fontsize=_TEXT, frameon=False,
+        title=textwrap.fill(about, 40 * (columns + 1)), title_fontsize=_TEXT,
+    )  # fmt: skip
+    legend.get_title().set_multialignment("center")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _lines(axes: Axes, table: Table, theta: float, name: str) -> None:
+    for arm, (colour, marker, dashes) in _STYLES.items():
+        if not table.seeds(theta, arm):
+            continue
+        by_scale = [list(table.values(theta, arm, scale, name).values()) for scale in SCALES]
+        middle = [sum(values) / len(values) for values in by_scale]
+        axes.fill_between(SCALES, [*map(min, by_scale)], [*map(max, by_scale)], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(
+            SCALES,
+            middle,
+            color=colour,
+            marker=marker,
+            linestyle=dashes,
+            markersize=5,
+            linewidth=1.3,
+            label=TITLES[arm],
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(SCALES, [f"{scale}x" for scale in SCALES])
+
+
+def _share_scale(row) -> None:
+    limits = [axes.get_ylim() for axes in row]
+    for axes in row:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _when(axes: Axes, table: Table, theta: float, name: str, title: str) -> None:
+    """Loss at the training length by the step at which the rotation was dropped: never (RoPE) is 100 %."""
+    arms = {"nope": 0.0, **{arm: 1 - share for arm, share in RECALIBRATED.items()}, "rope": 1.0}
+    found = sorted((at, table.values(theta, arm, 1, name)) for arm, at in arms.items() if table.seeds(theta, arm))
+    for at, values in found:
+        axes.plot([100 * at] * len(values), list(values.values()), color="#888888", marker="_", linestyle="none")
+    middle = [sum(values.values()) / len(values) for _, values in found]
+    axes.plot([100 * at for at, _ in found], middle, color="#D55E00", marker="o", markersize=5, linewidth=1.3)
+    axes.set_xticks([0, 50, 75, 90, 100], ["0\nNoPE", "50", "75", "90", "100\nRoPE"])
+    _name(axes, f"{title}, theta {theta:g}", "rotation dropped after % of the steps", "nats")
+
+
+def _name(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=_TEXT + 1)
+    axes.set_xlabel(x, fontsize=_TEXT)
+    axes.set_ylabel(y, fontsize=_TEXT)
+    axes.tick_params(labelsize=_TEXT - 1)
+    axes.grid(color="#eeeeee", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,103 @@
+"""What a run leaves behind: `miniature.json` (environment, settings, rules, verdict, every piece) and `miniature.csv`, a
+line for every group, arm, length and temperature."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..loss.results import environment
+from . import data
+from .arms import OPTIMISERS, RECALIBRATED, TITLES, Settings
+from .evaluate import SCALES
+from .verdict import RULES, judge
+
+SCHEMA = 1
+COLUMNS = {
+    "optimiser": "muon (with per-head QK-norm) or adamw (without)",
+    "theta": "rope theta; empty for NoPE from scratch",
+    "seed": "",
+    "arm": "",
+    "scale": "length of the text / training length",
+    "temperature": "plain (none) or fitted",
+    "slope": "of beta = 1 + slope * ln(scale)",
+    "beta": "factor on the attention scores",
+    "accuracy": "of the answers",
+    "standard_error": "of the accuracy, over sequences",
+    "quarter_1": "accuracy where the needle is in the first quarter of the text, the farthest from its question",
+    "quarter_2": "",
+    "quarter_3": "",
+    "quarter_4": "the nearest",
+    "answer_loss": "nats",
+    "filler_loss": "nats a symbol, over the last training length of tokens",
+}
+
+
+def document(pieces: list[dict], missing: list[str], failures: list[str], settings: Settings, command: str) -> dict:
+    knowing, not_knowing = data.entropies()
+    seconds = {
+        kind: round(sum(piece["cpu_seconds"][kind] for piece in pieces), 1) for kind in ("training", "evaluation")
+    }
+    return {
+        "schema": SCHEMA,
+        "what": "DroPE in miniature: needles and filler beyond the training length",
+        "command": command,
+        "environment": environment(None),
+        "settings": asdict(settings)
+        | {
+            "trained_length": data.TRAINED_LENGTH,
+            "needles": data.EVALUATED_NEEDLES,
+            "scales": SCALES,
+            "recalibration": RECALIBRATED,
+            "optimisers": OPTIMISERS,
+            "arms": TITLES,
+        },
+        "filler_entropy": {"nats": round(knowing, 4), "without_the_symbol_before_the_last": round(not_knowing, 4)},
+        "cpu_seconds": seconds | {"all": round(sum(seconds.values()), 1)},
+        "rules": RULES,
+        "verdict": {optimiser: judge(pieces, optimiser) for optimiser in _optimisers(pieces)},
+        "missing": missing,
+        "failures": failures,
+        "columns": COLUMNS,
+        "pieces": pieces,
+    }
+
+
+def _optimisers(pieces: list[dict]) -> list[str]:
+    return [name for name in OPTIMISERS if any(piece["optimiser"] == name for piece in pieces)]
+
+
+def rows(pieces: list[dict]) -> list[dict]:
+    found = []
+    for piece in pieces:
+        for temperature in ("plain", "fitted"):
+            for scale, cell in piece[temperature].items():
+                quarters = {f"quarter_{number}": value for number, value in enumerate(cell["by_quarter"], 1)}
+                about = {name: piece[name] for name in ("optimiser", "theta", "seed", "arm")}
+                row = about | {"scale": int(scale), "temperature": temperature} | cell | quarters
+                found.append({column: row[column] for column in COLUMNS})
+    return found
+
+
+def write(folder: Path, result: dict) -> list[Path]:
+    """`miniature.json`, a piece a line so that it stays small, and `miniature.csv`."""
+    head = json.dumps({name: value for name, value in result.items() if name != "pieces"}, indent=1)
+    pieces = ",\n".join("  " + json.dumps(piece, separators=(",", ":")) for piece in result["pieces"])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows(result["pieces"]))
+    written = []
+    for name, content in (
+        ("miniature.json", f'{head.removesuffix("}").rstrip()},\n "pieces": [\n{pieces}\n ]\n}}\n'),
+        ("miniature.csv", text.getvalue()),
+    ):
+        path = folder / name
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(path)
+        written.append(path)
+    return written

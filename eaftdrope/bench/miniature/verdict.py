@@ -1,0 +1,176 @@
+"""What the run says of the claims, by rules that were written down before it was started.
+
+Notable:
+- `drope-10` stands for DroPE: 10 % of the steps is the most of what the paper's claim of cheap recalibration allows.
+- Arms are compared with their fitted temperatures, seed by seed on the same text.
+- A comparison counts as clean only where RoPE is saturated at 1x; else the sentence says that it is confounded.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .evaluate import QUARTERS, SCALES
+
+SATURATED = 0.99
+MARGIN = 0.02
+RECOVERED = 0.01
+HEADLINE = "drope-10"
+STRETCHES = ("pi", "ntk", "yarn")
+LENGTHS = tuple(scale for scale in SCALES if scale > 1)
+RULES = {
+    "saturated": (
+        f"an arm is saturated at 1x when in every quarter of the depth its accuracy, the mean over seeds, is at least "
+        f"{SATURATED}"
+    ),
+    "ahead": (
+        f"an arm is ahead of another at a length when its accuracy is higher in every seed (at least two) and by at least "
+        f"{MARGIN} in the mean; behind is the reverse; anything else is a tie, and one seed is not judged"
+    ),
+    "best stretch": "of PI, NTK and YaRN the one with the highest mean accuracy at that length",
+    "recovered": (
+        f"a recalibrated arm has recovered when its mean filler loss at 1x is at most {RECOVERED} nats above RoPE's of "
+        "the same theta and it is saturated"
+    ),
+    "independent of theta": "the outcome against the best stretch at 8x is the same at every theta that was judged",
+}
+
+
+class Table:
+    """Pieces of one optimiser by theta, arm and seed; NoPE from scratch stands under every theta."""
+
+    def __init__(self, pieces: Sequence[dict], optimiser: str):
+        self.thetas = sorted({piece["theta"] for piece in pieces if piece["optimiser"] == optimiser} - {None})
+        self._cells: dict[tuple, dict[int, dict]] = {}
+        for piece in pieces:
+            if piece["optimiser"] == optimiser:
+                for theta in self.thetas if piece["theta"] is None else [piece["theta"]]:
+                    self._cells.setdefault((theta, piece["arm"]), {})[piece["seed"]] = piece
+
+    def arms(self, theta: float) -> list[str]:
+        return [arm for at, arm in self._cells if at == theta]
+
+    def seeds(self, theta: float, arm: str) -> dict[int, dict]:
+        return self._cells.get((theta, arm), {})
+
+    def values(self, theta: float, arm: str, scale: int, name: str, temperature: str = "fitted") -> dict[int, float]:
+        """By seed; `name` of a cell's numbers."""
+        return {seed: piece[temperature][str(scale)][name] for seed, piece in self.seeds(theta, arm).items()}
+
+    def mean(self, theta: float, arm: str, scale: int, name: str, temperature: str = "fitted") -> float | None:
+        found = self.values(theta, arm, scale, name, temperature)
+        return statistics.mean(found.values()) if found else None
+
+    def quarters(self, theta: float, arm: str, scale: int) -> list[float]:
+        """Accuracy by quarter of the depth, mean over seeds."""
+        found = self.values(theta, arm, scale, "by_quarter").values()
+        return [statistics.mean(one[number] for one in found) for number in range(QUARTERS)]
+
+
+def saturated(table: Table, theta: float, arm: str) -> bool:
+    return bool(table.seeds(theta, arm)) and min(table.quarters(theta, arm, 1)) >= SATURATED
+
+
+def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, float | None]:
+    """(ahead, behind, tie or not judged; mean difference over the seeds that both have)."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not differences:
+        return "not judged", None
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return "not judged", mean
+    if mean >= MARGIN and min(differences) > 0:
+        return "ahead", mean
+    if mean <= -MARGIN and max(differences) < 0:
+        return "behind", mean
+    return "tie", mean
+
+
+def best_stretch(table: Table, theta: float, scale: int) -> str | None:
+    means = {arm: table.mean(theta, arm, scale, "accuracy") for arm in STRETCHES if table.seeds(theta, arm)}
+    return max(means, key=means.get) if means else None
+
+
+def judge(pieces: Sequence[dict], optimiser: str) -> dict:
+    """Outcomes of the rules for the arms of one optimiser, with the numbers they looked at."""
+    table = Table(pieces, optimiser)
+    judged = {"saturated_at_1x": {}, "outcomes": [], "recovered": {}}
+    for theta in table.thetas:
+        judged["saturated_at_1x"][f"{theta:g}"] = {
+            arm: saturated(table, theta, arm) for arm in table.arms(theta) if arm not in (*STRETCHES, "crop")
+        }
+        for ours in ("drope-10", "drope-25"):
+            judged["recovered"][f"{theta:g} {ours}"] = _recovered(table, theta, ours)
+            for scale in LENGTHS:
+                stretch = best_stretch(table, theta, scale)
+                for theirs, role in ((stretch, "best stretch"), ("nope", ""), ("crop", ""), ("rope", "")):
+                    outcome, mean = compare(
+                        table.values(theta, ours, scale, "accuracy"),
+                        table.values(theta, theirs, scale, "accuracy") if theirs else {},
+                    )
+                    judged["outcomes"].append(
+                        {
+                            "theta": theta,
+                            "scale": scale,
+                            "arm": ours,
+                            "against": theirs,
+                            "role": role or theirs,
+                            "outcome": outcome,
+                            "mean_difference": None if mean is None else round(mean, 4),
+                        }
+                    )
+    return judged | {"sentences": _sentences(table, judged)}
+
+
+def _recovered(table: Table, theta: float, arm: str) -> dict:
+    ours, rope = (table.mean(theta, name, 1, "filler_loss") for name in (arm, "rope"))
+    if ours is None or rope is None:
+        return {"recovered": None, "filler_loss_above_rope": None}
+    within = ours - rope <= RECOVERED and saturated(table, theta, arm)
+    return {"recovered": within, "filler_loss_above_rope": round(ours - rope, 4)}
+
+
+def _sentences(table: Table, judged: dict) -> list[str]:
+    lines = []
+    far = LENGTHS[-1]
+    stretched = {}
+    for theta in table.thetas:
+        lines.append(_about_saturation(table, theta))
+        for found in judged["outcomes"]:
+            if (found["theta"], found["scale"], found["arm"]) == (theta, far, HEADLINE) and found["against"]:
+                lines.append(_about(found, far))
+                if found["role"] == "best stretch":
+                    stretched[theta] = found["outcome"]
+        recovery = judged["recovered"][f"{theta:g} {HEADLINE}"]
+        if recovery["recovered"] is not None:
+            word = "has recovered" if recovery["recovered"] else "has not recovered"
+            lines.append(
+                f"theta {theta:g}: {HEADLINE} {word} at 1x (filler loss {recovery['filler_loss_above_rope']:+.3f} nats "
+                "against RoPE's)."
+            )
+    outcomes = {outcome for outcome in stretched.values() if outcome != "not judged"}
+    if len(stretched) > 1 and outcomes:
+        said = ", ".join(f"{outcome} at {theta:g}" for theta, outcome in stretched.items())
+        word = "does not depend" if len(outcomes) == 1 else "depends"
+        lines.append(f"Against the best stretch at {far}x the outcome {word} on theta: {said}.")
+    return lines
+
+
+def _about_saturation(table: Table, theta: float) -> str:
+    if not table.seeds(theta, "rope"):
+        return f"theta {theta:g}: RoPE was not measured."
+    low = min(table.quarters(theta, "rope", 1))
+    if saturated(table, theta, "rope"):
+        return f"theta {theta:g}: RoPE is saturated at 1x (lowest quarter {low:.3f})."
+    return (
+        f"theta {theta:g}: RoPE is NOT saturated at 1x (lowest quarter {low:.3f} < {SATURATED}), so that every comparison "
+        "with it and its stretches is confounded."
+    )
+
+
+def _about(found: dict, scale: int) -> str:
+    against = f"the best stretch ({found['against']})" if found["role"] == "best stretch" else found["against"]
+    words = {"ahead": "is ahead of", "behind": "is behind", "tie": "ties with", "not judged": "is not judged against"}
+    difference = f"{found['mean_difference']:+.3f}" if found["mean_difference"] is not None else "no numbers"
+    return f"theta {found['theta']:g}, {scale}x: {found['arm']} {words[found['outcome']]} {against} (accuracy {difference})."
