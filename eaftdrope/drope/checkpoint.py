@@ -106,8 +106,13 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
     entries.pop("__metadata__", None)
     begin = 8 + length
     tensors = {
-        name: Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin + entry["data_offsets"][0],
-                     entry["data_offsets"][1] - entry["data_offsets"][0])
+        name: Tensor(
+            file.name,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            begin + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
         for name, entry in entries.items()
     }
     end = max((tensor.start + tensor.length for tensor in tensors.values()), default=begin)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import read_json, write_json
 from .layers import Layers
-from .rope import identity_rope, layer_ropes, rotary_dim
+from .rope import changed_ropes, identity_rope, rotary_dim
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,24 +58,18 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
         part["no_rope_layers"] = [0 if i in chosen else has for i, has in enumerate(text.no_rope_layers)]
         # left out, they would be derived from the line above
         part["layer_types"] = list(text.layer_types)
-        ropes = layer_ropes(text)
+        part["rope_parameters"] = text.rope_parameters
     else:
-        ropes = {
-            name: identity_rope(old, form, length=length, rotary_dim=rotary_dim(text, old))
-            if layers.types is None or name in layers.types
-            else old
-            for name, old in layer_ropes(text).items()
-        }
-    part["rope_parameters"] = ropes[""] if "" in ropes else ropes
+
+        def dropped(name: str, old: dict) -> dict:
+            if layers.types is not None and name not in layers.types:
+                return old
+            return identity_rope(old, form, length=length, rotary_dim=rotary_dim(text, old))
+
+        part["rope_parameters"] = changed_ropes(text, dropped)
     _write_old_keys(part)
-    raw[RECORD] = {
-        "trained_length": text.max_position_embeddings,
-        "layers": str(layers),
-        "form": form,
-        "temperature": 1.0,
-        **raw.get(RECORD, {"original": original}),
-    }
-    raw[RECORD] |= {"layers": str(layers), "form": form}
+    first = {"trained_length": text.max_position_embeddings, "temperature": 1.0, "original": original}
+    raw[RECORD] = {**first, **raw.get(RECORD, {}), "layers": str(layers), "form": form}
     return raw
 
 

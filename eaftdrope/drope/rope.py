@@ -124,18 +124,24 @@ def with_rope(
     if method == "nope":
         form = form_of(text.model_type)
         announced = round(length * factor)
-        _change(text, lambda old: identity_rope(old, form, length=announced, rotary_dim=rotary_dim(text, old)))
+        text.rope_parameters = changed_ropes(
+            text, lambda _, old: identity_rope(old, form, length=announced, rotary_dim=rotary_dim(text, old))
+        )
         if form == "longrope":
             text.original_max_position_embeddings = announced
     elif method != "rope":
-        _change(text, lambda old: _stretched(text, old, method, factor, length))
+        text.rope_parameters = changed_ropes(text, lambda _, old: _stretched(text, old, method, factor, length))
     text.max_position_embeddings = round(length * factor)
     return changed
 
 
-def _change(text: PretrainedConfig, change: Callable[[dict], dict]) -> None:
-    ropes = {name: change(old) for name, old in layer_ropes(text).items()}
-    text.rope_parameters = ropes[""] if "" in ropes else {**text.rope_parameters, **ropes}
+def changed_ropes(config: PretrainedConfig, change: Callable[[str, dict], dict]) -> dict:
+    """`rope_parameters` of `config` with `change(layer type or "", flat parameters)` applied, in the same form."""
+    text = config.get_text_config()
+    ropes = {name: change(name, old) for name, old in layer_ropes(text).items()}
+    if "" in ropes:
+        return ropes[""]
+    return {**text.rope_parameters, **ropes}
 
 
 def _stretched(text: PretrainedConfig, old: dict, method: str, factor: float, length: int) -> dict:

@@ -1,0 +1,153 @@
+"""`eaftdrope convert`: a checkpoint without rotary embedding, by configuration alone; `--undo`: the way back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eaftdrope.cli.quiet import quieten
+from eaftdrope.errors import UserError
+
+_UNSHOWN = {"show_default": False}
+_STYLES = {"right": "green", "wrong": "bold red", "refused": "yellow", "unknown": "yellow"}
+_WORDS = {"right": "right", "wrong": "SILENTLY WRONG", "refused": "refuses to load", "unknown": "not known"}
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder, hub id or package:NAME; with --undo, the converted folder.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="New folder.")],
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Context to announce, in tokens; by default the source's.", **_UNSHOWN),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="all; or 0,2,4-7, a share such as 0.5, full_attention, where the architecture can.")
+    ] = "all",
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Factor on the attention scores, folded into the query weights.", **_UNSHOWN),
+    ] = None,
+    target_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Fold in the temperature for this length, 1 + slope ln(length / trained length).", **_UNSHOWN
+        ),
+    ] = None,
+    slope: Annotated[
+        float | None,
+        typer.Option(help="Slope for --target-length; `eaftdrope drope temperature` measures it.", **_UNSHOWN),
+    ] = None,
+    qk_norm: Annotated[
+        bool, typer.Option("--qk-norm", help="Save a Llama-shaped model as Qwen 3, with query and key norms.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option("--for", help="any, or gguf: the form that llama.cpp's converter reads.")
+    ] = "any",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", **_UNSHOWN)] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the weights instead of hard-linking them.")] = False,
+    check_weights: Annotated[
+        bool,
+        typer.Option("--check-weights", help="Check on the weights themselves (loads them), not on a small slice."),
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Restore in DST what SRC was converted from.")] = False,
+) -> None:
+    """Drop the rotary embedding of SRC into the new folder DST: an ordinary checkpoint that stock libraries load.
+
+    No weights are loaded: it takes seconds for a model of any size. Recalibrate the result (a recipe with
+    `stages: [drope, recalibrate]` does both) before it is used.
+    """
+    quieten(bars=sys.stdout.isatty())
+    if undo:
+        _refuse_with_undo(max_length, temperature, target_length, slope, qk_norm, engine, layers, check_weights)
+        from eaftdrope.drope import undo as undo_conversion
+
+        restored = undo_conversion(source, target, copy=copy)
+        typer.echo(f"restored   {restored}: every file as the conversion of {source} found it")
+        return
+    if (target_length is None) != (slope is None):
+        raise UserError(
+            "--target-length and --slope go together: the temperature is 1 + slope ln(length / trained length). "
+            "`eaftdrope drope temperature` measures the slope of your model; the paper's recalibrated SmolLM-360M has 0.103."
+        )
+    if target_length is not None and temperature is not None:
+        raise UserError("--temperature and --target-length both set the temperature. Keep one.")
+    from eaftdrope.drope import convert as convert_checkpoint
+    from eaftdrope.drope import resolve_checkpoint
+
+    folder = resolve_checkpoint(source, revision=revision)
+    if target_length is not None:
+        temperature = _temperature(folder, target_length, slope)
+    started = time.monotonic()
+    result = convert_checkpoint(
+        folder,
+        target,
+        max_length=max_length,
+        layers=layers,
+        temperature=temperature,
+        qk_norm=qk_norm,
+        engine=engine,
+        copy=copy,
+        check_weights=check_weights,
+    )
+    _show(result, source, time.monotonic() - started)
+
+
+def _refuse_with_undo(max_length, temperature, target_length, slope, qk_norm, engine, layers, check_weights) -> None:
+    options = (max_length, temperature, target_length, slope, qk_norm, check_weights, engine != "any", layers != "all")
+    if any(option not in (None, False) for option in options):
+        raise UserError("--undo restores the source as it was and takes no option but --copy.")
+
+
+def _temperature(folder: Path, length: int, slope: float) -> float:
+    from eaftdrope.drope.temperature import beta_for
+    from eaftdrope.models import load_config
+
+    config = load_config(str(folder))
+    record = getattr(config, "drope", {})
+    trained = record.get("trained_length", config.get_text_config().max_position_embeddings)
+    if length <= trained:
+        raise UserError(
+            f"--target-length {length} is within the trained length of {trained} tokens: its temperature is 1."
+        )
+    # one that is in the weights already is not folded in twice
+    return beta_for(length, trained, slope) / record.get("temperature", 1.0)
+
+
+def _show(result, source: str, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+
+    def line(name: str, text: str) -> None:
+        console.print(f"{name:10} {text}", highlight=False, markup=False, soft_wrap=True)
+
+    line("converted", f"{source} ({result.architecture}) into {result.target} in {seconds:.1f} s")
+    line("layers", f"without rotary embedding: {result.layers}")
+    line("length", f"trained on {result.trained_length:,} tokens, announces {result.max_length:,}")
+    if result.temperature != 1.0:
+        line("scores", f"times {result.temperature:g}, folded into the query weights")
+    weights = "the source's own files (linked): do not save into this folder, or convert with --copy"
+    line("weights", weights if result.linked else "copied")
+    if result.left_out:
+        line("left out", f"{', '.join(result.left_out)}: the same weights in other formats")
+    for note in result.notes:
+        line("note", note)
+    for check in result.checks:
+        line("checked", str(check))
+    table = Table(title="Who serves it", title_justify="left", box=None, pad_edge=False)
+    for column in ("engine", "version", "serves it", ""):
+        table.add_column(column, no_wrap=column != "")
+    for row in result.engines:
+        verdict = f"[{_STYLES[row.verdict]}]{_WORDS[row.verdict]}[/]"
+        table.add_row(row.engine, row.version, verdict, row.note)
+    console.print()
+    console.print(table)
+    console.print()
+    line("next", "recalibrate it: `eaftdrope recipes ls` lists the recipes under drope/")

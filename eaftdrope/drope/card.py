@@ -1,0 +1,54 @@
+"""The model card of a converted checkpoint: what was done, which engines serve it, then the source's own card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import RECORD
+from .engines import Serving, serving_markdown
+
+_TEXT = """\
+# {name}
+
+The rotary position embedding of this checkpoint is switched off (DroPE, [arXiv 2512.12167](https://arxiv.org/abs/2512.12167))
+by its configuration alone: it loads with stock libraries, without remote code. {state}
+
+- layers without rotation: {layers}
+- trained length: {trained:,} tokens; announced length: {announced:,} tokens
+- attention temperature folded into the query weights: {temperature:g}
+- `config.json` keeps what it said before under `drope`; `eaftdrope convert --undo` restores the files that the conversion
+  found, where this folder has `drope_original`
+
+## Engines
+
+{engines}
+"Silently wrong" engines would rotate after all: fluent text, no error, and not this model.
+"""
+_RAW = (
+    "**Dropping alone costs quality**: this checkpoint has to be recalibrated (trained briefly on pretraining-like text) "
+    "before it is used."
+)
+
+
+def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:
+    """README.md of the converted checkpoint `folder`, around the card that stands there (its metadata stays)."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    path, record = folder / "README.md", raw[RECORD]
+    old = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True) if path.is_file() else None
+    data = old.data if old else ModelCardData(library_name="transformers", pipeline_tag="text-generation")
+    data.tags = sorted({*(data.tags or []), "drope", "nope", "long-context"})
+    text = _TEXT.format(
+        # the folder does not have its name yet
+        name=folder.name.removeprefix(".").removesuffix(".partial"),
+        state=_RAW if "recalibrated" not in record else "",
+        layers=record["layers"],
+        trained=record["trained_length"],
+        announced=raw.get("text_config", raw)["max_position_embeddings"],
+        temperature=record["temperature"],
+        engines=serving_markdown(engines),
+    )
+    if old and old.text.strip():
+        text += f"\n## The card of the source\n\n{old.text.strip()}\n"
+    path.unlink(missing_ok=True)
+    path.write_text(f"---\n{data}\n---\n\n{text}", encoding="utf-8")

@@ -1,0 +1,84 @@
+"""QK-norm: a Llama-shaped checkpoint becomes a stock Qwen 3, whose queries and keys are normalised head by head.
+
+Normalised scores let recalibration take a larger learning rate (arXiv 2512.12167, table 11). The new norms start at 1 and
+do change what the model computes: it needs the recalibration. (The paper's own code normalises all heads together, which
+no stock Llama-shaped class does.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UserError
+from .checkpoint import INDEX, SINGLE, read_header, read_json, weight_map, write_json
+
+NORMS = "model-qk-norm.safetensors"
+_LLAMA_SHAPED = ("llama", "mistral")
+_GONE = ("pretraining_tp", "mlp_bias", "sliding_window", "auto_map")
+
+
+def check_qk_norm(raw: dict) -> None:
+    """Raises UserError where Qwen 3's class could not hold this model."""
+    kind = raw.get("model_type")
+    reason = None
+    if kind not in _LLAMA_SHAPED:
+        reason = f"{kind} is not Llama-shaped (llama, mistral)"
+    elif raw.get("attention_bias") or raw.get("mlp_bias"):
+        reason = "it has biases that Qwen 3's class has no place for"
+    elif raw.get("sliding_window"):
+        reason = "its attention has a sliding window"
+    if reason:
+        raise UserError(f"qk_norm saves the model as Qwen 3, which cannot hold this one: {reason}. Leave qk_norm out.")
+
+
+def as_qwen3(raw: dict) -> dict:
+    """config.json's content of a Llama-shaped model as Qwen 3's."""
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    kept = {key: value for key, value in raw.items() if key not in _GONE}
+    return kept | {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": head_dim,
+        "attention_bias": False,
+        "num_key_value_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        "use_sliding_window": False,
+        "max_window_layers": raw["num_hidden_layers"],
+    }
+
+
+def add_norms(folder: Path, raw: dict, temperature: float) -> dict[str, str]:
+    """Write the norms (1; those of the queries `temperature`) to a file of their own and index it; a single weight file
+    is renamed, as an index asks.
+
+    Args:
+        folder: the converted checkpoint in the making; its weight files are not written to.
+        raw: its config.json's content, already Qwen 3's.
+
+    Returns:
+        New file name -> the name it had.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    names, renamed = weight_map(folder), {}
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {"metadata": {}, "weight_map": names}
+    if SINGLE in names.values():
+        new = "model-00001-of-00001.safetensors"
+        (folder / SINGLE).rename(folder / new)
+        renamed[new] = SINGLE
+        index["weight_map"] = dict.fromkeys(names, new)
+    sample = next(name for name in names if name.endswith("input_layernorm.weight"))
+    stored = read_header(folder / index["weight_map"][sample])[0][sample].dtype
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[stored]
+    norms = {
+        f"model.layers.{layer}.self_attn.{kind}_norm.weight": torch.full((raw["head_dim"],), value, dtype=dtype)
+        for layer in range(raw["num_hidden_layers"])
+        for kind, value in (("q", temperature), ("k", 1.0))
+    }
+    save_file(norms, folder / NORMS, metadata={"format": "pt"})
+    index["weight_map"] |= dict.fromkeys(norms, NORMS)
+    if "total_size" in index["metadata"]:
+        index["metadata"]["total_size"] += sum(norm.numel() * norm.element_size() for norm in norms.values())
+    (folder / INDEX).unlink(missing_ok=True)
+    write_json(folder / INDEX, index)
+    return renamed
