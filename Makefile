@@ -3,6 +3,7 @@
 #   make test MARKS="not slow"                 fewer tests
 #   make test ARGS="tests/loss -x"             some tests
 #   make test-kernels                          every check of the loss kernels, on every architecture
+#   make test-compat                           converted checkpoints in stock transformers 4 and 5, without eaftdrope
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
 
@@ -15,11 +16,12 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+COMPAT := $(VENV)-compat
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kernels lint format bench bench-training constraints clean
+.PHONY: quickstart test test-kernels test-compat lint format bench bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -30,6 +32,11 @@ test: lint
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
+
+# Environments of their own, because eaftdrope must not be there.
+test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed
+	EAFTDROPE_COMPAT_4=$(abspath $(COMPAT)/4/bin/python) EAFTDROPE_COMPAT_5=$(abspath $(COMPAT)/5/bin/python) \
+	  $(OFFLINE) $(BIN)/python -m pytest tests/compat $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -54,7 +61,7 @@ constraints: $(INSTALLED)
 	mv constraints.txt.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -62,6 +69,12 @@ $(BIN)/python:
 	  echo "Python >= 3.11 is needed (trl 1.16 and triton 3.9 have no release for older ones): install one, or name"; \
 	  echo "yours with  make PYTHON=/path/to/python"; exit 2; } >&2
 	"$(PYTHON)" -m venv $(VENV)
+
+$(COMPAT)/%/.installed: tests/compat/transformers_%.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(COMPAT)/$*
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch numpy
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -r $<
+	touch $@
 
 # torch first: asked for by name and version alone, pip takes a CPU build where one is offered; a newer one would bring
 # several GB of CUDA. A CUDA build brings its own triton, a CPU build none (the compile checks of the kernels need one).

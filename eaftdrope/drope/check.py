@@ -221,7 +221,10 @@ def _slice(config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
                     parameter.normal_(0.0, 2.0 * parameter.shape[-1] ** -0.5)
                 else:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.to(dtype)
+    for parameter in model.parameters():
+        # not the buffers: loading leaves the rotary frequencies in float32
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _one_of_each_kind(new: PretrainedConfig, old: PretrainedConfig) -> list[int]:

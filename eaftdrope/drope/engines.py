@@ -71,6 +71,8 @@ def _transformers_4(kind: str, form: str, layers: str) -> tuple[str, str]:
         )
     if kind == "ministral3":
         return "refused", "version 4 has no Ministral-3 class"
+    if kind == "olmo2" and form != "linear":
+        return "refused", "version 4's OLMo-2 class takes the linear form alone: convert with --for gguf"
     return "right", ""
 
 
