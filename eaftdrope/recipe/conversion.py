@@ -76,7 +76,7 @@ def convert_stage(stage: Stage, console: Console) -> None:
 
 
 def _convert(stage: Stage, console: Console) -> None:
-    from ..drope.convert import convert, resolve_checkpoint
+    from ..drope import convert, resolve_checkpoint
 
     model, section = stage.record.model, drope_section(stage)
     console.print(f"\n{stage.heading}", highlight=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .machine import training_device
+from .recovery import read_curve, recovery_markdown
 from .schema import Recipe
 from .stages import Stage
 
@@ -29,7 +30,7 @@ def finish(
     from ..report.card import write_model_card
     from ..trainer.merge import merge_adapter
 
-    folder = stage.folder
+    folder, recalibrated = stage.folder, stage.name == "recalibrate"
     is_adapter = recipe.lora is not None
     write_model_card(
         folder.path,
@@ -44,6 +45,9 @@ def finish(
         command=command,
         is_adapter=is_adapter,
         datasets=[source.path for source in recipe.data.train],
+        title=f"{folder.path.resolve().parent.name}: {stage.name}" if stage.heading else None,
+        tags=[] if recalibrated and recipe.loss.gate == "none" else ["eaft"],
+        more=[recovery_markdown(read_curve(folder))] if recalibrated else [],
     )
     if recipe.output.merge and recipe.lora:
         # what a start left that was killed after merging

@@ -75,13 +75,25 @@ class RecoveryProbe:
         console.print(f"its perplexity is {math.exp(nll):.2f}, on {self.tokens:,} tokens", highlight=False)
         return RecoveryCurve(nll, self.tokens, self.recipe.recalibrate.recovery.stop_at)
 
+    def note_in(self, config: PretrainedConfig) -> None:
+        """Says in the record of a converted model that, and how far, it was recalibrated."""
+        record = getattr(config, "drope", None)
+        if record:
+            curve = read_curve(self.stage.folder)
+            last = curve.points[-1]
+            recalibrated = {
+                "tokens": last.tokens,
+                "block_length": self.recipe.data.max_length,
+                "recovery": round(curve.recovery(last.nll), 4),
+            }
+            config.drope = {**record, "recalibrated": recalibrated}
+
     def callback(self) -> RecoveryCallback:
         """The callback that goes on with the folder's curve."""
-        from ..trainer.recovery import RecoveryCallback, RecoveryCurve
+        from ..trainer.recovery import RecoveryCallback
 
-        path = self.stage.folder.path / RECOVERY_FILE
-        curve = RecoveryCurve.from_json(path.read_text(encoding="utf-8"))
-        return RecoveryCallback(path, curve, self.nll, self.recipe.recalibrate.recovery.every)
+        folder, every = self.stage.folder, self.recipe.recalibrate.recovery.every
+        return RecoveryCallback(folder.path / RECOVERY_FILE, read_curve(folder), self.nll, every)
 
 
 def recovery_probe(stage: Stage, recipe: Recipe, config: PretrainedConfig, data: RunData, tokenizer) -> RecoveryProbe:
@@ -125,12 +137,33 @@ def original_of(stage: Stage, recipe: Recipe, config: PretrainedConfig) -> str:
     return stage.record.model.reference
 
 
+def read_curve(folder: RunFolder) -> RecoveryCurve:
+    """The curve of a run, with what was measured until now."""
+    from ..trainer.recovery import RecoveryCurve
+
+    return RecoveryCurve.from_json((folder.path / RECOVERY_FILE).read_text(encoding="utf-8"))
+
+
+def recovery_markdown(curve: RecoveryCurve) -> str:
+    """The section of the model card."""
+    first, last = curve.points[0], curve.points[-1]
+    return f"""\
+## Recovery
+
+| | perplexity of {curve.measured:,} tokens of text | share of the original's recovered |
+|---|---:|---:|
+| original, with its rotary embedding | {math.exp(curve.original):.2f} | |
+| before recalibration | {math.exp(first.nll):.2f} | {curve.recovery(first.nll):.1%} |
+| after {last.tokens:,} tokens | {math.exp(last.nll):.2f} | {curve.recovery(last.nll):.1%} |
+
+![Perplexity over the tokens of the recalibration](recovery.png)"""
+
+
 def show_recovery(folder: RunFolder, console: Console) -> None:
     """The curve in the end: a table on the screen, a figure in the folder."""
     from ..report.recovery import draw_recovery
-    from ..trainer.recovery import RecoveryCurve
 
-    curve = RecoveryCurve.from_json((folder.path / RECOVERY_FILE).read_text(encoding="utf-8"))
+    curve = read_curve(folder)
     points = [(point.tokens, point.nll) for point in curve.points]
     draw_recovery(folder.path / "recovery.png", original=curve.original, points=points, tokens=curve.measured)
     console.print()

@@ -172,6 +172,8 @@ def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: st
     before = _probe("before", trainer, tokenizer, prepared.probes, recipe, folder, console)
     _train(trainer, prepared, console, place)
     place.words = "after training"
+    if prepared.recovery:
+        prepared.recovery.note_in(trainer.model.config)
     _save_result(trainer, tokenizer, folder)
     after = _probe("after", trainer, tokenizer, prepared.probes, recipe, folder, console)
     if main_process:

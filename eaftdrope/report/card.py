@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eaftdrope.drope.engines import engines_markdown
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison_markdown
 from eaftdrope.models import MODEL_PACKAGES, resolve_model
@@ -49,6 +50,14 @@ with torch.no_grad():
     answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 """
+_ENGINES = """\
+## Engines
+
+This model has no rotary embedding (DroPE, [arXiv 2512.12167](https://arxiv.org/abs/2512.12167)): its configuration makes
+the rotation the identity, so stock libraries load it as it is. "Silently wrong" engines would rotate after all: fluent
+text, no error, and not this model.
+
+{engines}"""
 
 
 def write_model_card(
@@ -65,6 +74,9 @@ def write_model_card(
     is_adapter: bool,
     licence: str | None = None,
     datasets: Sequence[str] = (),
+    title: str | None = None,
+    tags: Sequence[str] = ("eaft",),
+    more: Sequence[str] = (),
 ) -> Path:
     """Write `folder`/README.md (replacing the one that a trainer may have left) and return its path.
 
@@ -78,6 +90,9 @@ def write_model_card(
         is_adapter: whether the folder holds a PEFT adapter; then its adapter_config.json says where the base model is.
         licence: the hub's name of a licence, such as "apache-2.0".
         datasets: names of the training data; the ones that can be hub ids also go into the metadata.
+        title: the card's heading; the folder's name by default.
+        tags: for the metadata, beside those that the folder's content asks for.
+        more: sections of Markdown, put between the table and how to load it.
 
     Raises:
         UserError: the folder is missing, or `is_adapter` without an adapter_config.json.
@@ -88,18 +103,26 @@ def write_model_card(
     if not folder.is_dir():
         raise UserError(f"no model card can be written: there is no folder {folder}. Save the model first.")
     lineage = _hub_id(base_model)
+    dropped = "drope" in _json(folder / "config.json")
     data = ModelCardData(
         base_model=lineage,
         license=licence,
         datasets=[name for name in datasets if _hub_id(name)] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["eaft", "eaftdrope", *(["lora"] if is_adapter and "lora" in method.lower() else [])],
+        tags=[
+            *tags,
+            "eaftdrope",
+            *(["lora"] if is_adapter and "lora" in method.lower() else []),
+            *(["drope", "nope", "long-context"] if dropped else []),
+        ],
     )
     body = [
-        f"# {folder.resolve().name}",
+        f"# {title or folder.resolve().name}",
         _summary(base_model, lineage, method, datasets),
         f"## Gained and forgotten\n\n{_table(before, after)}",
+        *more,
+        *([_ENGINES.format(engines=engines_markdown(folder))] if dropped else []),
         f"## How to load it\n\n{_loading(folder, lineage, is_adapter)}",
         f"## How it was trained\n\n{_training(recipe_yaml, method, command, hardware)}",
         "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in versions.items()),
@@ -163,8 +186,11 @@ def _adapter_base(folder: Path) -> str:
 def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _training(recipe_yaml: str, method: str, command: str, hardware: str) -> str:
