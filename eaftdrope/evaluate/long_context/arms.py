@@ -12,10 +12,10 @@ with. For a fair baseline name the original model as another model of the probe.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from eaftdrope.drope.config import RECORD, before
 from eaftdrope.drope.rope import layer_ropes, swapped_rope, with_rope
 from eaftdrope.errors import UserError
 
@@ -36,18 +36,19 @@ def original_config(config: PretrainedConfig) -> PretrainedConfig:
     Raises:
         UserError: the checkpoint has no rotation, and no record of the one it had.
     """
-    record = getattr(config, "drope", None)
-    if record is None:
+    if getattr(config, RECORD, None) is None:
         if _has_no_rotation(config):
             raise UserError(
                 "it has no rotary embedding, and its config.json does not record the one it had (`drope`), so "
                 "baselines cannot be made of it. Name the original model as another MODEL."
             )
         return config
-    original = copy.deepcopy(config)
-    text = original.get_text_config()
-    text.rope_parameters = copy.deepcopy(record["original"]["rope_parameters"])
-    text.max_position_embeddings = record["original"]["max_position_embeddings"]
+    original = type(config).from_dict(before(config.to_dict()))
+    if getattr(original, "no_rope_layers", None) != getattr(config, "no_rope_layers", None):
+        raise UserError(
+            "its rotary embedding was dropped in some layers only, by the layers' own switch, which cannot be turned in a "
+            "live model. Name the original model as another MODEL."
+        )
     return original
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from eaftdrope.drope.config import RECORD
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,16 +22,16 @@ def trained_length(config: PretrainedConfig) -> int:
         UserError: the configuration has none of them.
     """
     text = config.get_text_config()
-    converted = getattr(config, "drope", None)
-    if converted is not None:
-        return int(converted["trained_length"])
+    record = getattr(config, RECORD, None)
+    if record is not None:
+        return int(record["trained_length"])
     rope = getattr(text, "rope_parameters", None) or {}
     # Of these types alone: Llama 3.1's own type names the length before its long-context training.
     if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
         return int(rope["original_max_position_embeddings"])
     length = getattr(text, "max_position_embeddings", None)
     if length is None:
-        raise UserError(f"a {text.model_type} configuration does not say a length. Pass --trained-length.")
+        raise UserError(f"the configuration ({text.model_type}) does not say a length. Pass --trained-length.")
     return int(length)
 
 
@@ -54,3 +55,8 @@ def parse_lengths(text: str, trained: int) -> list[int]:
 def multiple(length: int, trained: int) -> str:
     """`2x`, or `1.5x`, of the trained length."""
     return f"{length / trained:.3g}x"
+
+
+def slope_text(slope: float, stretch: str) -> str:
+    """The temperature as a formula of what `stretch` names: `1 + 0.103 ln(s)`."""
+    return f"1 {'-' if slope < 0 else '+'} {abs(slope):.3f} ln({stretch})"

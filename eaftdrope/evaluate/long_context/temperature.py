@@ -24,6 +24,8 @@ GRID = (0.9, 1.0, 1.1, 1.25, 1.45, 1.7)
 # Nobody has seen a beta outside; a search that ends here has found no minimum.
 LOWEST, HIGHEST = 0.5, 4.0
 _TOLERANCE = 0.01
+# The grid and golden section: more where the least is far from 1.
+USUAL_PASSES = 16
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 

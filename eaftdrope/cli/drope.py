@@ -1,0 +1,123 @@
+"""`eaftdrope drope`: what a converted checkpoint still needs. `temperature` fits the factor on its attention scores."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaftdrope.cli.measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
+from eaftdrope.evaluate.long_context.lengths import slope_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+drope = typer.Typer(
+    help="Fit the softmax temperature that a longer context wants (`drope temperature`).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+_FILE, _FIGURE = "temperature.json", "temperature.png"
+
+
+@drope.callback()
+def group() -> None:
+    """Keeps `temperature` a verb of its own while it is the only one."""
+
+
+@drope.command()
+def temperature(
+    model: Annotated[str, typer.Argument(help="Folder, hub id or package:NAME.", show_default=False)],
+    length: Annotated[str, typer.Option(help="The length to serve: tokens (8192), or times the trained one.")] = "2x",
+    lengths: Annotated[
+        str | None, typer.Option(help="More lengths for the fit of the slope, such as 2x,4x,8x.", show_default=False)
+    ] = None,
+    text: Text = None,
+    windows: Windows = 8,
+    trained_length: TrainedLength = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = None,
+    batch_tokens: BatchTokens = 16384,
+    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/temperature/<model>")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the factor beta on the attention scores that has the least perplexity on held-out text of each length, and the
+    slope c of beta = 1 + c ln(length / trained length); print the command that bakes beta into the weights.
+
+    Nobody's constants are assumed. For reference, the DroPE paper fitted c = 0.103 on SmolLM-360M (recalibrated) and 0.412
+    on a model of 494M trained for it. Each length takes some 16 passes over its windows.
+    """
+    from rich.console import Console
+
+    from eaftdrope.cli.measure import about, bars, device_and_dtype
+    from eaftdrope.cli.quiet import quieten
+    from eaftdrope.evaluate.long_context.temperature_plan import as_document, fit_all, plan_temperature
+    from eaftdrope.report.figures import draw_temperature
+
+    quieten(bars=False)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    chosen, precision, problems = device_and_dtype(device, dtype)
+    folder = output or Path("runs") / "temperature" / Path(model.removeprefix("package:")).name
+    if (folder / _FILE).exists() and not overwrite:
+        problems.append(f"{folder} holds a fit already. Name another folder with --output, or pass --overwrite.")
+    plan = plan_temperature(model, length, lengths, text, windows, trained_length, problems)
+    for note in plan.notes:
+        console.print(f"note: {note}", highlight=False)
+    with bars(console) as start:
+        fits = fit_all(plan, device=chosen, dtype=precision, batch_tokens=batch_tokens, started=start)
+    document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_temperature(document, folder / _FIGURE)
+    partial = folder / f".{_FILE}.partial"
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / _FILE)
+    console.print(_table(document))
+    for line in _words(document):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False)
+
+
+def _table(document: dict) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Temperature", title_justify="left")
+    for column in ("length", "windows", "beta", "perplexity at 1", "at beta", "change", ""):
+        table.add_column(column, justify="right")
+    for fit in document["fits"]:
+        change = f"{fit['perplexity'] - fit['perplexity_at_1']:+.3f}"
+        error = "" if fit["stderr"] is None else f" ± {fit['stderr']:.3f}"
+        numbers = (f"{fit['beta']:.3f}", f"{fit['perplexity_at_1']:.3f}", f"{fit['perplexity']:.3f}")
+        mark = "better than 1" if fit["distinguishable"] else "not distinguishable from 1"
+        words = f"{fit['length']:,} ({fit['length'] / document['trained_length']:.3g}x)"
+        table.add_row(words, str(fit["windows"]), *numbers, change + error, mark)
+    return table
+
+
+def _words(document: dict) -> list[str]:
+    """The slope, what it is worth, and the command that bakes the target's beta in."""
+    clear = [fit for fit in document["fits"] if fit["distinguishable"]]
+    stretch = f"length / {document['trained_length']:,}"
+    lines = [f"beta = {slope_text(document['slope'], stretch)}"]
+    if not clear:
+        lines.append(
+            "No length has a beta that is better than 1 by more than two standard errors: leave the temperature out, or "
+            "measure more windows (--windows, a longer --text)."
+        )
+    for fit in document["fits"]:
+        if fit["at_edge"]:
+            lines.append(f"At {fit['length']:,} the least is at the end of what was tried: do not trust its beta.")
+        if fit["stderr"] is None:
+            lines.append(f"At {fit['length']:,} there was one window: nothing says how certain its beta is.")
+    target = next(fit for fit in document["fits"] if fit["length"] == document["target"])
+    if target["distinguishable"] and not target["at_edge"]:
+        source, beta = document["model"], target["beta"]
+        name = f"{Path(source.removeprefix('package:')).name}-{target['length']}"
+        command = ["eaftdrope", "convert", source, name, "--temperature", f"{beta:g}"]
+        command += ["--max-length", str(max(target["length"], document["announced_length"]))]
+        lines.append(f"To bake it in for {target['length']:,} tokens: {shlex.join(command)}")
+    return lines

@@ -1,0 +1,127 @@
+"""What the measuring verbs share: the device, where and with what it was measured, and a bar while it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaftdrope.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from eaftdrope.evaluate.long_context.plan import Plan
+    from eaftdrope.evaluate.long_context.store import Results
+
+Text = Annotated[Path | None, typer.Option(help="A text file, or JSONL with `text`.", show_default="a short novel")]
+Windows = Annotated[int, typer.Option(min=1, help="For perplexity, at most, of each length.")]
+TrainedLength = Annotated[
+    int | None, typer.Option(min=2, help="In tokens, instead of what the configuration says.", show_default=False)
+]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or auto.", show_default="float32 on cpu, else bfloat16")
+]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in the cache at once (at least one prompt or window).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results in the folder, and start anew.")]
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """`a,b` -> names, each once."""
+    return tuple(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+
+
+def choose_device(name: str) -> str:
+    """A torch device; `auto` is the accelerator where there is one, else the processor.
+
+    Raises:
+        UserError: torch does not know the device, or does not see it.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return "cpu" if accelerator is None else accelerator.type
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: torch knows no such device. Take auto, cpu, cuda or cuda:1.") from None
+    there = device.type == "cpu" or (
+        accelerator is not None
+        and device.type == accelerator.type
+        and (device.index or 0) < torch.accelerator.device_count()
+    )
+    if not there:
+        raise UserError(f"--device {name}: torch sees no such device here. Take auto or cpu.")
+    return name
+
+
+def device_and_dtype(device: str, dtype: str | None) -> tuple[str, str, list[str]]:
+    """A device and a dtype to measure with, and what is wrong with those asked for. Without a dtype the processor takes
+    float32, which it is fastest at, and everything else bfloat16."""
+    from eaftdrope.models import DTYPES
+
+    problems = []
+    try:
+        device = choose_device(device)
+    except UserError as error:
+        problems.append(str(error))
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(f"--dtype {dtype}: not one of {', '.join(DTYPES)}.")
+    return device, dtype or ("float32" if device == "cpu" else "bfloat16"), problems
+
+
+def about(device: str) -> dict:
+    """When, where and with what."""
+    from eaftdrope.recipe.machine import accelerators, cpu_name
+
+    kind = device.split(":")[0]
+    names = [found.name for found in accelerators()] if kind != "cpu" else [cpu_name()]
+    packages = ("eaftdrope", "torch", "transformers")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": names[0] if names else kind,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def run_with_progress(plan: Plan, results: Results, console: Console) -> None:
+    """Measure what is left of the plan: a bar in a terminal, a line a cell elsewhere."""
+    from eaftdrope.evaluate.long_context.run import run_plan
+
+    results.begin(about(plan.options.device))
+    left, total = len(results.left()), len(plan.cells)
+    if 0 < left < total:
+        console.print(f"going on: {total - left} of {total} cells are measured already", highlight=False)
+    with bars(console) as start:
+        counted = iter(range(total - left + 1, total + 1))
+
+        def started(cell) -> Callable[[int, int], None]:
+            return start(f"{next(counted)}/{total} {cell.model}, {cell.arm}: {cell.probe} at {cell.length:,}")
+
+        run_plan(plan, results, started=started)
+
+
+@contextlib.contextmanager
+def bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Gives `start(words)`, which shows a new bar in the place of the last and gives `step(done, total)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+
+        def start(words: str) -> Callable[[int, int], None]:
+            if not console.is_terminal:
+                console.print(words, highlight=False)
+            for old in progress.task_ids:
+                progress.remove_task(old)
+            task = progress.add_task(words, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield start

@@ -1,0 +1,93 @@
+"""The tables of a probe for the terminal: what it will cost, and what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .lengths import multiple
+from .plan import PROBES, Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CAPTION = (
+    "Shares in % with 95 % Wilson intervals; a trial is right when every number asked for is. ± is one standard error. "
+    "attention: mass within one token of the needle, mean over heads / best head."
+)
+
+
+def cost_table(plan: Plan) -> Table:
+    """What the plan will measure: cells and tokens by model and length."""
+    from rich.table import Table
+
+    table = Table(title="What will be measured", title_justify="left")
+    for column in ("model", "length"):
+        table.add_column(column)
+    for column in ("arms", "cells", "tokens"):
+        table.add_column(column, justify="right")
+    for model in plan.models:
+        for length in model.lengths:
+            cells = [cell for cell in plan.cells if (cell.model, cell.length) == (model.name, length)]
+            arms = ", ".join(dict.fromkeys(cell.arm for cell in cells))
+            words = f"{length:,} ({multiple(length, model.trained)})"
+            table.add_row(model.name, words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
+    table.add_section()
+    table.add_row("all", "", "", f"{len(plan.cells):,}", f"{sum(cell.tokens for cell in plan.cells):,}")
+    return table
+
+
+def result_table(rows: list[dict]) -> Table:
+    """One line an arm and length; a column a probe that was measured."""
+    from rich.table import Table
+
+    whole = [row for row in rows if row["at"] is None]
+    probes = [probe for probe in PROBES if any(row["probe"] == probe for row in whole)]
+    table = Table(title="Long context", caption=CAPTION, title_justify="left", caption_justify="left")
+    table.add_column("arm")
+    for column in ("length", *probes):
+        table.add_column(column, justify="right")
+    for name in dict.fromkeys(row["model"] for row in whole):
+        of_model = [row for row in whole if row["model"] == name and row["probe"] in PROBES]
+        if not of_model:
+            continue
+        table.add_section()
+        table.add_row(f"[bold]{name}[/bold]", f"trained {of_model[0]['trained_length']:,}")
+        for arm in dict.fromkeys(row["arm"] for row in of_model):
+            for length in sorted({row["length"] for row in of_model}):
+                found = [row for row in of_model if (row["arm"], row["length"]) == (arm, length)]
+                shown = [_text(probe, [row for row in found if row["probe"] == probe]) for probe in probes]
+                if found:
+                    table.add_row(f"  {arm}", f"{length:,} ({found[0]['multiple']})", *shown)
+    return table
+
+
+def suite_table(rows: list[dict]) -> Table | None:
+    """Scores of lm-eval's suites, None where none was measured."""
+    from rich.table import Table
+
+    scores = [row for row in rows if row["probe"] not in PROBES]
+    if not scores:
+        return None
+    table = Table(title="Suites (lm-eval)", title_justify="left")
+    for column in ("model", "arm", "suite", "task"):
+        table.add_column(column)
+    for column in ("length", "score"):
+        table.add_column(column, justify="right")
+    for row in scores:
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
+        score = f"{row['value']:.3f}{error}"
+        table.add_row(row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score)
+    return table
+
+
+def _text(probe: str, rows: list[dict]) -> str:
+    values = {row["metric"]: row for row in rows}
+    if not rows:
+        return "–"
+    if probe == "perplexity":
+        row = values["perplexity"]
+        return f"{row['value']:.2f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.2f}")
+    if probe == "attention":
+        return f"{values['near, mean']['value']:.3f} / {values['near, best head']['value']:.3f}"
+    row = values["accuracy"]
+    return f"{100 * row['value']:.0f} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
