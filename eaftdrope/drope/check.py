@@ -238,6 +238,12 @@ def _one_of_each_kind(new: PretrainedConfig, old: PretrainedConfig) -> list[int]
 def _shrunk(config: PretrainedConfig, layers: list[int]) -> PretrainedConfig:
     """The same architecture, small: these layers, its own head size, two heads."""
     data = config.to_dict()
+    unknown = [key for key in ("hidden_size", "num_attention_heads", "num_hidden_layers") if key not in data]
+    if unknown:
+        raise UserError(
+            f"{config.model_type} has no {', '.join(unknown)} in its configuration, so no small model of it can be made to "
+            "check the conversion on. Check on the weights themselves (--check-weights)."
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     small = {key: value for key, value in _SMALL.items() if data.get(key) is not None}
     small |= {

@@ -96,8 +96,10 @@ def convert(
         UserError: anything that cannot be honoured; nothing is left under `target`.
     """
     source, target = Path(source), Path(target).expanduser()
-    plan = _plan(source, max_length, layers, temperature, qk_norm, engine, copy)
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source} is not a checkpoint folder: it has no config.json.")
     carried, left_out = carried_files(source)
+    plan = _plan(source, max_length, layers, temperature, qk_norm, engine, copy)
     with _made(target) as partial:
         linked = _carry_all(plan, carried, partial)
         _edit(plan, partial)
@@ -179,8 +181,6 @@ def _plan(source, max_length, layers, temperature, qk_norm, engine, copy) -> _Pl
     """Everything that can be refused, refused before a file is made."""
     from transformers import AutoConfig
 
-    if not (source / "config.json").is_file():
-        raise UserError(f"{source} is not a checkpoint folder: it has no config.json.")
     raw = read_json(source / "config.json")
     if raw.get("auto_map"):
         raise UserError(

@@ -1,24 +1,26 @@
 """A temperature inside weight files: the query tensors are rewritten in place of a copy, everything else stays as it is.
 
 The header of a safetensors file does not change (same names, shapes and types), so only the tensors' own bytes are
-written, one tensor in memory at a time, and the bytes that stood there go to one side file from which `undo` restores
+written, a few megabytes at a time, and the bytes that stood there go to one side file from which `undo` restores
 them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UserError
 from .checkpoint import Tensor, read_header
-from .temperature import fold, query_tensors
+from .temperature import query_rows, query_tensors, scaled_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-SAVED = "queries.bin"
+SAVED = "queries.raw"
+_BLOCK = 4 << 20
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -51,23 +53,35 @@ def find_queries(folder: Path, files: dict[str, str], config: PretrainedConfig) 
 
 def rescale(folder: Path, queries: dict[str, dict[str, Tensor]], beta: float, config, side: Path) -> list[Patch]:
     """Make every query `beta` times as long in the files of `folder`, which must be copies; former bytes go to `side`."""
-    import torch
-
     patches = []
     with side.open("wb") as saved:
         for file, tensors in queries.items():
             with (folder / file).open("r+b") as stream:
-                for name, place in sorted(tensors.items(), key=lambda item: item[1].start):
-                    stream.seek(place.start)
-                    old = bytearray(stream.read(place.length))
-                    saved.write(old)
-                    dtype = getattr(torch, _DTYPES[place.dtype])
-                    tensor = torch.frombuffer(old, dtype=dtype).reshape(place.shape)
-                    new = fold(name, tensor, beta, config)
-                    stream.seek(place.start)
-                    stream.write(new.contiguous().view(torch.uint8).numpy().tobytes())
-                    patches.append(Patch(file, place.start, place.length))
+                for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+                    for patch in _blocks(file, name, tensor, config):
+                        stream.seek(patch.start)
+                        old = bytearray(stream.read(patch.length))
+                        saved.write(old)
+                        stream.seek(patch.start)
+                        stream.write(_rescaled(name, tensor, old, beta, config))
+                        patches.append(patch)
     return patches
+
+
+def _blocks(file: str, name: str, tensor: Tensor, config) -> Iterator[Patch]:
+    """The bytes of a tensor's query rows, at most `_BLOCK` (or one row) at a time."""
+    row = tensor.length // tensor.shape[0]
+    step = max(1, _BLOCK // row)
+    for rows in query_rows(name, tensor.shape[0], config):
+        for first in range(rows.start, rows.stop, step):
+            yield Patch(file, tensor.start + first * row, (min(first + step, rows.stop) - first) * row)
+
+
+def _rescaled(name: str, tensor: Tensor, old: bytearray, beta: float, config) -> bytes:
+    import torch
+
+    values = torch.frombuffer(old, dtype=getattr(torch, _DTYPES[tensor.dtype]))
+    return scaled_rows(name, values, beta, config).view(torch.uint8).numpy().tobytes()
 
 
 def restore(folder: Path, patches: list[Patch], side: Path) -> None:

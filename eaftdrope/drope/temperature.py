@@ -72,29 +72,22 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
     )
 
 
-def fold(name: str, tensor: Tensor, beta: float, config: PretrainedConfig) -> Tensor:
-    """`tensor`, one of `query_tensors`, with every query made `beta` times as long; same shape and dtype.
-
-    The product is formed in float64 and rounded once.
-    """
+def query_rows(name: str, rows: int, config: PretrainedConfig) -> list[range]:
+    """Of the `rows` of a tensor of `query_tensors` (along its first dimension), those that make queries."""
     text = config.get_text_config()
-    wide = tensor.double()
-    if _NORM.search(name) and text.model_type in _OFFSET_NORMS:
-        wide = (1.0 + wide) * beta - 1.0
-    elif _FUSED.search(name):
-        wide = _fold_fused(name, wide.clone(), beta, text)
-    else:
-        wide = wide * beta
-    return wide.to(tensor.dtype)
-
-
-def _fold_fused(name: str, wide: Tensor, beta: float, text: PretrainedConfig) -> Tensor:
-    """Rows of a fused projection: all queries first (qkv_proj), or query, key and value of one head after another."""
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if ".qkv_proj." in name:
+        return [range(heads * head_dim)]
     if ".query_key_value." in name:
-        by_head = wide.view(heads, 3, head_dim, -1) if wide.dim() == 2 else wide.view(heads, 3, head_dim)
-        by_head[:, 0] *= beta
-    else:
-        wide[: heads * head_dim] *= beta
-    return wide
+        # query, key and value of one head after another
+        return [range(start, start + head_dim) for start in range(0, rows, 3 * head_dim)]
+    return [range(rows)]
+
+
+def scaled_rows(name: str, rows: Tensor, beta: float, config: PretrainedConfig) -> Tensor:
+    """Such rows with every query made `beta` times as long, rounded once to their own dtype."""
+    wide = rows.double()
+    if _NORM.search(name) and config.get_text_config().model_type in _OFFSET_NORMS:
+        return ((1.0 + wide) * beta - 1.0).to(rows.dtype)
+    return (wide * beta).to(rows.dtype)
