@@ -8,6 +8,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -115,6 +116,62 @@ def make_project(folder: Path, **model) -> Path:
     return path
 
 
+def save_text(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Documents of 10 to 50 words."""
+    words = (
+        "the",
+        "rain",
+        "fell",
+        "on",
+        "a",
+        "town",
+        "and",
+        "nobody",
+        "minded",
+        "but",
+        "one",
+        "old",
+        "cat",
+        "sat",
+        "by",
+    )
+    rng = random.Random(seed)
+    documents = [" ".join(rng.choices(words, k=rng.randint(10, 50))) for _ in range(count)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+def make_staged_project(folder: Path) -> Path:
+    """As `make_project`, and text, and staged.yaml: drope, recalibrate and eaft of four steps each, without probes; returns
+    the latter. short.yaml has no eaft."""
+    plain = yaml.safe_load(make_project(folder).read_text(encoding="utf-8"))
+    save_text(folder / "text.jsonl")
+    save_text(folder / "held_out_text.jsonl", 6, seed=1)
+    train = {key: plain["train"][key] for key in ("batch_size", "precision", "save_every", "keep_checkpoints")}
+    recipe = {
+        "model": "model",
+        "stages": ["drope", "recalibrate", "eaft"],
+        "drope": {"max_length": 1024},
+        "recalibrate": {
+            "tokens": 4 * 4 * 64,
+            "data": {"train": "text.jsonl", "held_out": "held_out_text.jsonl", "max_length": 64},
+            "train": {**train, "learning_rate": 0.003},
+            "recovery": {"every": 2, "max_tokens": 256},
+            "probes": {"target": [], "general": []},
+        },
+        "data": {"train": "rows.jsonl", "max_length": 128},
+        "lora": plain["lora"],
+        "train": {**train, "learning_rate": 0.01, "steps": 4},
+        "probes": {"target": [], "general": []},
+        "output": {"dir": str(folder / "run")},
+    }
+    short = {key: recipe[key] for key in ("model", "drope", "recalibrate", "output")}
+    short["stages"] = ["drope", "recalibrate"]
+    for name, data in {"staged.yaml": recipe, "short.yaml": short}.items():
+        (folder / name).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    return folder / "staged.yaml"
+
+
 class Ended(NamedTuple):
     """A finished process. `code` is negative for a signal; `out` is what it wrote to stdout and stderr."""
 
@@ -125,6 +182,7 @@ class Ended(NamedTuple):
 # imported once, by the process that the others are forked from
 _PRELOADED = (
     "datasets",
+    "matplotlib.pyplot",
     "peft.tuners.lora.model",
     "rich.live",
     "rich.progress",
@@ -145,7 +203,7 @@ def train(*arguments: object, moment: str | None = None, signal_number: int = si
     """`eaftdrope train ...` in a process of its own, forked from one that has the libraries loaded.
 
     Args:
-        moment: a name in `MOMENTS`, where the process sends itself `signal_number`.
+        moment: a name in `MOMENTS` or `STAGE_MOMENTS`, where the process sends itself `signal_number`.
         tty: device to use as its terminal; `out` is then empty.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -175,7 +233,7 @@ def _in_the_child(arguments, output, moment, signal_number, environment):
     # the Trainer collects garbage once, which takes long among a million objects of the libraries
     gc.freeze()
     if moment:
-        MOMENTS[moment][1](lambda: os.kill(os.getpid(), signal_number))
+        {**MOMENTS, **STAGE_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
     main(["train", *arguments])
 
 
@@ -291,6 +349,18 @@ MOMENTS = {
     "after the result": (6, _run_function("_save_result", _after)),
     "while probing after": (6, _while_probing(2)),
     "before the last word": (6, _folder_method("finish", _before)),
+}
+
+
+# name -> (what the second start of `make_staged_project`'s recipe does, patch)
+STAGE_MOMENTS = {
+    "while the converted folder is made": (["drope", "recalibrate", "eaft"], _folder_method("take", _before)),
+    "after the conversion": (["recalibrate", "eaft"], _folder_method("take", _after)),
+    "while the original is measured": (["recalibrate", "eaft"], _run_function("build_trainer", _before)),
+    "in step 4 of the recalibration": (["recalibrate from 2", "eaft"], _in_step(4)),
+    "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("_save_result", _before)),
+    "between recalibration and eaft": (["eaft"], _folder_method("finish", _after)),
+    "in step 4 of eaft": (["eaft from 2"], _in_step(8)),
 }
 
 

@@ -15,6 +15,8 @@ def quieten(*, bars: bool) -> None:
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning, "transformers")
     # the newest checkpoint is found by its number, whatever the clock of the disk
     logging.getLogger("transformers.trainer_utils").addFilter(_not_about_mtime)
+    # packed rows are as long as a batch: one of them is a choice, and the plan says when it is the better one
+    logging.getLogger("trl.trainer.sft_trainer").addFilter(_not_about_one_row)
     if not bars:
         disable_progress_bar()
         disable_progress_bars()
@@ -22,3 +24,7 @@ def quieten(*, bars: bool) -> None:
 
 def _not_about_mtime(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("mtime may not be reliable")
+
+
+def _not_about_one_row(record: logging.LogRecord) -> bool:
+    return "You are using a per_device_train_batch_size of 1 with padding-free" not in record.getMessage()

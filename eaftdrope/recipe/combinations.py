@@ -64,6 +64,12 @@ def _schedule(raw) -> Iterator[tuple[Loc, str]]:
             "scheduler constant has no warm-up and would ignore this. "
             "Use scheduler constant_with_warmup, or leave this key out",
         )
+    decay = get(raw, "train", "decay_ratio")
+    if all(isinstance(share, float) for share in (ratio, decay)) and ratio + decay > 1:
+        yield (
+            ("train", "decay_ratio"),
+            f"warming up and decaying take {ratio + decay:g} of the steps. Lower one of them",
+        )
     for key in ("decay_ratio", "min_rate_ratio"):
         if _is_set(raw, "train", key) and get(raw, "train", "scheduler") != "warmup_stable_decay":
             yield (

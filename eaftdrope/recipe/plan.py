@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from . import memory
 from .adapters import lora_config
 from .machine import Device, gib, training_device
+from .stage_sections import TextData
+from .stages import tokens_of_a_step
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -174,6 +176,8 @@ def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, est
     limit = getattr(text, "max_position_embeddings", None)
     if limit and recipe.data.max_length > limit:
         yield f"data.max_length {recipe.data.max_length} is beyond the model's context of {limit} tokens."
+    if isinstance(recipe.data, TextData):
+        yield from _text_notes(recipe, data)
     if data and data.truncated:
         yield f"{data.truncated} of {data.rows} rows ({data.truncated / data.rows:.0%}) are cut at data.max_length."
     if device.memory is not None and estimated.total > device.memory:
@@ -185,6 +189,19 @@ def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, est
         yield (
             f"It will probably not fit: {gib(estimated.total)} needed, {device.name} has {gib(device.memory)}. "
             f"Ways out: {', '.join(ways)}."
+        )
+
+
+def _text_notes(recipe: Recipe, data: DataStats | None):
+    train, text = recipe.train, recipe.data
+    if data and train.steps:
+        passes = train.steps * tokens_of_a_step(recipe) / data.tokens
+        if passes > 1.05:
+            yield f"The text is read {passes:.1f} times to make up the tokens: more text would do better."
+    if text.documents == "separate" and train.batch_size > 1 and "flash" not in str(recipe.model.attn_implementation):
+        yield (
+            "documents separate puts a batch in one row. Without flash attention that costs batch_size times the "
+            f"attention: batch_size=1 accumulation={train.batch_size * train.accumulation} is the same training for less."
         )
 
 
