@@ -81,7 +81,7 @@ def _budget(raw) -> Iterator[tuple[Loc, str]]:
         names = " and ".join(".".join(keys) for keys in lengths)
         yield (
             ("recalibrate", *lengths[-1]),
-            f"{names} are all set, and each alone fixes the length of the recalibration. Keep one",
+            f"{names} are {'both' if len(lengths) == 2 else 'all'} set, and each alone fixes the length of the recalibration. Keep one",
         )
     share, pretraining = get(section, "share"), get(section, "pretraining_tokens")
     if share is not None and pretraining is None:
