@@ -140,7 +140,9 @@ def test_separate_documents_are_as_if_alone(attention):
     parts = [ids for block in blocks for ids in torch.tensor(block["input_ids"]).split(block["seq_lengths"])]
     assert [len(part) for part in parts] == [4, 1, 2, 3, 3, 2]
     with torch.no_grad():
-        together = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits[0]
+        # as the trainer calls it
+        packed = {key: batch[key] for key in ("input_ids", "position_ids")}
+        together = model(**packed, use_cache=False).logits[0]
         alone = torch.cat([model(input_ids=part[None]).logits[0] for part in parts])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     first = torch.tensor([0, *torch.tensor([len(part) for part in parts]).cumsum(0)[:-1].tolist()])
