@@ -130,7 +130,7 @@ def drope(
     workers: Annotated[int, typer.Option(min=1, help="Trainings at a time, a thread each.")] = 2,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Half a minute, to see that it runs: one seed, theta 40, 60 steps, no AdamW."),
+        typer.Option("--quick", help="Half a minute, to see that it runs: one seed, theta 40, 30 steps, no AdamW."),
     ] = False,
 ) -> None:
     """DroPE in miniature: pretrains small RoPE models on text with needles, drops the rotation, recalibrates, and asks

@@ -46,8 +46,8 @@ class Settings:
     compiled: bool
 
 
-# 60 steps are over before they would be compiled
-QUICK = Settings((40.0,), seeds=1, steps=60, batch=16, sequences=4, fit=2, adamw_seeds=0, compiled=False)
+# 30 steps are over before they would be compiled
+QUICK = Settings((40.0,), seeds=1, steps=30, batch=8, sequences=2, fit=2, adamw_seeds=0, compiled=False)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ TRAINED_BLOCKS = 21
 TRAINED_LENGTH = 1 + BLOCK * TRAINED_BLOCKS
 # of one training sequence
 MOST_NEEDLES, MOST_QUERIES = 8, 10
-# of one evaluated sequence; every needle is asked for once, at the end
-EVALUATED_NEEDLES = 6
+# of one evaluated sequence: so many needles are asked for, at its end, and no more are there unless it is dense
+ASKED = 6
+DENSE_NEEDLES = KEYS
 
 _FIRST_ORDER, _SECOND_ORDER, _UNIFORM = 0.65, 0.30, 0.05
 # P1 of the four successors of a symbol
@@ -108,18 +109,18 @@ def training_batch(random: np.random.Generator, count: int) -> Batch:
     return _write(random, is_needle, is_query, np.where(is_needle, before - 1, asked))
 
 
-def evaluation_batch(random: np.random.Generator, count: int, blocks: int) -> Batch:
-    """6 needles anywhere, and the last 6 of `blocks` blocks ask for each of them, in any order."""
-    haystack = blocks - EVALUATED_NEEDLES
-    places = np.argsort(random.random((count, haystack)), axis=1)[:, :EVALUATED_NEEDLES]
+def evaluation_batch(random: np.random.Generator, count: int, blocks: int, needles: int = ASKED) -> Batch:
+    """`needles` anywhere, and the last 6 of `blocks` blocks ask for as many of them, in any order."""
+    haystack = blocks - ASKED
+    places = np.sort(random.random((count, haystack)).argsort(1)[:, :needles], axis=1)
     is_needle, is_query = np.zeros((count, blocks), dtype=bool), np.zeros((count, blocks), dtype=bool)
     is_needle[np.arange(count)[:, None], places] = True
     is_query[:, haystack:] = True
     number = is_needle.cumsum(1) - 1
-    asked = random.permuted(np.tile(np.arange(EVALUATED_NEEDLES), (count, 1)), axis=1)
+    asked = random.permuted(np.tile(np.arange(needles), (count, 1)), axis=1)[:, :ASKED]
     number[:, haystack:] = asked
     depths = np.full((count, blocks), np.nan)
-    depths[:, haystack:] = np.take_along_axis(np.sort(places, axis=1), asked, axis=1) / (haystack - 1)
+    depths[:, haystack:] = np.take_along_axis(places, asked, axis=1) / (haystack - 1)
     return _write(random, is_needle, is_query, number, depths)
 
 

@@ -2,7 +2,8 @@
 
 Notable:
 - float32, and the product's own parts: `with_rope` and `swapped_rope` make an arm, `scaled_queries` its temperature.
-- A sequence asks for each of its six needles once, at its end; an answer is right when it is the likeliest token.
+- A sequence asks for each of its six needles once, at its end; an answer is right when it is the likeliest token. The
+  dense text of 8x has 24 needles, three times as many as any sequence of training, and asks for six of them.
 - Filler is measured on the last training length of tokens only, where all of the context is behind them.
 - The temperature is beta = 1 + slope * ln(scale). Its slope is fitted for each arm and each length by what training
   minimises (mean loss of filler plus that of answers), on sequences of its own. Slopes are tried from 0 up, until the
@@ -32,7 +33,9 @@ SLOPES = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 MORE_AT_1X = 4
 # tokens of one forward pass: what stays in cache
 _TOKENS = 8192
-_EVALUATED, _FITTED = 1, 2
+_EVALUATED, _FITTED, _DENSE = 1, 2, 3
+# name of the cell
+DENSE = f"{SCALES[-1]} dense"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class View:
 def text(seed: int, scale: int, count: int, purpose: int = _EVALUATED) -> data.Batch:
     """The same for all arms of a seed."""
     random = np.random.default_rng([seed, purpose, scale])
-    return data.evaluation_batch(random, count, scale * data.TRAINED_BLOCKS)
+    needles = data.DENSE_NEEDLES if purpose == _DENSE else data.ASKED
+    return data.evaluation_batch(random, count, scale * data.TRAINED_BLOCKS, needles)
 
 
 @torch.no_grad()
@@ -107,12 +111,16 @@ def fit_slope(view: View, seed: int, scale: int, count: int) -> tuple[float, dic
 
 
 def evaluate(view: View, seed: int, sequences: int, fit: int) -> dict:
-    """`plain` and `fitted` cells by scale. At 1x there is nothing to fit, and a crop sees no greater length."""
-    plain, fitted, fits = {}, {}, {}
+    """`plain` and `fitted` cells by scale. At 1x there is nothing to fit, a crop sees no greater length, and dense text
+    has the temperature of its length."""
+    plain, fitted, fits, slopes = {}, {}, {}, dict.fromkeys(SCALES, 0.0)
     for scale in SCALES:
-        batch = text(seed, scale, sequences * MORE_AT_1X if scale == 1 else sequences)
-        plain[scale] = fitted[scale] = measure(view, batch, scale)
         if scale > 1 and not view.crop:
-            slope, fits[scale] = fit_slope(view, seed, scale, fit)
-            fitted[scale] = measure(view, batch, scale, slope) if slope else plain[scale]
+            slopes[scale], fits[scale] = fit_slope(view, seed, scale, fit)
+    for name, scale in [*((scale, scale) for scale in SCALES), (DENSE, SCALES[-1])]:
+        count = sequences * MORE_AT_1X if scale == 1 else sequences
+        batch = text(seed, scale, count, _DENSE if name == DENSE else _EVALUATED)
+        plain[name] = fitted[name] = measure(view, batch, scale)
+        if slopes[scale]:
+            fitted[name] = measure(view, batch, scale, slopes[scale])
     return {"plain": plain, "fitted": fitted, "fits": fits}

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..loss.results import environment
 from . import data
 from .arms import OPTIMISERS, RECALIBRATED, TITLES, Settings
-from .evaluate import SCALES
+from .evaluate import DENSE, SCALES
 from .verdict import RULES, judge
 
 SCHEMA = 1
@@ -22,6 +22,7 @@ COLUMNS = {
     "seed": "",
     "arm": "",
     "scale": "length of the text / training length",
+    "dense": "1 for text with 24 needles instead of 6",
     "temperature": "plain (none) or fitted",
     "slope": "of beta = 1 + slope * ln(scale)",
     "beta": "factor on the attention scores",
@@ -49,7 +50,8 @@ def document(pieces: list[dict], missing: list[str], failures: list[str], settin
         "settings": asdict(settings)
         | {
             "trained_length": data.TRAINED_LENGTH,
-            "needles": data.EVALUATED_NEEDLES,
+            "needles": data.ASKED,
+            "dense_needles": data.DENSE_NEEDLES,
             "scales": SCALES,
             "recalibration": RECALIBRATED,
             "optimisers": OPTIMISERS,
@@ -77,7 +79,8 @@ def rows(pieces: list[dict]) -> list[dict]:
             for scale, cell in piece[temperature].items():
                 quarters = {f"quarter_{number}": value for number, value in enumerate(cell["by_quarter"], 1)}
                 about = {name: piece[name] for name in ("optimiser", "theta", "seed", "arm")}
-                row = about | {"scale": int(scale), "temperature": temperature} | cell | quarters
+                where = {"scale": int(scale.split()[0]), "dense": int(scale == DENSE), "temperature": temperature}
+                row = about | where | cell | quarters
                 found.append({column: row[column] for column in COLUMNS})
     return found
 

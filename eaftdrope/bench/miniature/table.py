@@ -8,7 +8,7 @@ from rich.table import Table as Grid
 
 from .arms import ARMS, OPTIMISERS, TITLES
 from .evaluate import SCALES
-from .verdict import LENGTHS, Table
+from .verdict import TEXTS, Table, text_name
 
 FAR = SCALES[-1]
 
@@ -26,16 +26,16 @@ def _grid(table: Table, theta: float, optimiser: str) -> Grid:
     grid = Grid(title=title, title_justify="left", title_style="bold")
     grid.add_column("arm", no_wrap=True)
     grid.add_column("1x", justify="right", no_wrap=True)
-    for scale in LENGTHS:
-        grid.add_column(f"{scale}x", justify="right", no_wrap=True)
-        grid.add_column(f"{scale}x +beta", justify="right", no_wrap=True)
+    for scale in TEXTS:
+        grid.add_column(text_name(scale), justify="right", no_wrap=True)
+        grid.add_column("+beta", justify="right", no_wrap=True)
     grid.add_column(f"{FAR}x +beta, farthest quarter", justify="right")
     for name in ("filler 1x", f"filler {FAR}x", f"filler {FAR}x +beta"):
         grid.add_column(name, justify="right")
     for arm in ARMS:
         if table.seeds(theta, arm):
             cells = [_spread(table.values(theta, arm, 1, "accuracy"), 3)]
-            for scale in LENGTHS:
+            for scale in TEXTS:
                 for temperature in ("plain", "fitted"):
                     cells.append(_spread(table.values(theta, arm, scale, "accuracy", temperature), 3))
             cells.append(f"{table.quarters(theta, arm, FAR)[0]:.3f}")

@@ -3,6 +3,8 @@
 Notable:
 - `drope-10` stands for DroPE: 10 % of the steps is the most of what the paper's claim of cheap recalibration allows.
 - Arms are compared with their fitted temperatures, seed by seed on the same text.
+- Dense text (24 needles at 8x) was added after seed 0 of the first committed run had shown arms at their ceiling with 6
+  needles; it is judged by the same rules, which were there before.
 - A comparison counts as clean only where RoPE is saturated at 1x; else the sentence says that it is confounded.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .evaluate import QUARTERS, SCALES
+from .evaluate import DENSE, QUARTERS, SCALES
 
 SATURATED = 0.99
 MARGIN = 0.02
@@ -19,6 +21,9 @@ RECOVERED = 0.01
 HEADLINE = "drope-10"
 STRETCHES = ("pi", "ntk", "yarn")
 LENGTHS = tuple(scale for scale in SCALES if scale > 1)
+# where arms are compared: lengths, and the farthest with more needles
+TEXTS = (*LENGTHS, DENSE)
+SENTENCES = (SCALES[-1], DENSE)
 RULES = {
     "saturated": (
         f"an arm is saturated at 1x when in every quarter of the depth its accuracy, the mean over seeds, is at least "
@@ -33,7 +38,9 @@ RULES = {
         f"a recalibrated arm has recovered when its mean filler loss at 1x is at most {RECOVERED} nats above RoPE's of "
         "the same theta and it is saturated"
     ),
-    "independent of theta": "the outcome against the best stretch at 8x is the same at every theta that was judged",
+    "independent of theta": (
+        "the outcome against the best stretch at 8x (and on its dense text) is the same at every theta that was judged"
+    ),
 }
 
 
@@ -51,18 +58,20 @@ class Table:
     def arms(self, theta: float) -> list[str]:
         return [arm for at, arm in self._cells if at == theta]
 
-    def seeds(self, theta: float, arm: str) -> dict[int, dict]:
+    def seeds(self, theta: float, arm: str | None) -> dict[int, dict]:
         return self._cells.get((theta, arm), {})
 
-    def values(self, theta: float, arm: str, scale: int, name: str, temperature: str = "fitted") -> dict[int, float]:
+    def values(
+        self, theta: float, arm: str, scale: int | str, name: str, temperature: str = "fitted"
+    ) -> dict[int, float]:
         """By seed; `name` of a cell's numbers."""
         return {seed: piece[temperature][str(scale)][name] for seed, piece in self.seeds(theta, arm).items()}
 
-    def mean(self, theta: float, arm: str, scale: int, name: str, temperature: str = "fitted") -> float | None:
+    def mean(self, theta: float, arm: str, scale: int | str, name: str, temperature: str = "fitted") -> float | None:
         found = self.values(theta, arm, scale, name, temperature)
         return statistics.mean(found.values()) if found else None
 
-    def quarters(self, theta: float, arm: str, scale: int) -> list[float]:
+    def quarters(self, theta: float, arm: str, scale: int | str) -> list[float]:
         """Accuracy by quarter of the depth, mean over seeds."""
         found = self.values(theta, arm, scale, "by_quarter").values()
         return [statistics.mean(one[number] for one in found) for number in range(QUARTERS)]
@@ -72,11 +81,9 @@ def saturated(table: Table, theta: float, arm: str) -> bool:
     return bool(table.seeds(theta, arm)) and min(table.quarters(theta, arm, 1)) >= SATURATED
 
 
-def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, float | None]:
-    """(ahead, behind, tie or not judged; mean difference over the seeds that both have)."""
+def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, float]:
+    """(ahead, behind, tie or not judged; mean difference over the seeds that both have: at least one)."""
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if not differences:
-        return "not judged", None
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return "not judged", mean
@@ -87,7 +94,8 @@ def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, floa
     return "tie", mean
 
 
-def best_stretch(table: Table, theta: float, scale: int) -> str | None:
+def best_stretch(table: Table, theta: float, scale: int | str) -> str | None:
+    """By the rule; None where none was measured."""
     means = {arm: table.mean(theta, arm, scale, "accuracy") for arm in STRETCHES if table.seeds(theta, arm)}
     return max(means, key=means.get) if means else None
 
@@ -102,12 +110,14 @@ def judge(pieces: Sequence[dict], optimiser: str) -> dict:
         }
         for ours in ("drope-10", "drope-25"):
             judged["recovered"][f"{theta:g} {ours}"] = _recovered(table, theta, ours)
-            for scale in LENGTHS:
+            for scale in TEXTS:
                 stretch = best_stretch(table, theta, scale)
                 for theirs, role in ((stretch, "best stretch"), ("nope", ""), ("crop", ""), ("rope", "")):
+                    if not table.seeds(theta, theirs).keys() & table.seeds(theta, ours).keys():
+                        continue
                     outcome, mean = compare(
                         table.values(theta, ours, scale, "accuracy"),
-                        table.values(theta, theirs, scale, "accuracy") if theirs else {},
+                        table.values(theta, theirs, scale, "accuracy"),
                     )
                     judged["outcomes"].append(
                         {
@@ -117,7 +127,7 @@ def judge(pieces: Sequence[dict], optimiser: str) -> dict:
                             "against": theirs,
                             "role": role or theirs,
                             "outcome": outcome,
-                            "mean_difference": None if mean is None else round(mean, 4),
+                            "mean_difference": round(mean, 4),
                         }
                     )
     return judged | {"sentences": _sentences(table, judged)}
@@ -133,15 +143,15 @@ def _recovered(table: Table, theta: float, arm: str) -> dict:
 
 def _sentences(table: Table, judged: dict) -> list[str]:
     lines = []
-    far = LENGTHS[-1]
-    stretched = {}
+    stretched: dict[int | str, dict[float, str]] = {scale: {} for scale in SENTENCES}
     for theta in table.thetas:
         lines.append(_about_saturation(table, theta))
         for found in judged["outcomes"]:
-            if (found["theta"], found["scale"], found["arm"]) == (theta, far, HEADLINE) and found["against"]:
-                lines.append(_about(found, far))
-                if found["role"] == "best stretch":
-                    stretched[theta] = found["outcome"]
+            scale = found["scale"]
+            if (found["theta"], found["arm"]) == (theta, HEADLINE) and scale in SENTENCES:
+                lines.append(_about(found, scale))
+                if found["role"] == "best stretch" and found["outcome"] != "not judged":
+                    stretched[scale][theta] = found["outcome"]
         recovery = judged["recovered"][f"{theta:g} {HEADLINE}"]
         if recovery["recovered"] is not None:
             word = "has recovered" if recovery["recovered"] else "has not recovered"
@@ -149,12 +159,17 @@ def _sentences(table: Table, judged: dict) -> list[str]:
                 f"theta {theta:g}: {HEADLINE} {word} at 1x (filler loss {recovery['filler_loss_above_rope']:+.3f} nats "
                 "against RoPE's)."
             )
-    outcomes = {outcome for outcome in stretched.values() if outcome != "not judged"}
-    if len(stretched) > 1 and outcomes:
-        said = ", ".join(f"{outcome} at {theta:g}" for theta, outcome in stretched.items())
-        word = "does not depend" if len(outcomes) == 1 else "depends"
-        lines.append(f"Against the best stretch at {far}x the outcome {word} on theta: {said}.")
+    for scale, outcomes in stretched.items():
+        if len(outcomes) > 1:
+            said = ", ".join(f"{outcome} at {theta:g}" for theta, outcome in outcomes.items())
+            word = "does not depend" if len(set(outcomes.values())) == 1 else "depends"
+            lines.append(f"Against the best stretch at {text_name(scale)} the outcome {word} on theta: {said}.")
     return lines
+
+
+def text_name(scale: int | str) -> str:
+    """Of a cell, for readers."""
+    return f"{SCALES[-1]}x, dense" if scale == DENSE else f"{scale}x"
 
 
 def _about_saturation(table: Table, theta: float) -> str:
@@ -169,8 +184,9 @@ def _about_saturation(table: Table, theta: float) -> str:
     )
 
 
-def _about(found: dict, scale: int) -> str:
+def _about(found: dict, scale: int | str) -> str:
     against = f"the best stretch ({found['against']})" if found["role"] == "best stretch" else found["against"]
     words = {"ahead": "is ahead of", "behind": "is behind", "tie": "ties with", "not judged": "is not judged against"}
-    difference = f"{found['mean_difference']:+.3f}" if found["mean_difference"] is not None else "no numbers"
-    return f"theta {found['theta']:g}, {scale}x: {found['arm']} {words[found['outcome']]} {against} (accuracy {difference})."
+    difference = f"{found['mean_difference']:+.3f}"
+    what = f"theta {found['theta']:g}, {text_name(scale)}: {found['arm']} {words[found['outcome']]} {against}"
+    return f"{what} (accuracy {difference})."
