@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eaftdrope.cli.quiet import quieten
 from eaftdrope.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _UNSHOWN = {"show_default": False}
 _STYLES = {"right": "green", "wrong": "bold red", "refused": "yellow", "unknown": "yellow"}
@@ -119,9 +122,20 @@ def _temperature(folder: Path, length: int, slope: float) -> float:
     return beta_for(length, trained, slope) / record.get("temperature", 1.0)
 
 
+def engines_table(rows) -> Table:
+    """Who serves a converted checkpoint, from `Serving` rows."""
+    from rich.table import Table
+
+    table = Table(title="Who serves it", title_justify="left", box=None, pad_edge=False)
+    for column in ("engine", "version", "serves it", ""):
+        table.add_column(column, no_wrap=column != "")
+    for row in rows:
+        table.add_row(row.engine, row.version, f"[{_STYLES[row.verdict]}]{_WORDS[row.verdict]}[/]", row.note)
+    return table
+
+
 def _show(result, source: str, seconds: float) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
 
@@ -141,13 +155,7 @@ def _show(result, source: str, seconds: float) -> None:
         line("note", note)
     for check in result.checks:
         line("checked", str(check))
-    table = Table(title="Who serves it", title_justify="left", box=None, pad_edge=False)
-    for column in ("engine", "version", "serves it", ""):
-        table.add_column(column, no_wrap=column != "")
-    for row in result.engines:
-        verdict = f"[{_STYLES[row.verdict]}]{_WORDS[row.verdict]}[/]"
-        table.add_row(row.engine, row.version, verdict, row.note)
     console.print()
-    console.print(table)
+    console.print(engines_table(result.engines))
     console.print()
     line("next", "recalibrate it: `eaftdrope recipes ls` lists the recipes under drope/")

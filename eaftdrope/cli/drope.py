@@ -1,4 +1,5 @@
-"""`eaftdrope drope`: what a converted checkpoint still needs. `temperature` fits the factor on its attention scores."""
+"""`eaftdrope drope`: what a converted checkpoint still needs. `temperature` fits the factor on its attention scores,
+`check` asks whether it is (still) without rotary embedding, in every engine."""
 
 from __future__ import annotations
 
@@ -17,17 +18,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 drope = typer.Typer(
-    help="Fit the softmax temperature that a longer context wants (`drope temperature`).",
+    help="Fit the softmax temperature of a converted model (`drope temperature`), or check it again (`drope check`).",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 _FILE, _FIGURE = "temperature.json", "temperature.png"
-
-
-@drope.callback()
-def group() -> None:
-    """Keeps `temperature` a verb of its own while it is the only one."""
 
 
 @drope.command()
@@ -80,6 +76,45 @@ def temperature(
     for line in _words(document):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False)
+
+
+@drope.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A converted checkpoint, also after a training.", show_default=False)],
+    weights: Annotated[bool, typer.Option("--weights", help="On its own weights (loads them), not a slice.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put the keys of transformers 4 back where they are lost.")
+    ] = False,
+) -> None:
+    """Is FOLDER without rotary embedding? Measured on its class, and for every engine by its configuration.
+
+    A converted checkpoint that any script has trained and saved with transformers 5 has lost the keys of transformers 4,
+    which then silently rotates: --repair puts them back.
+    """
+    from rich.console import Console
+
+    from eaftdrope.cli.convert import engines_table
+    from eaftdrope.cli.quiet import quieten
+    from eaftdrope.drope import check_folder, complete
+    from eaftdrope.drope.checkpoint import read_json
+    from eaftdrope.drope.config import with_old_keys
+    from eaftdrope.drope.engines import serving
+
+    quieten(bars=False)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    checks = check_folder(folder, weights=weights)
+    for result in checks:
+        typer.echo(str(result))
+    raw = read_json(folder / "config.json")
+    lost = raw != with_old_keys(raw)
+    if lost and repair:
+        complete(folder)
+        typer.echo("repaired config.json: the rope keys of transformers 4 are back")
+    elif lost:
+        typer.echo("FAILED config.json has lost the rope keys of transformers 4, which would silently rotate: --repair")
+    console.print(engines_table(serving(raw)))
+    if (lost and not repair) or not all(result.passed for result in checks):
+        raise SystemExit(1)
 
 
 def _table(document: dict) -> Table:

@@ -30,6 +30,11 @@ _RAW = (
 )
 
 
+def _state(record: dict) -> str:
+    tokens = record.get("recalibrated_tokens")
+    return _RAW if tokens is None else f"It was recalibrated on {tokens:,} tokens."
+
+
 def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:
     """README.md of the converted checkpoint `folder`, around the card that stands there (its metadata stays)."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -41,7 +46,7 @@ def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:
     text = _TEXT.format(
         # the folder does not have its name yet
         name=folder.name.removeprefix(".").removesuffix(".partial"),
-        state=_RAW if "recalibrated" not in record else "",
+        state=_state(record),
         layers=record["layers"],
         trained=record["trained_length"],
         announced=raw.get("text_config", raw)["max_position_embeddings"],

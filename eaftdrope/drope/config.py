@@ -85,21 +85,29 @@ def before(raw: dict) -> dict:
     return raw
 
 
-def complete(folder: str | Path) -> bool:
+def complete(folder: str | Path, *, recalibrated_tokens: int | None = None) -> bool:
     """Puts the rope keys of transformers 4 back into the config.json of a converted checkpoint that transformers 5 has
-    saved. Returns whether the folder holds a converted checkpoint (any other is left alone)."""
+    saved, and notes on how many tokens it was recalibrated. Returns whether the folder holds a converted checkpoint (any
+    other is left alone)."""
     path = Path(folder) / "config.json"
     raw = read_json(path) if path.is_file() else {}
     if RECORD not in raw:
         return False
-    part = text_part(raw)
-    before_it = copy.deepcopy(part)
-    _write_old_keys(part)
-    if part != before_it:
+    whole = with_old_keys(raw)
+    if recalibrated_tokens is not None:
+        whole[RECORD]["recalibrated_tokens"] = recalibrated_tokens
+    if whole != raw:
         partial = path.with_name(".config.json.partial")
-        write_json(partial, raw)
+        write_json(partial, whole)
         partial.replace(path)
     return True
+
+
+def with_old_keys(raw: dict) -> dict:
+    """A converted config.json's content with the rope keys of transformers 4, where they were lost."""
+    raw = copy.deepcopy(raw)
+    _write_old_keys(text_part(raw))
+    return raw
 
 
 def _write_old_keys(part: dict) -> None:
