@@ -4,6 +4,7 @@
 #   make test ARGS="tests/loss -x"             some tests
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, without eaftdrope
+#   make test-gguf                             a converted GGUF in llama.cpp, which is compiled for it
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
 
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kernels test-compat lint format bench bench-training constraints clean
+.PHONY: quickstart test test-kernels test-compat test-gguf lint format bench bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -37,6 +38,11 @@ test-kernels: lint
 test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed
 	EAFTDROPE_COMPAT_4=$(abspath $(COMPAT)/4/bin/python) EAFTDROPE_COMPAT_5=$(abspath $(COMPAT)/5/bin/python) \
 	  $(OFFLINE) $(BIN)/python -m pytest tests/compat $(ARGS)
+
+# Compiles llama.cpp: a quarter of an hour on two cores.
+test-gguf: $(INSTALLED) $(COMPAT)/llama_cpp/.installed
+	EAFTDROPE_LLAMA_CPP=$(abspath $(COMPAT)/llama_cpp/bin/python) \
+	  $(OFFLINE) $(BIN)/python -m pytest tests/compat/test_llama_cpp.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -74,6 +80,11 @@ $(COMPAT)/%/.installed: tests/compat/transformers_%.txt constraints.txt | $(BIN)
 	$(BIN)/python -m venv $(COMPAT)/$*
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch numpy
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -r $<
+	touch $@
+
+$(COMPAT)/llama_cpp/.installed: tests/compat/llama_cpp.txt | $(BIN)/python
+	$(BIN)/python -m venv $(COMPAT)/llama_cpp
+	$(COMPAT)/llama_cpp/bin/python -m pip --disable-pip-version-check install -r $<
 	touch $@
 
 # torch first: asked for by name and version alone, pip takes a CPU build where one is offered; a newer one would bring
