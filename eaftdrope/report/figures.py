@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from eaftdrope.evaluate.long_context.arms import AS_IS, BASELINES
 from eaftdrope.evaluate.long_context.lengths import multiple, slope_text
@@ -231,6 +231,7 @@ def _positions(rows: Sequence[dict]) -> Figure | None:
     for trained in {row["trained_length"] for row in found}:
         axes.axvline(trained, color="#777777", linestyle=":", linewidth=1)
     _log_axis(axes, [row["value"] for row in found])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("position in the window", fontsize=_TEXT)
     axes.set_ylabel("perplexity there", fontsize=_TEXT)

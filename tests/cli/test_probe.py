@@ -373,3 +373,9 @@ def test_temperature_refusals(models, tmp_path, capsys, monkeypatch, arguments, 
     code, _, err = temperature(models, *arguments, "--output", tmp_path / "out", capsys=capsys)
     assert code == 2 and all(message in err for message in messages), err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_temperature_is_not_fitted_on_another(models, tmp_path, capsys):
+    convert(models / "plain", tmp_path / "warm", max_length=4096, temperature=1.2, check=False)
+    code, _, err = run("drope", "temperature", tmp_path / "warm", "--output", tmp_path / "out", capsys=capsys)
+    assert code == 2 and "has a temperature of 1.2 folded in already" in err

@@ -3,7 +3,7 @@
     text = shipped_text()
     needle_accuracy(model, tokenizer, [text], 4096, trials=100).interval()      # Wilson, 95 %
     perplexity_by_length(model, tokenizer, [text], [2048, 4096])[4096].score().value
-    attention_on_needle(model, tokenizer, [text], 4096).near                   # mean over layers and heads
+    attention_on_needle(model, tokenizer, [text], 4096).mean.near              # mean over layers and heads
 
 The model is measured as it is: wrap a call in `as_arm` for another rotary embedding, in `scaled_queries` for a
 temperature. `eaftdrope probe` is all of this for several models, with figures; `plan` and `run` are behind it.

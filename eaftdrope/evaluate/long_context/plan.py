@@ -259,15 +259,13 @@ def _kinds(probes: tuple[str, ...]) -> list[str]:
 def _cells(model: PlannedModel, options: Options) -> list[Cell]:
     cells = []
     for length in model.lengths:
+        cut = model.hay.windows(length, options.windows) if "perplexity" in options.probes else None
         for arm in model.arms:
             seen = min(length, model.trained) if arm == "crop" else length
             for probe in options.probes:
                 if probe == "perplexity":
-                    windows = model.hay.windows(length, options.windows)
                     # A cropped window slides by half of what is seen.
-                    cost = (
-                        0 if windows is None else len(windows.rows) * (2 * length - seen if seen < length else length)
-                    )
+                    cost = 0 if cut is None else len(cut.rows) * (2 * length - seen)
                 elif probe == "attention":
                     # What a crop has cut off gets no attention: nothing to measure.
                     cost = 0 if arm == "crop" else options.attention_trials * length

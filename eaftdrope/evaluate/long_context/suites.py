@@ -29,7 +29,12 @@ def run_suite(suite: str, model, planned: PlannedModel, length: int, *, crop: in
     metadata = {"tokenizer": resolve_model(planned.reference).path, "max_seq_lengths": [length]}
     try:
         found = lm_eval.simple_evaluate(
-            model=wrapped, tasks=[suite], metadata=metadata, limit=options.trials, log_samples=False, bootstrap_iters=0
+            model=wrapped,
+            tasks=[suite],
+            metadata=metadata,
+            limit=options.trials,
+            log_samples=False,
+            bootstrap_iters=1000,
         )
     except (OSError, ImportError, ValueError) as error:
         reason = " ".join(str(error).split())

