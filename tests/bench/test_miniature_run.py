@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from eaftdrope.bench.miniature import data
 from eaftdrope.bench.miniature.arms import QUICK, Group, Settings, groups, read_pieces
 from eaftdrope.bench.miniature.evaluate import View, fit_slope, measure, text
+from eaftdrope.bench.miniature.results import turning_share
 from eaftdrope.bench.miniature.runner import prepare, run
 from eaftdrope.bench.miniature.train import Recipe, Training, branch_rate, build, model_config, trunk_rate
 from eaftdrope.bench.miniature.worker import Worker
@@ -195,6 +196,15 @@ def test_a_worker_that_dies_is_named_and_the_rest_goes_on(tmp_path, monkeypatch)
 def test_thetas_that_are_none_are_refused(thetas):
     done = CliRunner().invoke(bench, ["drope", "--thetas", thetas])
     assert isinstance(done.exception, UserError) and "name numbers above 1" in str(done.exception)
+
+
+def test_thetas_are_comparable_by_how_many_pairs_turn():
+    assert turning_share(40.0) == 11 / 16
+    assert turning_share(10000.0) == 5 / 16
+    # Llama 2 and 3, and SmolLM-360M
+    assert turning_share(1e4, 4096, 128) == 46 / 64
+    assert turning_share(5e5, 8192, 128) == 35 / 64
+    assert turning_share(1e4, 2048, 64) == 21 / 32
 
 
 def test_quick_from_end_to_end(tmp_path):

@@ -1,7 +1,7 @@
 """The run as a picture: a column a theta; accuracy against length above, filler loss below, and when to drop.
 
-A line is the mean over seeds of an arm with its fitted temperature, its band the lowest to the highest seed. Colours are
-Okabe and Ito's, and every arm has a marker of its own.
+Right of the lengths, on its own, the dense text of the greatest. A line is the mean over seeds of an arm with its fitted
+temperature, its band the lowest to the highest seed. Colours are Okabe and Ito's, and every arm has a marker of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .arms import RECALIBRATED, TITLES
-from .evaluate import SCALES
+from .evaluate import DENSE, SCALES
 from .verdict import Table, saturated
 
 _STYLES = {
@@ -70,24 +70,25 @@ def draw(result: dict, path: Path) -> Path:
 
 
 def _lines(axes: Axes, table: Table, theta: float, name: str) -> None:
-    for arm, (colour, marker, dashes) in _STYLES.items():
+    for number, (arm, (colour, marker, dashes)) in enumerate(_STYLES.items()):
         if not table.seeds(theta, arm):
             continue
         by_scale = [list(table.values(theta, arm, scale, name).values()) for scale in SCALES]
-        middle = [sum(values) / len(values) for values in by_scale]
-        axes.fill_between(SCALES, [*map(min, by_scale)], [*map(max, by_scale)], color=colour, alpha=0.15, linewidth=0)
-        axes.plot(
-            SCALES,
-            middle,
-            color=colour,
-            marker=marker,
-            linestyle=dashes,
-            markersize=5,
-            linewidth=1.3,
-            label=TITLES[arm],
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(SCALES, [f"{scale}x" for scale in SCALES])
+        places = range(len(SCALES))
+        axes.fill_between(places, [*map(min, by_scale)], [*map(max, by_scale)], color=colour, alpha=0.15, linewidth=0)
+        look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+        axes.plot(places, [*map(_mean, by_scale)], linestyle=dashes, label=TITLES[arm], **look)
+        dense = list(table.values(theta, arm, DENSE, name).values())
+        # beside each other, or the spreads would lie on one another
+        at = len(SCALES) + 0.12 * (number - len(_STYLES) / 2)
+        axes.vlines(at, min(dense), max(dense), color=colour, linewidth=1.3)
+        axes.plot(at, _mean(dense), linestyle="none", **look)
+    axes.axvline(len(SCALES) - 0.65, color="#cccccc", linewidth=0.8)
+    axes.set_xticks(range(len(SCALES) + 1), [*(f"{scale}x" for scale in SCALES), f"{SCALES[-1]}x\ndense"])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _share_scale(row) -> None:
@@ -102,7 +103,7 @@ def _when(axes: Axes, table: Table, theta: float, name: str, title: str) -> None
     found = sorted((at, table.values(theta, arm, 1, name)) for arm, at in arms.items() if table.seeds(theta, arm))
     for at, values in found:
         axes.plot([100 * at] * len(values), list(values.values()), color="#888888", marker="_", linestyle="none")
-    middle = [sum(values.values()) / len(values) for _, values in found]
+    middle = [_mean(list(values.values())) for _, values in found]
     axes.plot([100 * at for at, _ in found], middle, color="#D55E00", marker="o", markersize=5, linewidth=1.3)
     axes.set_xticks([0, 50, 75, 90, 100], ["0\nNoPE", "50", "75", "90", "100\nRoPE"])
     _name(axes, f"{title}, theta {theta:g}", "rotation dropped after % of the steps", "nats")

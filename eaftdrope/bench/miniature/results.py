@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..loss.results import environment
 from . import data
 from .arms import OPTIMISERS, RECALIBRATED, TITLES, Settings
 from .evaluate import DENSE, SCALES
+from .train import HEADS, HIDDEN
 from .verdict import RULES, judge
 
 SCHEMA = 1
@@ -58,6 +60,7 @@ def document(pieces: list[dict], missing: list[str], failures: list[str], settin
             "arms": TITLES,
         },
         "filler_entropy": {"nats": round(knowing, 4), "without_the_symbol_before_the_last": round(not_knowing, 4)},
+        "rotary_pairs_that_turn_once_in_training": {f"{theta:g}": turning_share(theta) for theta in settings.thetas},
         "cpu_seconds": seconds | {"all": round(sum(seconds.values()), 1)},
         "rules": RULES,
         "verdict": {optimiser: judge(pieces, optimiser) for optimiser in _optimisers(pieces)},
@@ -66,6 +69,13 @@ def document(pieces: list[dict], missing: list[str], failures: list[str], settin
         "columns": COLUMNS,
         "pieces": pieces,
     }
+
+
+def turning_share(theta: float, length: int = data.TRAINED_LENGTH, head_dim: int = HIDDEN // HEADS) -> float:
+    """Share of the pairs of a head's dimensions that complete a turn within `length` tokens. The others meet angles
+    beyond training that they have never seen, so this is what makes thetas of models of other lengths comparable."""
+    pairs = head_dim // 2
+    return sum(2 * math.pi * theta ** (pair / pairs) <= length for pair in range(pairs)) / pairs
 
 
 def _optimisers(pieces: list[dict]) -> list[str]:
