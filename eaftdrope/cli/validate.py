@@ -86,7 +86,11 @@ def _paths(sources: list[DataSource]) -> str:
 
 
 def _held_out(data: Rows) -> str:
-    return f"{data.held_out_share:.0%} of train" if data.held_out_share else _paths(data.held_out or []) or "nothing"
+    return (
+        f"{100 * data.held_out_share:.3g}% of train"
+        if data.held_out_share
+        else _paths(data.held_out or []) or "nothing"
+    )
 
 
 def _loss(loss: Loss) -> str:

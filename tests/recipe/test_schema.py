@@ -167,11 +167,16 @@ def test_json_schema_refuses_what_we_refuse(recipe, validator):
 def test_the_shipped_recipes():
     assert list(SHIPPED) == [
         "quickstart",
+        "drope/llama3.1_8b",
+        "drope/qwen3_4b",
+        "drope/smollm2_1.7b",
         "drope/smollm2_135m",
+        "drope/smollm2_360m",
         "math/qwen3_4b",
         "math/smollm2_135m",
         "medical/qwen3_4b",
         "medical/smollm2_135m",
+        "pipelines/drope_then_eaft",
         "tool_use/qwen3_4b_lora",
     ]
 
@@ -208,7 +213,7 @@ def test_shipped_recipe_is_explained(name):
         elif not stripped or stripped.endswith(":"):
             # a section, in another or not
             explained = False
-        else:
+        elif not stripped.startswith("- "):
             # keys that one comment explains together stand below one another
             assert explained, line
 
