@@ -44,8 +44,16 @@ def convert(
     ] = None,
     slope: Annotated[
         float | None,
-        typer.Option(help="Slope for --target-length; `eaftdrope drope temperature` measures it.", **_UNSHOWN),
+        typer.Option(
+            help="For --target-length or --by-position; `eaftdrope drope temperature` measures it.", **_UNSHOWN
+        ),
     ] = None,
+    by_position: Annotated[
+        bool,
+        typer.Option(
+            "--by-position", help="Save a Llama-shaped model as Ministral-3, whose temperature grows with the position."
+        ),
+    ] = False,
     qk_norm: Annotated[
         bool, typer.Option("--qk-norm", help="Save a Llama-shaped model as Qwen 3, with query and key norms.")
     ] = False,
@@ -67,19 +75,21 @@ def convert(
     """
     quieten(bars=sys.stdout.isatty())
     if undo:
-        _refuse_with_undo(max_length, temperature, target_length, slope, qk_norm, engine, layers, check_weights)
+        _refuse_with_undo(
+            max_length, temperature, target_length, slope, by_position, qk_norm, engine, layers, check_weights
+        )
         from eaftdrope.drope import undo as undo_conversion
 
         restored = undo_conversion(source, target, copy=copy)
         typer.echo(f"restored   {restored}: every file as the conversion of {source} found it")
         return
-    if (target_length is None) != (slope is None):
+    if (target_length is not None or by_position) != (slope is not None):
         raise UserError(
-            "--target-length and --slope go together: the temperature is 1 + slope ln(length / trained length). "
+            "--slope goes with --target-length or --by-position: the temperature is 1 + slope ln(length / trained length). "
             "`eaftdrope drope temperature` measures the slope of your model; the paper's recalibrated SmolLM-360M has 0.103."
         )
-    if target_length is not None and temperature is not None:
-        raise UserError("--temperature and --target-length both set the temperature. Keep one.")
+    if sum((target_length is not None, temperature is not None, by_position)) > 1:
+        raise UserError("--temperature, --target-length and --by-position each set the temperature. Keep one.")
     from eaftdrope.drope import convert as convert_checkpoint
     from eaftdrope.drope import resolve_checkpoint
 
@@ -93,6 +103,7 @@ def convert(
         max_length=max_length,
         layers=layers,
         temperature=temperature,
+        slope_by_position=slope if by_position else None,
         qk_norm=qk_norm,
         engine=engine,
         copy=copy,
@@ -101,8 +112,20 @@ def convert(
     _show(result, source, time.monotonic() - started)
 
 
-def _refuse_with_undo(max_length, temperature, target_length, slope, qk_norm, engine, layers, check_weights) -> None:
-    options = (max_length, temperature, target_length, slope, qk_norm, check_weights, engine != "any", layers != "all")
+def _refuse_with_undo(
+    max_length, temperature, target_length, slope, by_position, qk_norm, engine, layers, check_weights
+) -> None:
+    options = (
+        max_length,
+        temperature,
+        target_length,
+        slope,
+        by_position,
+        qk_norm,
+        check_weights,
+        engine != "any",
+        layers != "all",
+    )
     if any(option not in (None, False) for option in options):
         raise UserError("--undo restores the source as it was and takes no option but --copy.")
 

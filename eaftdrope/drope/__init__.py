@@ -3,7 +3,7 @@
     from eaftdrope.drope import convert, undo
     convert("SmolLM2-135M", "SmolLM2-135M-nope", max_length=32768)
 
-rope (what a configuration can say) -> config (config.json, with its record) -> conversion (files) -> check, engines
+rope (what a configuration can say) -> config (config.json, with its record) -> conversion, undoing (files) -> check, engines
 Names are loaded on first use; nothing heavy is imported by checking a recipe.
 """
 
@@ -16,7 +16,7 @@ _HOMES = {
     "convert": "conversion",
     "engines_markdown": "engines",
     "resolve_checkpoint": "conversion",
-    "undo": "conversion",
+    "undo": "undoing",
     "with_rope": "rope",
 }
 

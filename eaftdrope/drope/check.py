@@ -75,7 +75,7 @@ def check_folder(folder: str | Path, *, weights: bool = False) -> list[Check]:
     raw = read_json(Path(folder) / "config.json")
     if "drope" not in raw:
         raise UserError(f"{folder} is not a converted checkpoint: its config.json has no `drope` record.")
-    new, old = _config(raw), _config(before(raw))
+    new, old = _config(raw), _with_temperature_of(_config(raw), before(raw))
     if not weights:
         layers = _one_of_each_kind(new, old)
         new, old = _shrunk(new, layers), _shrunk(old, layers)
@@ -183,6 +183,17 @@ def _dropped_layers(wanted: str, config: PretrainedConfig) -> set[int]:
     if hasattr(config, "no_rope_layers"):
         return {index for index, rotates in enumerate(config.no_rope_layers) if not rotates}
     return {index for index, kind in enumerate(config.layer_types) if kind in wanted.split(",")}
+
+
+def _with_temperature_of(new: PretrainedConfig, raw: dict) -> PretrainedConfig:
+    """The configuration of `raw` with Ministral-3's temperature by position as in `new`: it is no part of the rotation."""
+    rope = new.get_text_config().rope_parameters
+    part = text_part(raw)
+    if "llama_4_scaling_beta" in rope:
+        kept = {key: rope[key] for key in ("llama_4_scaling_beta", "original_max_position_embeddings")}
+        part["rope_parameters"] = {**(part.get("rope_parameters") or {"rope_type": "default"}), **kept}
+        part.setdefault("rope_theta", rope["rope_theta"])
+    return _config(raw)
 
 
 def _without_temperature(config: PretrainedConfig) -> PretrainedConfig:

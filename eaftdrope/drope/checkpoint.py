@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ORIGINALS = "drope_original"
 """Folder in a converted checkpoint for what `undo` needs."""
+
+MANIFEST = "manifest.json"
 
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt")
 
@@ -133,3 +137,21 @@ def carry(source: Path, target: Path, *, copy: bool = False) -> None:
         except OSError:
             pass
     shutil.copy2(source, target)
+
+
+@contextmanager
+def made(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when all went well, and is gone otherwise."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already. Name a new folder.")
+    partial = target.with_name(f".{target.name}.partial")
+    # what a killed conversion left
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -136,6 +136,10 @@ def _write_old_keys(part: dict) -> None:
         part["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
         # transformers 4 takes exactly these three of Phi-3
         scaling = {"type": "longrope", **{key: scaling[key] for key in ("short_factor", "long_factor")}}
+    if rope.get("llama_4_scaling_beta"):
+        # vLLM's name for it
+        kept = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}
+        part["llama_4_scaling"] = {**kept, "beta": rope["llama_4_scaling_beta"]}
     if rope["rope_type"] == "default":
         part.pop("rope_scaling", None)
     else:

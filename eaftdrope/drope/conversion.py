@@ -1,30 +1,39 @@
-"""`convert`: a checkpoint without rotary embedding, by configuration alone; `undo`: the way back, to the last bit.
+"""`convert`: a checkpoint without rotary embedding, by configuration alone.
 
     SRC -> DST.partial: weights linked, config.json, tokenizer and generation limits edited -> checked -> renamed to DST
 
-Nothing stands under DST before it is whole and checked. What was replaced is kept in DST/drope_original.
+Nothing stands under DST before it is whole and checked. What was replaced is kept in DST/drope_original, for `undo`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
 from . import queries
+from .by_position import with_temperature_by_position
 from .card import write_card
 from .check import Check, check_folder
-from .checkpoint import INDEX, ORIGINALS, carried_files, carry, read_header, read_json, weight_map, write_json
+from .checkpoint import (
+    INDEX,
+    MANIFEST,
+    ORIGINALS,
+    carried_files,
+    carry,
+    made,
+    read_header,
+    read_json,
+    weight_map,
+    write_json,
+)
 from .config import RECORD, converted, text_part
 from .engines import Serving, serving
 from .layers import Layers, choose_layers
 from .qk_norm import add_norms, as_qwen3, check_qk_norm
 from .rope import form_of, layer_ropes
 
-_MANIFEST = "manifest.json"
 _EDITED = ("config.json", "tokenizer_config.json", "generation_config.json", "README.md")
 
 
@@ -68,6 +77,7 @@ def convert(
     max_length: int | None = None,
     layers: str | float | list[int] = "all",
     temperature: float | None = None,
+    slope_by_position: float | None = None,
     qk_norm: bool = False,
     engine: str = "any",
     copy: bool = False,
@@ -86,6 +96,7 @@ def convert(
         layers: "all"; or a list ("0,2,4-7"), a share (0.5), or an attention type ("full_attention") where the
             architecture can say it.
         temperature: factor on the attention scores, folded into the query weights (the only tensors rewritten).
+        slope_by_position: save a Llama-shaped model as Ministral-3, whose scores grow with the position by this slope.
         qk_norm: save a Llama-shaped model as Qwen 3 with query and key norms of 1.
         engine: "any", or "gguf" for the form that llama.cpp's converter understands.
         copy: copy the weights instead of linking them.
@@ -99,8 +110,8 @@ def convert(
     if not (source / "config.json").is_file():
         raise UserError(f"{source} is not a checkpoint folder: it has no config.json.")
     carried, left_out = carried_files(source)
-    plan = _plan(source, max_length, layers, temperature, qk_norm, engine, copy)
-    with _made(target) as partial:
+    plan = _plan(source, max_length, layers, temperature, slope_by_position, qk_norm, engine, copy)
+    with made(target) as partial:
         linked = _carry_all(plan, carried, partial)
         _edit(plan, partial)
         checks = check_folder(partial, weights=check_weights) if check or check_weights else []
@@ -127,35 +138,6 @@ def convert(
     )
 
 
-def undo(folder: str | Path, target: str | Path, *, copy: bool = False) -> Path:
-    """Make `target` from the converted checkpoint `folder`: every file as the conversion found it, to the last bit.
-
-    Raises:
-        UserError: `folder` was not made by `convert`, or its weight files are no longer those of the conversion.
-    """
-    folder, target = Path(folder), Path(target).expanduser()
-    kept = folder / ORIGINALS
-    if not (kept / _MANIFEST).is_file():
-        raise UserError(f"{folder} cannot be undone: it has no {ORIGINALS}/{_MANIFEST}, so `convert` did not make it.")
-    manifest = read_json(kept / _MANIFEST)
-    for name, header in manifest["headers"].items():
-        if not (folder / name).is_file() or read_header(folder / name)[1] != header:
-            raise UserError(
-                f"{folder} cannot be undone: {name} is not the file that the conversion made (the model was saved anew, "
-                "or quantised). Convert the source again instead."
-            )
-    patched = {patch[0] for patch in manifest["patches"]}
-    with _made(target) as partial:
-        for name in manifest["carried"]:
-            carry(folder / name, partial / manifest["renamed"].get(name, name), copy=copy or name in patched)
-        for name in manifest["replaced"]:
-            carry(kept / name, partial / name, copy=copy)
-        patches = [queries.Patch(manifest["renamed"].get(p[0], p[0]), p[1], p[2]) for p in manifest["patches"]]
-        if patches:
-            queries.restore(partial, patches, kept / queries.SAVED)
-    return target
-
-
 def resolve_checkpoint(reference: str, *, revision: str | None = None) -> Path:
     """The local folder of a model reference; a hub model is downloaded into the hub's cache (safetensors alone).
 
@@ -177,10 +159,8 @@ def resolve_checkpoint(reference: str, *, revision: str | None = None) -> Path:
         raise UserError(f"{reference} cannot be downloaded: {error}") from error
 
 
-def _plan(source, max_length, layers, temperature, qk_norm, engine, copy) -> _Plan:
+def _plan(source, max_length, layers, temperature, slope, qk_norm, engine, copy) -> _Plan:
     """Everything that can be refused, refused before a file is made."""
-    from transformers import AutoConfig
-
     raw = read_json(source / "config.json")
     if raw.get("auto_map"):
         raise UserError(
@@ -192,11 +172,10 @@ def _plan(source, max_length, layers, temperature, qk_norm, engine, copy) -> _Pl
         check_qk_norm(raw)
         raw = as_qwen3(raw)
     weight_map(source)
-    try:
-        # not from the file: what a conversion adds may still change the class
-        config = AutoConfig.for_model(**{key: value for key, value in raw.items() if key != "quantization_config"})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"transformers cannot read {source}/config.json: {error}") from error
+    config = _read_config(raw, source)
+    if slope is not None:
+        raw = with_temperature_by_position(raw, config, slope)
+        config = _read_config(raw, source)
     text = config.get_text_config()
     _check_rope(text)
     length = text.max_position_embeddings if max_length is None else max_length
@@ -209,6 +188,16 @@ def _plan(source, max_length, layers, temperature, qk_norm, engine, copy) -> _Pl
     if temperature is not None and not qk_norm:
         queries.find_queries(source, weight_map(source), config)
     return plan
+
+
+def _read_config(raw: dict, source: Path):
+    """As transformers reads it: not from the file, because what a conversion adds may change the class."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**{key: value for key, value in raw.items() if key != "quantization_config"})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"transformers cannot read {source}/config.json: {error}") from error
 
 
 def _check_rope(text) -> None:
@@ -238,24 +227,6 @@ def _form(engine: str, model_type: str) -> str:
             "model to GGUF and serve it with `--rope-scaling linear --rope-freq-scale 1e-30`."
         )
     return "linear"
-
-
-@contextmanager
-def _made(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` when all went well, and is gone otherwise."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already. Name a new folder.")
-    partial = target.with_name(f".{target.name}.partial")
-    # what a killed conversion left
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _carry_all(plan: _Plan, carried: list[str], partial: Path) -> bool:
@@ -305,7 +276,7 @@ def _edit(plan: _Plan, partial: Path) -> None:
         "patches": patches,
         "headers": {name: read_header(partial / name)[1] for name in carried if name.endswith(".safetensors")},
     }
-    write_json(side / _MANIFEST, manifest)
+    write_json(side / MANIFEST, manifest)
 
 
 def _raise_limits(folder: Path, old_length: int | None, length: int) -> None:
@@ -339,5 +310,6 @@ def _notes(plan: _Plan) -> list[str]:
             "the query and key norms are new and start at 1: the model computes something else until recalibrated."
         )
     if getattr(text, "rope_parameters", {}).get("llama_4_scaling_beta"):
-        notes.append("the class's own temperature by position (llama_4_scaling_beta) stays as it was.")
+        slope = text.rope_parameters["llama_4_scaling_beta"]
+        notes.append(f"the scores grow with the position (llama_4_scaling_beta {slope:g}), on top of any temperature.")
     return notes

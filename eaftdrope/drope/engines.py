@@ -82,10 +82,7 @@ def _vllm(kind: str, form: str, layers: str) -> tuple[str, str]:
     if form == "longrope":
         return "right", "announced and original length are equal, so its own scaling of the attention is 1"
     if kind == "ministral3":
-        return "wrong", (
-            "its class reads `llama_4_scaling`, not rope_parameters: the rotation is dropped, but the class's own "
-            "temperature is ignored"
-        )
+        return "right", "it reads the temperature by position from `llama_4_scaling`, which is written beside the other"
     if kind in _READ:
         return "right", "smollm3 and olmo2 run in its transformers backend" if kind in ("smollm3", "olmo2") else ""
     return "unknown", "compare a few greedy answers with transformers first, or use `--model-impl transformers`"

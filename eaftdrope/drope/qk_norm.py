@@ -17,18 +17,23 @@ _LLAMA_SHAPED = ("llama", "mistral")
 _GONE = ("pretraining_tp", "mlp_bias", "sliding_window", "auto_map")
 
 
+def hosting_problem(raw: dict) -> str | None:
+    """Why another class of Llama's shape (Qwen 3, Ministral-3) could not hold this model, or None."""
+    kind = raw.get("model_type")
+    if kind not in _LLAMA_SHAPED:
+        return f"{kind} is not Llama-shaped (llama, mistral)"
+    if raw.get("attention_bias") or raw.get("mlp_bias"):
+        return "it has biases that the other class has no place for"
+    if raw.get("sliding_window"):
+        return "its attention has a sliding window"
+    return None
+
+
 def check_qk_norm(raw: dict) -> None:
     """Raises UserError where Qwen 3's class could not hold this model."""
-    kind = raw.get("model_type")
-    reason = None
-    if kind not in _LLAMA_SHAPED:
-        reason = f"{kind} is not Llama-shaped (llama, mistral)"
-    elif raw.get("attention_bias") or raw.get("mlp_bias"):
-        reason = "it has biases that Qwen 3's class has no place for"
-    elif raw.get("sliding_window"):
-        reason = "its attention has a sliding window"
-    if reason:
-        raise UserError(f"qk_norm saves the model as Qwen 3, which cannot hold this one: {reason}. Leave qk_norm out.")
+    problem = hosting_problem(raw)
+    if problem:
+        raise UserError(f"qk_norm saves the model as Qwen 3, which cannot hold this one: {problem}. Leave qk_norm out.")
 
 
 def as_qwen3(raw: dict) -> dict:

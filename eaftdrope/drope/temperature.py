@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PAPER_SLOPES = {"SmolLM-360M, recalibrated": 0.103, "a 494M model trained for it": 0.412}
 # norms that multiply by 1 + weight
 _OFFSET_NORMS = ("gemma3_text",)
+_OTHER_TOWERS = re.compile(r"vision|visual|audio")
 _NORM = re.compile(r"\.(q_norm|q_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
 _PROJECTION = re.compile(r"\.q_proj\.(weight|bias)$")
 _FUSED = re.compile(r"\.(qkv_proj|query_key_value)\.(weight|bias)$")
@@ -62,6 +63,7 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
     Raises:
         UserError: none is known by its name.
     """
+    names = [name for name in names if not _OTHER_TOWERS.search(name)]
     for pattern in (_NORM, _PROJECTION, _FUSED):
         found = [name for name in names if pattern.search(name)]
         if found:

@@ -47,8 +47,10 @@ def test_a_target_length_sets_the_temperature_once(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--target-length", "256"), r"--target-length and --slope go together.*0\.103"),
-        (("--target-length", "256", "--slope", "0.1", "--temperature", "1.1"), r"both set the temperature"),
+        (("--target-length", "256"), r"--slope goes with --target-length or --by-position.*0\.103"),
+        (("--slope", "0.1"), r"--slope goes with --target-length or --by-position"),
+        (("--by-position", "--slope", "0.1", "--temperature", "1.1"), r"each set the temperature"),
+        (("--target-length", "256", "--slope", "0.1", "--temperature", "1.1"), r"each set the temperature"),
         (("--target-length", "32", "--slope", "0.1"), r"within the trained length of 64 tokens"),
         (("--undo", "--temperature", "1.1"), r"--undo restores the source as it was and takes no option but --copy"),
         (("--undo",), r"cannot be undone: it has no drope_original/manifest\.json"),
