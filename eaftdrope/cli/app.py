@@ -19,7 +19,7 @@ VERBS = {
     "validate": "Check a recipe in a second, without loading anything.",
     "preview": "Show the tokens a recipe trains on, in colour.",
     "merge": "Write a run's adapters into the model's weights.",
-    "convert": "Drop a checkpoint's rotary embedding (DroPE), by configuration alone.",
+    "convert": "Drop a checkpoint's rotary embedding, by configuration.",
     "probe": "Measure how far a model's context reaches, with baselines.",
     "drope": "Fit the softmax temperature that a longer context wants.",
     "recipes": "List, show or copy the recipes that come with eaftdrope.",

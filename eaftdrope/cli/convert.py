@@ -20,53 +20,62 @@ _STYLES = {"right": "green", "wrong": "bold red", "refused": "yellow", "unknown"
 _WORDS = {"right": "right", "wrong": "SILENTLY WRONG", "refused": "refuses to load", "unknown": "not known"}
 
 
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="Folder, hub id or package:NAME; with --undo, the converted folder.")
+]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="New folder.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=2, help="Context to announce, in tokens; by default the source's.", **_UNSHOWN)
+]
+LayersText = Annotated[
+    str, typer.Option(help="all; or 0,2,4-7, a share such as 0.5, full_attention, where the architecture can.")
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Factor on the attention scores, folded into the query weights.", **_UNSHOWN)
+]
+TargetLength = Annotated[
+    int | None,
+    typer.Option(
+        min=2, help="Fold in the temperature for this length, 1 + slope ln(length / trained length).", **_UNSHOWN
+    ),
+]
+Slope = Annotated[
+    float | None,
+    typer.Option(help="For --target-length or --by-position; `eaftdrope drope temperature` measures it.", **_UNSHOWN),
+]
+ByPosition = Annotated[
+    bool,
+    typer.Option(
+        "--by-position", help="Save a Llama-shaped model as Ministral-3, whose temperature grows with the position."
+    ),
+]
+QkNorm = Annotated[
+    bool, typer.Option("--qk-norm", help="Save a Llama-shaped model as Qwen 3, with query and key norms.")
+]
+Engine = Annotated[str, typer.Option("--for", help="any, or gguf: the form that llama.cpp's converter reads.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", **_UNSHOWN)]
+Copy = Annotated[bool, typer.Option("--copy", help="Copy the weights instead of hard-linking them.")]
+CheckWeights = Annotated[
+    bool, typer.Option("--check-weights", help="Check on the weights themselves (loads them), not on a small slice.")
+]
+Undo = Annotated[bool, typer.Option("--undo", help="Restore in DST what SRC was converted from.")]
+
+
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder, hub id or package:NAME; with --undo, the converted folder.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="New folder.")],
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=2, help="Context to announce, in tokens; by default the source's.", **_UNSHOWN),
-    ] = None,
-    layers: Annotated[
-        str, typer.Option(help="all; or 0,2,4-7, a share such as 0.5, full_attention, where the architecture can.")
-    ] = "all",
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Factor on the attention scores, folded into the query weights.", **_UNSHOWN),
-    ] = None,
-    target_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Fold in the temperature for this length, 1 + slope ln(length / trained length).", **_UNSHOWN
-        ),
-    ] = None,
-    slope: Annotated[
-        float | None,
-        typer.Option(
-            help="For --target-length or --by-position; `eaftdrope drope temperature` measures it.", **_UNSHOWN
-        ),
-    ] = None,
-    by_position: Annotated[
-        bool,
-        typer.Option(
-            "--by-position", help="Save a Llama-shaped model as Ministral-3, whose temperature grows with the position."
-        ),
-    ] = False,
-    qk_norm: Annotated[
-        bool, typer.Option("--qk-norm", help="Save a Llama-shaped model as Qwen 3, with query and key norms.")
-    ] = False,
-    engine: Annotated[
-        str, typer.Option("--for", help="any, or gguf: the form that llama.cpp's converter reads.")
-    ] = "any",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", **_UNSHOWN)] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the weights instead of hard-linking them.")] = False,
-    check_weights: Annotated[
-        bool,
-        typer.Option("--check-weights", help="Check on the weights themselves (loads them), not on a small slice."),
-    ] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Restore in DST what SRC was converted from.")] = False,
+    source: Source,
+    target: Target,
+    max_length: MaxLength = None,
+    layers: LayersText = "all",
+    temperature: Temperature = None,
+    target_length: TargetLength = None,
+    slope: Slope = None,
+    by_position: ByPosition = False,
+    qk_norm: QkNorm = False,
+    engine: Engine = "any",
+    revision: Revision = None,
+    copy: Copy = False,
+    check_weights: CheckWeights = False,
+    undo: Undo = False,
 ) -> None:
     """Drop the rotary embedding of SRC into the new folder DST: an ordinary checkpoint that stock libraries load.
 
@@ -83,13 +92,7 @@ def convert(
         restored = undo_conversion(source, target, copy=copy)
         typer.echo(f"restored   {restored}: every file as the conversion of {source} found it")
         return
-    if (target_length is not None or by_position) != (slope is not None):
-        raise UserError(
-            "--slope goes with --target-length or --by-position: the temperature is 1 + slope ln(length / trained length). "
-            "`eaftdrope drope temperature` measures the slope of your model; the paper's recalibrated SmolLM-360M has 0.103."
-        )
-    if sum((target_length is not None, temperature is not None, by_position)) > 1:
-        raise UserError("--temperature, --target-length and --by-position each set the temperature. Keep one.")
+    _check_temperatures(temperature, target_length, slope, by_position)
     from eaftdrope.drope import convert as convert_checkpoint
     from eaftdrope.drope import resolve_checkpoint
 
@@ -128,6 +131,16 @@ def _refuse_with_undo(
     )
     if any(option not in (None, False) for option in options):
         raise UserError("--undo restores the source as it was and takes no option but --copy.")
+
+
+def _check_temperatures(temperature, target_length, slope, by_position) -> None:
+    if (target_length is not None or by_position) != (slope is not None):
+        raise UserError(
+            "--slope goes with --target-length or --by-position: the temperature is 1 + slope ln(length / trained length). "
+            "`eaftdrope drope temperature` measures the slope of your model; the paper's recalibrated SmolLM-360M has 0.103."
+        )
+    if sum((target_length is not None, temperature is not None, by_position)) > 1:
+        raise UserError("--temperature, --target-length and --by-position each set the temperature. Keep one.")
 
 
 def _temperature(folder: Path, length: int, slope: float) -> float:
