@@ -1,7 +1,8 @@
-"""The run as a picture: a column a theta; accuracy against length above, filler loss below, and when to drop.
+"""The run as a picture: a column a theta; accuracy against length without and with the fitted temperature, filler loss
+below, and when to drop.
 
-Right of the lengths, on its own, the dense text of the greatest. A line is the mean over seeds of an arm with its fitted
-temperature, its band the lowest to the highest seed. Colours are Okabe and Ito's, and every arm has a marker of its own.
+Right of the lengths, on its own, the dense text of the greatest. A line is the mean over seeds of an arm, its
+band the lowest to the highest seed. Colours are Okabe and Ito's, and every arm has a marker of its own.
 """
 
 from __future__ import annotations
@@ -37,48 +38,45 @@ def draw(result: dict, path: Path) -> Path:
     """Writes the arms of the main optimiser."""
     table = Table(result["pieces"], "muon")
     columns = len(table.thetas)
-    figure, grid = plt.subplots(
-        2, columns + 1, figsize=(3.1 * (columns + 1), 6.2), squeeze=False, layout="constrained"
-    )  # fmt: skip
+    figure, grid = plt.subplots(3, columns + 1, figsize=(3.3 * (columns + 1), 8.6), squeeze=False, layout="constrained")
     for column, theta in enumerate(table.thetas):
         word = "" if saturated(table, theta, "rope") else "\nRoPE NOT saturated at 1x"
-        _lines(grid[0, column], table, theta, "accuracy")
-        _name(grid[0, column], f"theta {theta:g}{word}", "length / training length", "needle accuracy")
-        grid[0, column].set_ylim(-0.03, 1.03)
-        _lines(grid[1, column], table, theta, "filler_loss")
-        _name(grid[1, column], f"theta {theta:g}: filler", "length / training length", "nats a symbol")
-        grid[1, column].axhline(result["filler_entropy"]["nats"], color="#000000", linewidth=0.6)
-    _share_scale(grid[1, :columns])
+        for row, temperature, title in ((0, "plain", "no temperature"), (1, "fitted", "fitted temperature")):
+            axes = grid[row, column]
+            _lines(axes, table, theta, "accuracy", temperature)
+            _name(axes, f"theta {theta:g}, {title}{word}", "length / training length", "needle accuracy")
+            axes.set_ylim(-0.03, 1.03)
+        _lines(grid[2, column], table, theta, "filler_loss", "fitted")
+        _name(grid[2, column], f"theta {theta:g}, filler, fitted", "length / training length", "nats a symbol")
+        grid[2, column].axhline(result["filler_entropy"]["nats"], color="#000000", linewidth=0.6)
+    _share_scale(grid[2, :columns])
     _when(grid[0, columns], table, table.thetas[-1], "filler_loss", "filler: validation loss at 1x")
     _when(grid[1, columns], table, table.thetas[-1], "answer_loss", "answers: validation loss at 1x")
     handles, labels = grid[0, 0].get_legend_handles_labels()
+    grid[2, columns].axis("off")
+    grid[2, columns].legend(handles, labels, loc="center", fontsize=_TEXT + 1, frameon=False)
     where, settings = result["environment"], result["settings"]
     about = (
-        f"{settings['seeds']} seeds (bands: lowest to highest), {settings['steps']} steps of {settings['batch']} x "
-        f"{settings['trained_length']} tokens; every arm with its fitted temperature; thin line: entropy of the filler; "
-        f"{where['date'][:10]}"
+        f"{settings['seeds']} seeds (bands and bars: lowest to highest), {settings['steps']} steps of {settings['batch']} x "
+        f"{settings['trained_length']} tokens; thin line: entropy of the filler; {where['date'][:10]}"
     )
     figure.suptitle("DroPE in miniature: needles beyond the training length", fontsize=_TEXT + 4, fontweight="bold")
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize=_TEXT, frameon=False,
-        title=textwrap.fill(about, 40 * (columns + 1)), title_fontsize=_TEXT,
-    )  # fmt: skip
-    legend.get_title().set_multialignment("center")
-    figure.savefig(path, dpi=130)
+    figure.supxlabel(textwrap.fill(about, 45 * (columns + 1)), fontsize=_TEXT)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
 
 
-def _lines(axes: Axes, table: Table, theta: float, name: str) -> None:
+def _lines(axes: Axes, table: Table, theta: float, name: str, temperature: str) -> None:
     for number, (arm, (colour, marker, dashes)) in enumerate(_STYLES.items()):
         if not table.seeds(theta, arm):
             continue
-        by_scale = [list(table.values(theta, arm, scale, name).values()) for scale in SCALES]
+        by_scale = [list(table.values(theta, arm, scale, name, temperature).values()) for scale in SCALES]
         places = range(len(SCALES))
         axes.fill_between(places, [*map(min, by_scale)], [*map(max, by_scale)], color=colour, alpha=0.15, linewidth=0)
         look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
         axes.plot(places, [*map(_mean, by_scale)], linestyle=dashes, label=TITLES[arm], **look)
-        dense = list(table.values(theta, arm, DENSE, name).values())
+        dense = list(table.values(theta, arm, DENSE, name, temperature).values())
         # beside each other, or the spreads would lie on one another
         at = len(SCALES) + 0.12 * (number - len(_STYLES) / 2)
         axes.vlines(at, min(dense), max(dense), color=colour, linewidth=1.3)
