@@ -26,7 +26,7 @@ VERSIONS = {
     "llama.cpp": "0274f0f (read)",
 }
 # Classes whose rotary embedding was followed through the engine's source.
-_READ = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "olmo2", "smollm3", "granite")
+_READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
 # Of these llama.cpp's converter writes frequency factors for the llama3 form.
 _LLAMA_CONVERTER = ("llama", "mistral", "granite", "smollm3")
 _TYPES_BY_LAYER = ("gemma3_text", "olmo3")
