@@ -31,8 +31,9 @@ _RAW = (
 
 
 def _state(record: dict) -> str:
-    tokens = record.get("recalibrated_tokens")
-    return _RAW if tokens is None else f"It was recalibrated on {tokens:,} tokens."
+    # what the stage recalibrate notes
+    done = record.get("recalibrated")
+    return _RAW if done is None else f"It was recalibrated on {done['tokens']:,} tokens."
 
 
 def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:

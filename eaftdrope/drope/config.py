@@ -85,17 +85,14 @@ def before(raw: dict) -> dict:
     return raw
 
 
-def complete(folder: str | Path, *, recalibrated_tokens: int | None = None) -> bool:
+def complete(folder: str | Path) -> bool:
     """Puts the rope keys of transformers 4 back into the config.json of a converted checkpoint that transformers 5 has
-    saved, and notes on how many tokens it was recalibrated. Returns whether the folder holds a converted checkpoint (any
-    other is left alone)."""
+    saved. Returns whether the folder holds a converted checkpoint (any other is left alone)."""
     path = Path(folder) / "config.json"
     raw = read_json(path) if path.is_file() else {}
     if RECORD not in raw:
         return False
     whole = with_old_keys(raw)
-    if recalibrated_tokens is not None:
-        whole[RECORD]["recalibrated_tokens"] = recalibrated_tokens
     if whole != raw:
         partial = path.with_name(".config.json.partial")
         write_json(partial, whole)

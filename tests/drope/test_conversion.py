@@ -108,6 +108,17 @@ def test_after_a_training_the_keys_of_transformers_4_are_put_back(source, tmp_pa
         undo(tmp_path / "trained", tmp_path / "back")
 
 
+def test_the_card_tells_a_recalibrated_checkpoint_from_a_raw_one(source, tmp_path):
+    convert(source, tmp_path / "raw")
+    assert "Dropping alone costs quality" in (tmp_path / "raw" / "README.md").read_text()
+    config = read(tmp_path / "raw")
+    config["drope"]["recalibrated"] = {"tokens": 1234567}
+    (tmp_path / "raw" / "config.json").write_text(json.dumps(config))
+    convert(tmp_path / "raw", tmp_path / "again", temperature=1.1)
+    card = (tmp_path / "again" / "README.md").read_text().split("The card of the source")[0]
+    assert "recalibrated on 1,234,567 tokens" in card and "Dropping alone" not in card
+
+
 def test_qk_norm_is_a_stock_qwen3_that_differs_by_its_norms_alone(source, tmp_path):
     convert(source, tmp_path / "new", qk_norm=True, temperature=1.25)
     config = AutoConfig.from_pretrained(tmp_path / "new")
