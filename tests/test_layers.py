@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"models"},
     "drope": {"models"},
     "evaluate": {"data", "loss", "models", "drope"},
-    "trainer": {"loss", "data", "models"},
+    "trainer": {"drope", "loss", "data", "models"},
     "report": {"evaluate", "drope", "models", "data", "loss"},
     "recipe": {"trainer", "evaluate", "report", "drope", "loss", "data", "models"},
     "cli": {"recipe", "trainer", "evaluate", "report", "drope", "loss", "data", "models", "bench"},

@@ -25,7 +25,6 @@ def finish(
     stage: Stage, recipe: Recipe, before: list[Score], after: list[Score], command: str, console: Console
 ) -> None:
     """Card, merged model and table of a trained stage; says in its folder that it is finished."""
-    from ..drope.config import complete
     from ..evaluate import comparison
     from ..report.card import write_model_card
     from ..trainer.merge import merge_adapter
@@ -53,7 +52,6 @@ def finish(
         # what a start left that was killed after merging
         shutil.rmtree(folder.path / "merged", ignore_errors=True)
         report = merge_adapter(folder.path, folder.path / "merged")
-        complete(folder.path / "merged")
         console.print(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,

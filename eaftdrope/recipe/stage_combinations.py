@@ -79,9 +79,10 @@ def _budget(raw) -> Iterator[tuple[Loc, str]]:
     # epochs and steps together are told by the checks of every training
     if len(lengths) > 1 and lengths != [("train", "steps"), ("train", "epochs")]:
         names = " and ".join(".".join(keys) for keys in lengths)
+        count = "both" if len(lengths) == 2 else "all"
         yield (
             ("recalibrate", *lengths[-1]),
-            f"{names} are {'both' if len(lengths) == 2 else 'all'} set, and each alone fixes the length of the recalibration. Keep one",
+            f"{names} are {count} set, and each alone fixes the length of the recalibration. Keep one",
         )
     share, pretraining = get(section, "share"), get(section, "pretraining_tokens")
     if share is not None and pretraining is None:

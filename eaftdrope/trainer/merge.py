@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_config, load_model, load_tokenizer
 
@@ -180,6 +181,8 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_di
     if (adapter_dir / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model.save_pretrained(folder)
+    # a base without rotary embedding stays so in transformers 4 too
+    complete(folder)
     tokenizer.save_pretrained(folder)
 
 

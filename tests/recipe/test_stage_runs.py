@@ -4,10 +4,11 @@ import json
 import math
 import re
 import signal
+import sys
 
 import pytest
 
-from tests.tiny_run import STAGE_MOMENTS, hashes, make_staged_project, metrics, train
+from tests.tiny_run import STAGE_MOMENTS, hashes, make_staged_project, metrics, train, train_in_a_shell
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,15 @@ def test_the_recalibrated_model_has_no_rotary_embedding_in_either_transformers(u
     with torch.no_grad():
         near, far = (model(ids, position_ids=positions + shift).logits for shift in (0, 100_000))
     assert torch.equal(near, far)
+
+
+def test_the_merged_model_has_none_either(undisturbed, tmp_path):
+    from eaftdrope.trainer.merge import merge_adapter
+
+    merge_adapter(undisturbed[0] / "eaft", tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["rope_scaling"]["factor"] == config["rope_parameters"]["factor"] == 1e30
+    assert config["drope"]["recalibrated"]["tokens"] == 1024
 
 
 def test_the_cards(undisturbed):
@@ -308,3 +318,29 @@ def test_one_eaft_stage_is_the_run_of_a_recipe_without_stages(project, tmp_path)
     ended = train(*common, f"output.dir={plain}", "stages=[eaft]")
     assert ended.code == 2
     assert ended.out.startswith(f"{plain} holds a run of a recipe without stages.")
+
+
+# ---- several processes ----
+
+
+@pytest.mark.slow
+def test_two_processes(project, tmp_path):
+    """One conversion, one curve, and the losses and recovery of one process with the whole batch."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eaftdrope")
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    half = ("recalibrate.train.batch_size=2", "train.batch_size=2", "lora.dropout=0")
+    code, out, err = train_in_a_shell(
+        project / "staged.yaml", f"output.dir={run}", *half, command=(*launch, "train"), ACCELERATE_USE_CPU="true"
+    )
+    assert code == 0, err
+    assert stages_run(out) == ["drope", "recalibrate", "eaft"]
+    assert out.count("measuring the original model") == 1
+    assert train(project / "staged.yaml", f"output.dir={alone}", "lora.dropout=0").code == 0
+    for stage in ("recalibrate", "eaft"):
+        for row, other in zip(metrics(run / stage), metrics(alone / stage), strict=True):
+            assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    curves = [json.loads((folder / "recalibrate" / "recovery.json").read_text()) for folder in (run, alone)]
+    points = [[(point["step"], point["tokens"]) for point in curve["points"]] for curve in curves]
+    assert points[0] == points[1]
+    recoveries = [[point["recovery"] for point in curve["points"]] for curve in curves]
+    assert recoveries[0] == pytest.approx(recoveries[1], rel=1e-3)
