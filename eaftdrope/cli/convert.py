@@ -144,18 +144,18 @@ def _check_temperatures(temperature, target_length, slope, by_position) -> None:
 
 
 def _temperature(folder: Path, length: int, slope: float) -> float:
+    from eaftdrope.drope.config import trained_length
     from eaftdrope.drope.temperature import beta_for
     from eaftdrope.models import load_config
 
     config = load_config(str(folder))
-    record = getattr(config, "drope", {})
-    trained = record.get("trained_length", config.get_text_config().max_position_embeddings)
+    trained = trained_length(config)
     if length <= trained:
         raise UserError(
             f"--target-length {length} is within the trained length of {trained} tokens: its temperature is 1."
         )
     # one that is in the weights already is not folded in twice
-    return beta_for(length, trained, slope) / record.get("temperature", 1.0)
+    return beta_for(length, trained, slope) / getattr(config, "drope", {}).get("temperature", 1.0)
 
 
 def engines_table(rows) -> Table:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .config import trained_length
 from .qk_norm import hosting_problem
 from .rope import layer_ropes
 
@@ -35,11 +36,10 @@ def with_temperature_by_position(raw: dict, config: PretrainedConfig, slope: flo
             f"a temperature by position is in Ministral-3's class alone, which cannot hold this model: {problem}. Fold one "
             "temperature into the weights instead (--target-length, --temperature)."
         )
-    record = raw.get("drope", {})
     rope = {
         **layer_ropes(config)[""],
         "llama_4_scaling_beta": slope,
-        "original_max_position_embeddings": record.get("trained_length", config.max_position_embeddings),
+        "original_max_position_embeddings": trained_length(config),
     }
     kept = {key: value for key, value in raw.items() if key not in _OLD_KEYS}
     return kept | {

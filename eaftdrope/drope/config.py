@@ -13,6 +13,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from .checkpoint import read_json, write_json
 from .layers import Layers
 from .rope import changed_ropes, identity_rope, rotary_dim
@@ -39,6 +40,29 @@ _ROPE_KEYS = (
 def text_part(raw: dict) -> dict:
     """The mapping inside a config.json that describes the language model."""
     return raw.get("text_config", raw)
+
+
+def trained_length(config: PretrainedConfig) -> int:
+    """The context that the model was trained on, in tokens, as far as its configuration tells: what a conversion
+    recorded, else what a stretched rotary embedding calls its original length, else `max_position_embeddings`.
+
+    Raises:
+        UserError: the configuration has none of them.
+    """
+    text, record = config.get_text_config(), getattr(config, RECORD, None)
+    if record is not None:
+        return int(record["trained_length"])
+    rope = getattr(text, "rope_parameters", None) or {}
+    # Of these types alone: Llama 3.1's own type names the length before its long-context training.
+    if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
+        return int(rope["original_max_position_embeddings"])
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None:
+        raise UserError(
+            f"the configuration ({text.model_type}) does not say what length the model was trained on. Say it: "
+            "--trained-length, in a recipe recalibrate.data.max_length."
+        )
+    return int(length)
 
 
 def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers, length: int) -> dict:
@@ -68,7 +92,7 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
 
         part["rope_parameters"] = changed_ropes(text, dropped)
     _write_old_keys(part)
-    first = {"trained_length": text.max_position_embeddings, "temperature": 1.0, "original": original}
+    first = {"trained_length": trained_length(config), "temperature": 1.0, "original": original}
     raw[RECORD] = {**first, **raw.get(RECORD, {}), "layers": str(layers), "form": form}
     return raw
 

@@ -3,36 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-from eaftdrope.drope.config import RECORD
 from eaftdrope.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 _LENGTH = re.compile(r"(\d+)|(\d+(?:\.\d+)?)x")
-
-
-def trained_length(config: PretrainedConfig) -> int:
-    """The context that the model was trained on, in tokens, as far as its configuration tells: what a conversion
-    recorded, else what a stretched rotary embedding calls its original length, else `max_position_embeddings`.
-
-    Raises:
-        UserError: the configuration has none of them.
-    """
-    text = config.get_text_config()
-    record = getattr(config, RECORD, None)
-    if record is not None:
-        return int(record["trained_length"])
-    rope = getattr(text, "rope_parameters", None) or {}
-    # Of these types alone: Llama 3.1's own type names the length before its long-context training.
-    if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"])
-    length = getattr(text, "max_position_embeddings", None)
-    if length is None:
-        raise UserError(f"the configuration ({text.model_type}) does not say a length. Pass --trained-length.")
-    return int(length)
 
 
 def parse_lengths(text: str, trained: int) -> list[int]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.drope.config import RECORD
+from eaftdrope.drope.config import RECORD, trained_length
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.texts import SHIPPED
 from eaftdrope.models import load_config, load_model, load_tokenizer
 
 from .haystack import Hay
-from .lengths import parse_lengths, trained_length
+from .lengths import parse_lengths
 from .plan import read_given_texts, tell
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from eaftdrope.drope import convert
+from eaftdrope.drope.config import trained_length
 from eaftdrope.drope.rope import with_rope
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import as_arm
 from eaftdrope.evaluate.long_context.arms import BASELINES, arms_of, original_config
-from eaftdrope.evaluate.long_context.lengths import multiple, parse_lengths, trained_length
+from eaftdrope.evaluate.long_context.lengths import multiple, parse_lengths
 from eaftdrope.models import load_config, load_model
 from tests.tiny_run import save_model
 
