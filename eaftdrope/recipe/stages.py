@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..drope.config import trained_length
 from ..errors import UserError
 from .rundir import WAYS_OUT, RunFolder
 from .schema import Recipe
@@ -160,9 +161,3 @@ def tokens_of_a_step(recipe: Recipe) -> int:
     """Tokens of a step when every sequence has the full length, over all processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return recipe.train.batch_size * recipe.train.accumulation * processes * recipe.data.max_length
-
-
-def trained_length(config: PretrainedConfig) -> int:
-    """The context that a model was trained with, in tokens: for a converted one, what its configuration kept."""
-    record = getattr(config, "drope", None)
-    return record["trained_length"] if record else config.get_text_config().max_position_embeddings
