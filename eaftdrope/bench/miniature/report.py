@@ -24,7 +24,7 @@ def bench_drope(settings: Settings, *, output: Path | None, workers: int, comman
             was shown and written).
     """
     # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=170)
+    console = Console() if sys.stdout.isatty() else Console(width=180)
     with tempfile.TemporaryDirectory(prefix="eaftdrope-bench-") as name:
         folder = Path(name) if output is None else output
         prepare(folder, settings)

@@ -1,4 +1,4 @@
-"""Accuracy and filler loss as tables for the terminal: a table a theta and optimiser, means over seeds with their spread."""
+"""Accuracy and filler loss as tables for the terminal: a table a theta and optimiser, means over seeds."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ def tables(pieces: list[dict]) -> list[Grid]:
 
 
 def _grid(table: Table, theta: float, optimiser: str) -> Grid:
-    title = f"theta {theta:g}, {OPTIMISERS[optimiser]}: accuracy, without and with its fitted temperature"
+    title = (
+        f"theta {theta:g}, {OPTIMISERS[optimiser]}\naccuracy without / with the fitted temperature (standard deviation of "
+        "the latter over seeds); filler: nats a symbol"
+    )
     grid = Grid(title=title, title_justify="left", title_style="bold")
     grid.add_column("arm", no_wrap=True)
-    grid.add_column("1x", justify="right", no_wrap=True)
-    for scale in TEXTS:
-        grid.add_column(text_name(scale), justify="right", no_wrap=True)
-        grid.add_column("+beta", justify="right", no_wrap=True)
-    grid.add_column(f"{FAR}x +beta, farthest quarter", justify="right")
-    for name in ("filler 1x", f"filler {FAR}x", f"filler {FAR}x +beta"):
+    names = ("1x", *map(text_name, TEXTS), f"{FAR}x, farthest quarter", "filler 1x", f"filler {FAR}x")
+    for name in names:
         grid.add_column(name, justify="right")
     for arm in ARMS:
         if table.seeds(theta, arm):
-            cells = [_spread(table.values(theta, arm, 1, "accuracy"), 3)]
-            for scale in TEXTS:
-                for temperature in ("plain", "fitted"):
-                    cells.append(_spread(table.values(theta, arm, scale, "accuracy", temperature), 3))
+            cells = [f"{table.mean(theta, arm, 1, 'accuracy'):.3f}"]
+            cells += [
+                _both(table, theta, arm, scale, "accuracy") + _spread(table, theta, arm, scale) for scale in TEXTS
+            ]
             cells.append(f"{table.quarters(theta, arm, FAR)[0]:.3f}")
-            for scale, temperature in ((1, "plain"), (FAR, "plain"), (FAR, "fitted")):
-                cells.append(f"{table.mean(theta, arm, scale, 'filler_loss', temperature):.3f}")
+            cells.append(f"{table.mean(theta, arm, 1, 'filler_loss'):.3f}")
+            cells.append(_both(table, theta, arm, FAR, "filler_loss"))
             grid.add_row(TITLES[arm], *cells, style="bold" if arm.startswith("drope") else "")
     return grid
 
 
-def _spread(by_seed: dict[int, float], digits: int) -> str:
-    """Mean, and the sample standard deviation over seeds where there are some."""
-    values = list(by_seed.values())
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ({statistics.stdev(values):.{digits}f})"
+def _both(table: Table, theta: float, arm: str, scale: int | str, name: str) -> str:
+    return " / ".join(f"{table.mean(theta, arm, scale, name, temperature):.3f}" for temperature in ("plain", "fitted"))
+
+
+def _spread(table: Table, theta: float, arm: str, scale: int | str) -> str:
+    values = table.values(theta, arm, scale, "accuracy").values()
+    return f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
