@@ -207,6 +207,7 @@ def test_thetas_are_comparable_by_how_many_pairs_turn():
     assert turning_share(1e4, 2048, 64) == 21 / 32
 
 
+@pytest.mark.slow
 def test_quick_from_end_to_end(tmp_path):
     done = CliRunner().invoke(bench, ["drope", "--quick", "--output", str(tmp_path / "out")], catch_exceptions=False)
     assert done.exit_code == 0 and "theta 40: RoPE is NOT saturated at 1x" in done.output
