@@ -131,6 +131,7 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "NOT HERE: NVIDIA GPU - tests marked gpu are skipped",
         "make test",
         "make test-kernels ARGS=-m exhaustive",
+        "make test-compat",
     ]
 
 
