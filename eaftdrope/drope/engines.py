@@ -30,6 +30,7 @@ _READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
 # Of these llama.cpp's converter writes frequency factors for the llama3 form.
 _LLAMA_CONVERTER = ("llama", "mistral", "granite", "smollm3")
 _TYPES_BY_LAYER = ("gemma3_text", "olmo3")
+_NO_LINEAR = "its linear rope builds a table of length x factor. Convert without --for gguf"
 _GGUF_WAY_OUT = (
     "convert again with --for gguf before making the GGUF, or serve any GGUF with `--rope-scaling linear "
     "--rope-freq-scale 1e-30`"
@@ -78,7 +79,7 @@ def _transformers_4(kind: str, form: str, layers: str) -> tuple[str, str]:
 
 def _vllm(kind: str, form: str, layers: str) -> tuple[str, str]:
     if form == "linear":
-        return "refused", "its linear rope builds a table of length x factor. Convert without --for gguf"
+        return "refused", _NO_LINEAR
     if form == "longrope":
         return "right", "announced and original length are equal, so its own scaling of the attention is 1"
     if kind == "ministral3":
@@ -90,7 +91,7 @@ def _vllm(kind: str, form: str, layers: str) -> tuple[str, str]:
 
 def _sglang(kind: str, form: str, layers: str) -> tuple[str, str]:
     if form == "linear":
-        return "refused", "its linear rope builds a table of length x factor. Convert without --for gguf"
+        return "refused", _NO_LINEAR
     if kind == "gemma3_text":
         return "wrong", "it reads rope_theta alone and rotates every layer. Use vLLM or transformers"
     if kind == "olmo3":
