@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaftdrope.cli.quiet import quieten
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ def convert(
     No weights are loaded: it takes seconds for a model of any size. Recalibrate the result (a recipe with
     `stages: [drope, recalibrate]` does both) before it is used.
     """
-    quieten(bars=sys.stdout.isatty())
     if undo:
         _refuse_with_undo(
             max_length, temperature, target_length, slope, by_position, qk_norm, engine, layers, check_weights
