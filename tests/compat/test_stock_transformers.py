@@ -47,11 +47,13 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def results(request, checkpoints):
+def results(request):
     """(major version, architecture -> what stock transformers of that version made of it)."""
     python = os.environ.get(VERSIONS[request.param])
     if not python:
         pytest.skip(f"no environment with transformers {request.param}: run `make test-compat`")
+    # not an argument: without an environment nothing is converted
+    checkpoints = request.getfixturevalue("checkpoints")
     script = Path(__file__).with_name("stock.py")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -69,8 +71,9 @@ def results(request, checkpoints):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_is_nope_or_as_the_table_of_engines_says(name, results, checkpoints):
+def test_is_nope_or_as_the_table_of_engines_says(name, results, request):
     version, rows = results
+    checkpoints = request.getfixturevalue("checkpoints")
     verdict = {row.engine: row for row in serving(read_json(checkpoints / name / "config.json"))}[
         f"transformers {version}"
     ]
