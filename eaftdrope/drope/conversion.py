@@ -81,7 +81,6 @@ def convert(
     qk_norm: bool = False,
     engine: str = "any",
     copy: bool = False,
-    check: bool = True,
     check_weights: bool = False,
 ) -> Conversion:
     """Drop the rotary embedding of the checkpoint `source` into the new folder `target` (DroPE, arXiv 2512.12167).
@@ -100,8 +99,7 @@ def convert(
         qk_norm: save a Llama-shaped model as Qwen 3 with query and key norms of 1.
         engine: "any", or "gguf" for the form that llama.cpp's converter understands.
         copy: copy the weights instead of linking them.
-        check: run the checks of `check_folder` before the folder gets its name.
-        check_weights: run them on the weights themselves, which loads them.
+        check_weights: run the checks of `check_folder` on the weights themselves, which loads them, not on a slice.
 
     Raises:
         UserError: anything that cannot be honoured; nothing is left under `target`.
@@ -114,18 +112,18 @@ def convert(
     with made(target) as partial:
         linked = _carry_all(plan, carried, partial)
         _edit(plan, partial)
-        checks = check_folder(partial, weights=check_weights) if check or check_weights else []
+        checks = check_folder(partial, weights=check_weights)
         failed = [str(result) for result in checks if not result.passed]
         if failed:
             raise UserError(
-                f"{source} cannot be converted by configuration: its class, {plan.raw['architectures'][0]}, does not do "
+                f"{source} cannot be converted by configuration: its class, {_architecture(plan.raw)}, does not do "
                 "what the configuration says. Nothing was written.\n  " + "\n  ".join(failed)
             )
     raw = read_json(target / "config.json")
     return Conversion(
         source=source,
         target=target,
-        architecture=(raw.get("architectures") or [raw["model_type"]])[0],
+        architecture=_architecture(raw),
         layers=raw[RECORD]["layers"],
         trained_length=raw[RECORD]["trained_length"],
         max_length=plan.length,
@@ -136,6 +134,10 @@ def convert(
         checks=checks,
         engines=serving(raw),
     )
+
+
+def _architecture(raw: dict) -> str:
+    return (raw.get("architectures") or [raw["model_type"]])[0]
 
 
 def resolve_checkpoint(reference: str, *, revision: str | None = None) -> Path:

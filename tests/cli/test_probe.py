@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     """A tiny Llama and its conversion; a text of some 6,000 bytes."""
     folder = tmp_path_factory.mktemp("models")
     save_model(folder / "plain")
-    convert(folder / "plain", folder / "converted", max_length=4096, check=False)
+    convert(folder / "plain", folder / "converted", max_length=4096)
     text = "".join(f"Sentence {i} says that {i} and {i} make {2 * i}. " for i in range(140))
     (folder / "text.txt").write_text(text)
     return folder
@@ -376,6 +376,6 @@ def test_temperature_refusals(models, tmp_path, capsys, monkeypatch, arguments, 
 
 
 def test_a_temperature_is_not_fitted_on_another(models, tmp_path, capsys):
-    convert(models / "plain", tmp_path / "warm", max_length=4096, temperature=1.2, check=False)
+    convert(models / "plain", tmp_path / "warm", max_length=4096, temperature=1.2)
     code, _, err = run("drope", "temperature", tmp_path / "warm", "--output", tmp_path / "out", capsys=capsys)
     assert code == 2 and "has a temperature of 1.2 folded in already" in err

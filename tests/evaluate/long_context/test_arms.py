@@ -24,7 +24,7 @@ def folders(tmp_path_factory):
     """A tiny Llama of 512 positions, and its conversion that announces 2048."""
     folder = tmp_path_factory.mktemp("arms")
     save_model(folder / "plain")
-    convert(folder / "plain", folder / "converted", max_length=2048, check=False)
+    convert(folder / "plain", folder / "converted", max_length=2048)
     return folder / "plain", folder / "converted"
 
 
