@@ -6,7 +6,7 @@ dies with SIGSEGV instead of reading the neighbour. Linux.
 
 The crash takes the process with it: `dies(function)` runs it in a forked child and tells whether it crashed.
 One contiguous tensor per mapping; the mapping is never freed. Only the guarded side is exact: beyond the other side lies
-up to a page of slack. An access that jumps over the guard page, or lands in another row of the same tensor, is not seen.
+up to a page of slack. An access that jumps more than GUARD bytes, or lands in another row of the same tensor, is not seen.
 """
 
 import ctypes
@@ -18,6 +18,10 @@ import traceback
 
 import torch
 
+# Address space only, no memory. One page would not do: a label of a wrong slice reads tens of kilobytes away, and what
+# is mapped there differs from process to process.
+GUARD = 1 << 20
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -25,20 +29,20 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def guarded(shape, dtype, side="end"):
-    """An uninitialised tensor whose `side` ("end" or "start") touches pages without access rights."""
+    """An uninitialised tensor whose `side` ("end" or "start") touches a megabyte without access rights."""
     if side not in ("end", "start"):
         raise ValueError(f"side must be 'end' or 'start', not {side!r}")
     count, page = math.prod(shape), mmap.PAGESIZE
     size = count * dtype.itemsize
     usable = -(-size // page) * page
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    base = _libc.mmap(None, usable + 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    base = _libc.mmap(None, usable + 2 * GUARD, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     if base in (None, ctypes.c_void_p(-1).value):
         raise MemoryError("mmap failed")
-    for guard in (base, base + page + usable):
-        if _libc.mprotect(guard, page, 0):
+    for guard in (base, base + GUARD + usable):
+        if _libc.mprotect(guard, GUARD, 0):
             raise OSError(ctypes.get_errno(), "mprotect failed")
-    start = base + page + (usable - size if side == "end" else 0)
+    start = base + GUARD + (usable - size if side == "end" else 0)
     buffer = (ctypes.c_char * size).from_address(start)
     return torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)
 

@@ -4,6 +4,7 @@ process of its own:
     TRITON_INTERPRET=1 python -m pytest -p no:faulthandler tests/loss/triton/guard_cases.py
 """
 
+import ctypes
 import itertools
 import mmap
 
@@ -110,6 +111,15 @@ OUT_OF_BOUNDS = [
 @pytest.mark.parametrize("bug", OUT_OF_BOUNDS)
 def test_accesses_out_of_bounds_are_caught(bug):
     assert on_guard_pages(bug, "end")
+
+
+@pytest.mark.parametrize("distance", [1, 10_000])
+def test_an_access_far_out_of_bounds_dies_whatever_is_mapped_there(distance):
+    # neighbours that a jump over a narrow guard would land in
+    tensors = [guarded((17, 300), FP32, "end") for _ in range(50)]
+    for tensor in tensors:
+        address = tensor.data_ptr() + 4 * (17 * 300 - 1 + distance)
+        assert dies(lambda address=address: ctypes.c_float.from_address(address).value)
 
 
 def test_every_planted_bug_is_used():
