@@ -32,8 +32,8 @@ def preview(
     from eaftdrope.models import load_tokenizer
 
     trained = {
-        "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train.seed),
-        "eaft": loaded.data and (loaded.data, loaded.train.seed),
+        "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train),
+        "eaft": loaded.data and (loaded.data, loaded.train),
     }
     stages = [stage for stage in loaded.stages or ["eaft"] if trained.get(stage)]
     if not stages:
@@ -43,7 +43,7 @@ def preview(
     console = Console()
     marks = not console.is_terminal or console.no_color
     for stage in stages:
-        data, seed = trained[stage]
+        data, train = trained[stage]
         shown = make_preview(
             data.train_sources(),
             tokenizer,
@@ -52,7 +52,7 @@ def preview(
             train_on=data.train_on,
             max_length=data.max_length or _DOCUMENT,
             on_bad_row=data.on_bad_row,
-            seed=seed,
+            seed=data.drawn_by(train.seed),
             scan=scan,
         )
         if loaded.stages:

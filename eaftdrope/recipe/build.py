@@ -78,7 +78,7 @@ def encode_rows(
             train_on=recipe.data.train_on,
             max_length=max_length,
             on_bad_row=recipe.data.on_bad_row,
-            seed=recipe.train.seed,
+            seed=recipe.data.drawn_by(recipe.train.seed),
             enough=enough,
         )
 
@@ -91,7 +91,7 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     """
     from ..data import hold_out, iter_examples
 
-    data, seed = recipe.data, recipe.train.seed
+    data = recipe.data
     if isinstance(data, TextData):
         return build_text(recipe, tokenizer)
 
@@ -101,7 +101,7 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     train, report = encode(data.train_sources())
     sources = data.held_out_sources()
     if data.held_out_share:
-        train, held_out = hold_out(train, data.held_out_share, seed=seed)
+        train, held_out = hold_out(train, data.held_out_share, seed=data.drawn_by(recipe.train.seed))
         sources = data.train_sources()
     elif sources:
         held_out, _ = encode(sources)
@@ -136,7 +136,7 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     report.stop_tokens.clear()
     held_out = None
     if share:
-        rows, held_out = hold_out(rows, share, seed=train.seed)
+        rows, held_out = hold_out(rows, share, seed=data.drawn_by(train.seed))
     elif sources := data.held_out_sources():
         held_out, _ = encode_rows(recipe, sources, tokenizer, max_length=None)
 

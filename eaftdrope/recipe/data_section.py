@@ -97,6 +97,9 @@ class Rows(Section):
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="A row that cannot be read: stop, or skip and count."
     )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="Draws a held-out share and the rows of fractional weights (null: train.seed)."
+    )
 
     def train_sources(self) -> list[Source]:
         return [entry.source() for entry in self.train]
@@ -104,6 +107,10 @@ class Rows(Section):
     def held_out_sources(self) -> list[Source]:
         """The held-out sources; empty when there are none or when `held_out` is a share of train."""
         return [entry.source() for entry in self.held_out] if isinstance(self.held_out, list) else []
+
+    def drawn_by(self, train_seed: int) -> int:
+        """The seed that draws the rows: the section's own, so that trainings of other seeds can share their rows."""
+        return train_seed if self.seed is None else self.seed
 
     @property
     def held_out_share(self) -> float | None:
