@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from .build import RunData, build_arguments, build_model, let_be_saved, stop_whe
 from .conversion import convert_stage, show_conversion
 from .dump import dump_recipe
 from .finish import finish, push, versions
+from .lock import only_start
 from .machine import keep_freed_memory, training_device
 from .prepare import Prepared, prepare
 from .recovery import RECOVERY_FILE, show_recovery
@@ -70,6 +71,14 @@ def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: boo
     """
     main_process = int(os.environ.get("RANK", "0")) == 0
     console.quiet = not main_process
+    with only_start(recipe.output.dir) if main_process else nullcontext():
+        result = _run_stages(recipe, console, command=command, overwrite=overwrite)
+        if main_process and recipe.output.push_to_hub:
+            push(recipe, result.folder)
+    return result
+
+
+def _run_stages(recipe: Recipe, console: Console, *, command: str, overwrite: bool) -> RunResult:
     stages = open_stages(recipe, overwrite=overwrite)
     place = _Place(stages[0])
     started = time.monotonic()
@@ -80,8 +89,6 @@ def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: boo
         raise RunInterrupted(_how_to_go_on(place, overwrite)) from None
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False)
-    if main_process and recipe.output.push_to_hub:
-        push(recipe, result.folder)
     return result
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -241,3 +242,22 @@ def test_a_folder_that_can_not_be_written_to(tmp_path):
         f"{closed / 'a' / 'run'} can not be written to: no permission to write in {closed}. Name another folder with "
         "output.dir=..., or change its permissions."
     )
+
+
+def test_a_second_start_of_a_run_that_is_on_is_refused(tmp_path):
+    from rich.console import Console
+
+    from eaftdrope.recipe.lock import only_start
+    from eaftdrope.recipe.run import run_recipe
+
+    elsewhere = str(tmp_path / "x" / ".." / "run")
+    script = f"from eaftdrope.recipe.lock import only_start\nwith only_start({elsewhere!r}): pass"
+    with only_start(str(tmp_path / "run")):
+        with only_start(str(tmp_path / "other")):
+            pass
+        second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert "another start is at work on" in second.stderr and "Nothing was touched" in second.stderr
+        with pytest.raises(UserError, match="another start is at work"):
+            run_recipe(recipe(output={"dir": elsewhere}), Console(quiet=True), command="")
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    assert list(tmp_path.iterdir()) == []
