@@ -9,7 +9,7 @@ from eaftdrope.evaluate.scores import Score, change_stderr, verdict
 if TYPE_CHECKING:
     from rich.table import Table
 
-_GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
+GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
 _STYLES = {"better": "green", "worse": "red", "no clear change": "dim"}
 NOTE = "± is one standard error; a change is called better or worse only beyond two standard errors of the change."
 
@@ -30,7 +30,7 @@ def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
     olds = {(score.probe, score.metric): score for score in before}
     news = {(score.probe, score.metric): score for score in after}
     lines = [_line(olds.get(key), news.get(key)) for key in {**olds, **news}]
-    return sorted(lines, key=lambda line: list(_GROUPS).index(line.group))
+    return sorted(lines, key=lambda line: list(GROUPS).index(line.group))
 
 
 def comparison(before: list[Score], after: list[Score]) -> Table:
@@ -46,7 +46,7 @@ def comparison(before: list[Score], after: list[Score]) -> Table:
     for line in comparison_lines(before, after):
         if line.group != group:
             table.add_section()
-            table.add_row(f"[bold]{_GROUPS[line.group]}[/bold]")
+            table.add_row(f"[bold]{GROUPS[line.group]}[/bold]")
             group = line.group
         mark = f"[{_STYLES[line.verdict]}]{line.verdict}[/]" if line.verdict else ""
         table.add_row(f"  {line.name}", line.before, line.after, line.change, mark)
@@ -59,7 +59,7 @@ def comparison_markdown(before: list[Score], after: list[Score]) -> str:
     group = None
     for line in comparison_lines(before, after):
         if line.group != group:
-            rows.append(f"| **{_GROUPS[line.group]}** | | | | |")
+            rows.append(f"| **{GROUPS[line.group]}** | | | | |")
             group = line.group
         rows.append(f"| {line.name} | {line.before} | {line.after} | {line.change} | {line.verdict} |")
     return "\n".join(rows) + f"\n\n{NOTE}\n"
@@ -72,9 +72,9 @@ def _line(old: Score | None, new: Score | None) -> Line:
     if old is None or new is None:
         return Line(score.group, name, _value(old), _value(new), "–", "")
     stderr = change_stderr(old, new)
-    change = _number(new.value - old.value, score.kind, signed=True)
+    change = number_text(new.value - old.value, score.kind, signed=True)
     if stderr is not None:
-        change += f" ± {_number(stderr, score.kind)}"
+        change += f" ± {number_text(stderr, score.kind)}"
     return Line(score.group, name, _value(old), _value(new), change, verdict(old, new))
 
 
@@ -82,11 +82,12 @@ def _value(score: Score | None) -> str:
     if score is None:
         return "–"
     if score.kind == "share":
-        return f"{_number(score.value, 'share')} ({round(score.value * score.n)}/{score.n})"
-    return _number(score.value, score.kind)
+        return f"{number_text(score.value, 'share')} ({round(score.value * score.n)}/{score.n})"
+    return number_text(score.value, score.kind)
 
 
-def _number(value: float, kind: str, *, signed: bool = False) -> str:
+def number_text(value: float, kind: str, *, signed: bool = False) -> str:
+    """A score's value, change or standard error, by the score's kind."""
     sign = "+" if signed else ""
     if kind == "share":
         return f"{100 * value:{sign}.1f} %"

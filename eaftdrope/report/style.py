@@ -1,0 +1,148 @@
+"""How figures look, and how they get out: PNG and SVG files, and the same SVG inside a page that may be dark.
+
+A figure is drawn once, in the colours of a white page. For the inline copy each of these colours becomes a variable of
+page.css, which has a light and a dark value for it; text stays text, in the page's font. Figures are narrow: on a phone
+they are as wide as the screen, and their text must not shrink below what can be read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+
+# without a display
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee4"
+# Okabe and Ito's palette: can be told apart without colour vision
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+SERIES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, INK)
+MARKERS = "osD^vXP"
+# almost white: what is to be see-through in a page
+_PAPER = "#fffffe"
+_VARIABLES = {
+    INK: "var(--ink)",
+    "#000000": "var(--ink)",
+    MUTED: "var(--muted)",
+    "#555555": "var(--muted)",
+    "#777777": "var(--muted)",
+    "#999999": "var(--muted)",
+    RULE: "var(--rule)",
+    "#dddddd": "var(--rule)",
+    _PAPER: "none",
+    BLUE: "var(--blue)",
+    VERMILION: "var(--vermilion)",
+    GREEN: "var(--green)",
+    PINK: "var(--pink)",
+    ORANGE: "var(--orange)",
+    SKY: "var(--sky)",
+}
+_SETTINGS = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "figure.facecolor": _PAPER,
+    "axes.facecolor": _PAPER,
+    "savefig.facecolor": _PAPER,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.5,
+    # a name with a dollar in it is no formula
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    # the same figure is the same file
+    "svg.hashsalt": "eaftdrope",
+}
+WIDTH = 4.6
+"""Inches of a figure that fills a phone's screen, and half of a desk's."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Settings of matplotlib for what is drawn inside."""
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def new_figure(height: float = 2.9, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """An empty figure with one panel, in inches; to be called inside `styled`."""
+    return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+def legend_above(axes: Axes, columns: int = 3) -> None:
+    """A legend that hides no line."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write `folder`/`name`.png and .svg, close the figure, and return the SVG to be put into a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = io.StringIO()
+    with styled(), warnings.catch_warnings():
+        # a browser has fonts that matplotlib has not
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(svg, format="svg", metadata=nothing)
+        partial = folder / f".{name}.partial"
+        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+    os.replace(partial, folder / f"{name}.png")
+    plt.close(figure)
+    partial.write_text(svg.getvalue(), encoding="utf-8", errors="replace")
+    os.replace(partial, folder / f"{name}.svg")
+    return inline_svg(svg.getvalue(), name)
+
+
+def inline_svg(svg: str, name: str) -> str:
+    """matplotlib's SVG as an element of a page: sized by the page, in its colours and font, with ids of its own."""
+    root = ET.fromstring(svg)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: _in_page(key, value, name) for key, value in element.attrib.items()}
+    for parent in list(root.iter("defs")):
+        for sheet in parent.findall("style"):
+            # would hold for the whole page
+            parent.remove(sheet)
+    view = root.attrib["viewBox"]
+    root.attrib = {"viewBox": view, "style": f"--width:{view.split()[2]}", "aria-hidden": "true"}
+    return ET.tostring(root, encoding="unicode")
+
+
+def _in_page(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key.endswith("href") and value.startswith("#"):
+        return f"#{name}-{value[1:]}"
+    value = re.sub(r"url\(#", f"url(#{name}-", value)
+    if key != "style":
+        return value
+    value = re.sub(r"font: (?:(bold) )?([\d.]+px) [^;]*", lambda found: _font(*found.groups()), value)
+    return re.sub(r"#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), value)
+
+
+def _font(weight: str | None, size: str) -> str:
+    return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")
