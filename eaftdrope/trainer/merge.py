@@ -12,7 +12,6 @@ separated before merging, compared afterwards, and the configuration says what i
 from __future__ import annotations
 
 import gc
-import json
 import math
 import shutil
 import warnings
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from eaftdrope.adapters import CONFIG, adapter_settings, adapter_tokenizer, misfit
 from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
-from eaftdrope.models import load_config, load_model, load_tokenizer
+from eaftdrope.models import load_config, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ def merge_adapter(adapter_dir: str | Path, output_dir: str | Path, *, dtype: str
     _check_not_quantised(adapter_dir, reference, config)
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
 
-    tokenizer = _tokenizer(adapter_dir, reference, revision)
+    tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
     prompt = torch.tensor([tokenizer(_PROMPT)["input_ids"] + sorted(tokenizer.all_special_ids)])
     base = load_model(reference, dtype="float32", revision=revision).eval()
     model, live, untied = _merge(base, adapter_dir, prompt)
@@ -122,10 +122,7 @@ def _merge(base: PreTrainedModel, adapter_dir: Path, prompt: Tensor) -> tuple[Pr
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise UserError(
-            f"{adapter_dir} does not fit its base model: {str(error).splitlines()[-1].strip()} Put the model that the "
-            "adapter was trained on into `base_model_name_or_path` of its adapter_config.json."
-        ) from error
+        raise misfit(adapter_dir, error) from error
     live = _logits(live_model, prompt)
     try:
         with warnings.catch_warnings():
@@ -215,25 +212,14 @@ def _adapter_base(adapter_dir: Path) -> tuple[str, str | None]:
     Raises:
         UserError: the folder is missing, holds no adapter, or one that cannot be merged.
     """
-    path = adapter_dir / "adapter_config.json"
-    if not path.is_file():
+    if not (adapter_dir / CONFIG).is_file():
         raise UserError(_no_adapter_text(adapter_dir))
-    if not any((adapter_dir / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise UserError(
-            f"{adapter_dir} has an adapter_config.json but no adapter_model.safetensors. "
-            "Was its saving interrupted? Take an earlier checkpoint."
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Restore it, or take another checkpoint.") from error
+    config = adapter_settings(adapter_dir)
     if "PROMPT" in config["peft_type"] or "PREFIX" in config["peft_type"]:
         raise UserError(
             f"{adapter_dir} is a {config['peft_type']} adapter: it adds tokens and has no weights to merge. "
             "Use it as it is, with peft."
         )
-    if not config.get("base_model_name_or_path"):
-        raise UserError(f"{path} does not name its base model. Write it there as `base_model_name_or_path`.")
     return config["base_model_name_or_path"], config.get("revision")
 
 
@@ -276,12 +262,3 @@ def _check_space(output_dir: Path, needed: int) -> None:
             f"the merged model needs {math.ceil(needed / 1e6):,} MB in {output_dir.parent}, which has "
             f"{free // 10**6:,} MB free. Make room, or name a folder on another disk."
         )
-
-
-def _tokenizer(adapter_dir: Path, reference: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """The adapter's own tokenizer (its template may be the one it was trained with), else the base model's."""
-    from transformers import AutoTokenizer
-
-    if (adapter_dir / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(adapter_dir))
-    return load_tokenizer(reference, revision=revision)

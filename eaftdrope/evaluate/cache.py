@@ -1,0 +1,140 @@
+"""Scores that were measured once: kept by what was measured and with what, wherever the model's folder lies.
+
+    scores = cached_scores("runs/mine", tokenizer, probes, load=lambda: subject.load("float32", "cpu"), setting="cpu float32")
+
+    key = sha256(weights and configuration, tokenizer, probe with its options and items, setting,
+                 our measuring code, torch, transformers)
+
+One JSON file a key, under `cache_dir()/scores`, written when its probe is done: what a killed command has measured is
+not measured again. A model that is in no file (one in training) has no fingerprint and is never looked up here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eaftdrope.models import cache_dir
+
+from .probes import Probe, run_probes
+from .scores import Score, scores_from_json, scores_to_json
+from .subject import Subject, find_subject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def cached_scores(
+    reference: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: list[Probe],
+    *,
+    load: Callable[[], PreTrainedModel],
+    setting: str,
+    batch_tokens: int = 2048,
+    fresh: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Score]:
+    """The scores of a saved model, in the order of the probes; only what is not known yet is measured.
+
+    Args:
+        reference: folder (of a model or an adapter), hub id or `package:NAME`, as it is now.
+        load: called once, and only if something is to be measured.
+        setting: what the numbers are computed in ("cpu float32", "cuda bfloat16"); part of the key.
+        fresh: measure everything anew, and keep that.
+        progress: called with (probe name, done, total) while one is measured.
+
+    Raises:
+        UserError: no such model.
+    """
+    identity = identity_of(find_subject(str(reference)), tokenizer)
+    model = None
+    found: list[Score] = []
+    for probe in probes:
+        key = score_key(identity, probe, setting)
+        scores = None if fresh else kept_scores(key)
+        if scores is None:
+            model = load() if model is None else model
+            scores = run_probes(model, tokenizer, [probe], batch_tokens=batch_tokens, progress=progress)
+            keep_scores(key, scores)
+        found += scores
+    return found
+
+
+def identity_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What is measured: the model's files and the tokenizer as it is now."""
+    return _sha256(subject.fingerprint() + tokenizer_fingerprint(tokenizer))
+
+
+def score_key(identity: str, measured: Any, setting: str) -> str:
+    """The key of one measurement; `measured` is a probe, or plain data that says what is measured."""
+    return _sha256(json.dumps([identity, plain(measured), setting, _code()], sort_keys=True))
+
+
+def kept_scores(key: str) -> list[Score] | None:
+    """What is kept under a key; None where nothing is."""
+    file = _file(key)
+    return scores_from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def keep_scores(key: str, scores: list[Score]) -> None:
+    """Keep scores under a key, whole or not at all."""
+    file = _file(key)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # two processes may measure the same
+    partial = file.with_name(f".{key}.{os.getpid()}.partial")
+    partial.write_text(scores_to_json(scores), encoding="utf-8")
+    os.replace(partial, file)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that turns text into ids: vocabulary, rules, template and special tokens."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if core is None else json.loads(core.to_str())
+    for how_called_last in ("padding", "truncation"):
+        rules.pop(how_called_last, None)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return _sha256(json.dumps([rules, tokenizer.chat_template, special], sort_keys=True))
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it, the classes of probes and items named.
+
+    Raises:
+        TypeError: something in it cannot be told apart by its content.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Path):
+        return ["file", hashlib.sha256(value.read_bytes()).hexdigest()]
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return [f"{type(value).__module__}.{type(value).__qualname__}", fields]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    raise TypeError(f"a {type(value).__name__} in a probe: the cache cannot tell two of them apart")
+
+
+@functools.cache
+def _code() -> list[str]:
+    """What measures: a probe that was corrected is measured again."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    ours = _sha256("\0".join(file.read_text(encoding="utf-8") for file in sources))
+    return [ours, version("torch"), version("transformers")]
+
+
+def _file(key: str) -> Path:
+    return cache_dir() / "scores" / f"{key}.json"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
