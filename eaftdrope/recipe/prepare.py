@@ -55,7 +55,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
     if stage.heading:
         console.print(f"\n{stage.heading}", highlight=False)
     _print_plan(recipe, planned_config(stage, config), data, console)
-    _print_audit(data, console)
+    print_audit(data, console)
     return Prepared(recipe, tokenizer, data, probes, recovery)
 
 
@@ -76,7 +76,7 @@ def _print_plan(recipe: Recipe, config: PretrainedConfig, data: RunData, console
     console.print()
 
 
-def _print_audit(data: RunData, console: Console) -> None:
+def print_audit(data: RunData, console: Console) -> None:
     """What may go wrong with the data, and the rows that were left out."""
     report = data.report
     for warning in report.warnings:

@@ -86,7 +86,7 @@ class RunFolder:
         if finished and not self._keep_finished:
             raise UserError(f"{self.path} holds a finished run. {WAYS_OUT}")
         # None is what a key is that an older version did not have
-        if keys := _differences(run["recipe"], self._recipe):
+        if keys := differences(run["recipe"], self._recipe):
             kind = "a finished run" if finished else "an unfinished run"
             raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
         if not finished and run["processes"] != self._processes:
@@ -238,8 +238,8 @@ def _data_text(counts: dict[str, int]) -> str:
     return f"{counts['rows']:,} rows with {counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them trained"
 
 
-def _differences(old: dict, new: dict) -> str:
-    """Dotted keys whose values differ."""
+def differences(old: dict, new: dict) -> str:
+    """Dotted keys whose values differ; "" where none do."""
 
     def flat(data, prefix=""):
         if isinstance(data, dict):
