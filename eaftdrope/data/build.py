@@ -11,6 +11,7 @@ import random
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eaftdrope.data.arrow_file import write_rows
@@ -68,12 +69,13 @@ def build_dataset(
     def encoded_rows() -> Iterator[dict[str, object]]:
         for name, source in zip(names, sources):
             rows = tokens = 0
+            read = partial(normalise, format=format, reasoning=source.reasoning)
             for row in iter_rows(source):
                 if enough is not None and enough(rows, tokens):
                     break
                 if progress is not None and report.read % _BATCH == 0:
                     progress(report.read)
-                encoded = _encode_row(row, report, name, on_bad_row, tokenizer, format, train_on, max_length)
+                encoded = _encode_row(row, report, name, on_bad_row, tokenizer, read, train_on, max_length)
                 if encoded is not None:
                     stops.add(encoded)
                     lengths.append(len(encoded.input_ids))
@@ -123,8 +125,9 @@ def iter_examples(source: Source, *, format: str = "auto") -> Iterator[Example]:
     Raises:
         DataError: the source, or a row of it, cannot be used (with file and line).
     """
+    read = partial(normalise, format=format, reasoning=source.reasoning)
     for row in iter_rows(source):
-        yield _example(row, format)
+        yield _example(row, read)
 
 
 def examples_for_probe(
@@ -154,11 +157,11 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return [f"{name} #{n + 1}" if names.count(name) > 1 else name for n, name in enumerate(names)]
 
 
-def _example(row: Row, format: str) -> Example:
+def _example(row: Row, read: Callable[..., Example]) -> Example:
     if row.error is not None:
         raise DataError(f"{row.origin}: {row.error}")
     try:
-        return normalise(row.data, format, origin=row.origin)
+        return read(row.data, origin=row.origin)
     except DataError as error:
         raise DataError(f"{row.origin}: {error}") from error
 
@@ -169,7 +172,7 @@ def _encode_row(
     name: str,
     on_bad_row: str,
     tokenizer: PreTrainedTokenizerBase,
-    format: str,
+    read: Callable[..., Example],
     train_on: str,
     max_length: int | None,
 ) -> Encoded | None:
@@ -180,7 +183,7 @@ def _encode_row(
     encoded = None
     if reason is None:
         try:
-            example = normalise(row.data, format, origin=row.origin)
+            example = read(row.data, origin=row.origin)
             encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
         except DataError as error:
             reason = str(error)

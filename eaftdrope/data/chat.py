@@ -9,7 +9,11 @@ Where an answer stands (character offsets [start, end) in the rendering of the w
    content is replaced by a marker and the two renderings are compared from both ends.
 
 The end includes the token that ends the turn (`<|im_end|>`), so that the model learns to stop; white space after it is
-left out, because no model gets to generate it.
+left out, because no model gets to generate it. Turns that only the next one ends (GLM's `<|user|>`) are given its first
+token.
+
+Reasoning (`reasoning_content`) goes where the template writes it, which may drop that of earlier turns; before the answer,
+in <think>, if the template knows nothing of it.
 """
 
 from __future__ import annotations
@@ -90,7 +94,10 @@ class _Talk:
         self.tokenizer = tokenizer
         self.template = template_of(tokenizer)
         self.messages, self.tools = _prepare(messages, tools, self.template)
-        self.text = render(tokenizer, self.messages, tools=self.tools)
+        self.rendered = self.text = render(tokenizer, self.messages, tools=self.tools)
+        if self.template.stop_is_next_turn and self.messages[-1]["role"] == "assistant":
+            # what the model itself says to end its turn, and what a longer conversation has there
+            self.text += self.template.stop_run
         self.turns = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     def marked_spans(self) -> list[Span] | None:
@@ -105,7 +112,7 @@ class _Talk:
             **self.tokenizer.special_tokens_map,
         )
         blocks = [(start, end) for start, end in marked[0] if end > start]
-        if rendered[0] != self.text or len(blocks) != len(self.turns):
+        if rendered[0] != self.rendered or len(blocks) != len(self.turns):
             return None
         return [self._span(index, start, end) for index, (start, end) in zip(self.turns, blocks)]
 

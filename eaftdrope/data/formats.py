@@ -1,4 +1,4 @@
-"""From a row as it was written to an `Example`: five formats, told apart by their fields.
+"""From a row as it was written to an `Example`: formats, told apart by their fields.
 
 | format              | fields                                                                                        |
 |---------------------|-----------------------------------------------------------------------------------------------|
@@ -8,6 +8,8 @@
 | `prompt_completion` | `prompt`, `completion`: two strings, or two lists of messages                                  |
 | `text`              | `text`                                                                                        |
 
+and those of published data sets, in `published.py`.
+
 A field that is null counts as absent. `messages`, `conversations`, `tools` and `tool_calls` may be JSON strings (the only
 way to keep them whole in CSV or Parquet).
 """
@@ -15,19 +17,40 @@ way to keep them whole in CSV or Parquet).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from eaftdrope.data import published
 from eaftdrope.data.tools import normalise_call, normalise_tools
 from eaftdrope.errors import DataError
 
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
+FORMATS = (
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "question_answer",
+    "reasoning",
+    "pubmedqa",
+    "xlam",
+    "glaive",
+)
+# In the order in which they are looked for.
 _NEEDED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    "reasoning": ("question", "reasoning", "response"),
+    "pubmedqa": ("question", "context", "final_decision", "long_answer"),
+    "question_answer": ("question", "answer"),
+    "xlam": ("query", "tools", "answers"),
+    "glaive": ("system", "chat"),
 }
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -42,6 +65,7 @@ _SHAREGPT_ROLES = {
 }
 # What a template may read beside role, content and tool_calls.
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking")
+_THOUGHT = re.compile(r"\A.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -100,46 +124,53 @@ def detect_format(row: dict[str, Any]) -> str:
     Raises:
         DataError: no format fits; the text names the fields found and those looked for.
     """
-    present = {name for name, value in row.items() if value is not None}
+    present = {name for name, value in published.renamed(row).items() if value is not None}
     if "conversations" in present and _has_roles(_from_json(row["conversations"], "conversations")):
         return "messages"
     for name, needed in _NEEDED.items():
         if present.issuperset(needed):
             return name
-    known = "; ".join(f"{name}: {' and '.join(needed)}" for name, needed in _NEEDED.items())
+    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in _NEEDED.items())
     raise DataError(
         f"no known format has the fields {', '.join(map(str, row)) or '(none)'}. Looked for {known}. "
         "Rename the fields to one of these."
     )
 
 
-def normalise(row: dict[str, Any], format: str = "auto", *, origin: str = "") -> Example:
-    """`row` as an `Example`.
+def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = True, origin: str = "") -> Example:
+    """`row` as an `Example`; with `reasoning` false, without what the assistant thinks before it answers.
 
     Raises:
         DataError: with the reason, without `origin` (the caller puts it in front).
     """
     if format not in FORMATS:
         raise DataError(f"format {format!r} is not one of {', '.join(FORMATS)}.")
+    fields = published.renamed(row)
     if format == "auto":
         format = detect_format(row)
     elif not (format == "messages" and "conversations" in row):
-        absent = [name for name in _NEEDED[format] if row.get(name) is None]
+        absent = [name for name in _NEEDED[format] if fields.get(name) is None]
         if absent:
             raise DataError(
                 f"format {format} needs the field{'s' * (len(absent) > 1)} {' and '.join(absent)}; "
                 f"the row has {', '.join(map(str, row)) or 'none'}. Use `format: auto`, or rename the fields."
             )
-    return {
+    example = {
         "messages": _from_messages,
         "sharegpt": _from_sharegpt,
         "alpaca": _from_alpaca,
         "prompt_completion": _from_prompt_completion,
         "text": _from_text,
-    }[format](row, origin)
+        "question_answer": _from_published(published.question_answer),
+        "reasoning": _from_published(published.reasoning),
+        "pubmedqa": _from_published(published.pubmedqa),
+        "xlam": _from_published(published.xlam),
+        "glaive": _from_published(published.glaive),
+    }[format](fields, origin)
+    return example if reasoning else _without_reasoning(example)
 
 
-# --- the five formats -------------------------------------------------------------------------------------------------
+# --- the formats ------------------------------------------------------------------------------------------------------
 
 
 def _from_messages(row: dict[str, Any], origin: str) -> Example:
@@ -211,6 +242,30 @@ def _from_text(row: dict[str, Any], origin: str) -> Example:
     if not text.strip():
         raise DataError("text is empty: there is nothing to train")
     return Example(text=text, origin=origin)
+
+
+def _from_published(read: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any], str], Example]:
+    """`read` gives messages, or messages and tools."""
+
+    def make(row: dict[str, Any], origin: str) -> Example:
+        given = read(row)
+        messages, tools = given if isinstance(given, tuple) else (given, None)
+        return Example(messages=_messages(messages, "messages"), tools=normalise_tools(tools), origin=origin)
+
+    return make
+
+
+def _without_reasoning(example: Example) -> Example:
+    if example.messages is None:
+        return example
+    messages = []
+    for number, message in enumerate(example.messages):
+        if message["role"] == "assistant":
+            apart = {name: value for name, value in message.items() if name not in ("reasoning_content", "thinking")}
+            answer = _THOUGHT.sub("", message["content"])
+            message = _message({**apart, "content": answer}, f"messages[{number}]")
+        messages.append(message)
+    return replace(example, messages=messages)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Source:
             files named after the split (`test.jsonl`, `test-0001.parquet`).
         limit (`int`, *optional*): read only the first `limit` rows, before the weight applies.
         name (`str`, *optional*): configuration name of a hub dataset.
+        reasoning (`bool`, *optional*, defaults to `True`): keep what the assistant thinks before it answers.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Source:
     split: str = "train"
     limit: int | None = None
     name: str | None = None
+    reasoning: bool = True
 
     def __str__(self) -> str:
         is_plain = self.split == "train" and self.name is None

@@ -41,9 +41,12 @@ class Template:
         arguments_as_text (`bool`): the template wants a call's `arguments` as a JSON string, not as an object.
         content_as_parts (`bool`): it wants content as a list of parts, `[{"type": "text", "text": ...}]`.
         has_system_role (`bool`): a system turn appears in the rendering.
+        has_reasoning (`bool`): so does the `reasoning_content` of the last turn.
         has_markers (`bool`): it has `{% generation %}` blocks.
         stop (`str`, *optional*): the special token right after an answer, such as `<|im_end|>`.
         stop_run (`str`): that and those that follow it at once (Cohere's turns end in two); "" if there is none.
+        stop_is_next_turn (`bool`): the turns of GLM have no end of their own: what stops them, in the stop's place here,
+            is the special token that the user's next turn begins with.
         after_stop (`str`): what the template writes behind the stop of the last turn, such as a line break.
         prompt_differs (`str`): how the generation prompt ends, if answered conversations do not begin with it; else "".
         specials (`tuple[str, ...]`): the text of every special token, longest first.
@@ -54,15 +57,20 @@ class Template:
     arguments_as_text: bool
     content_as_parts: bool
     has_system_role: bool
+    has_reasoning: bool
     has_markers: bool
     stop: str | None
     stop_run: str
+    stop_is_next_turn: bool
     after_stop: str
     prompt_differs: str
     specials: tuple[str, ...]
 
     def shaped(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`message` with content and arguments in the form this template takes."""
+        """`message` with reasoning, content and arguments in the form this template takes."""
+        if message.get("reasoning_content") and not self.has_reasoning:
+            thought = f"<think>\n{message['reasoning_content'].strip()}\n</think>\n\n"
+            message = {**message, "content": thought + message["content"]}
         if self.arguments_as_text and message.get("tool_calls"):
             calls = [
                 {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
@@ -145,6 +153,7 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
     has_tools, has_parallel, as_text = _tool_support(tokenizer, in_parts)
     before, _, tail = answered.rpartition(MARKER)
     run = _stop_run(tail.lstrip(), specials, tokenizer.eos_token)
+    begins = [] if run else _next_turn(tokenizer, in_parts, specials)
     prompt = try_render(tokenizer, [ask], add_generation_prompt=True)
     return Template(
         has_tools=has_tools,
@@ -152,9 +161,11 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
         arguments_as_text=as_text,
         content_as_parts=in_parts,
         has_system_role="canary system" in try_render(tokenizer, [_in_parts(system) if in_parts else system, ask]),
+        has_reasoning=_writes_reasoning(tokenizer, ask, in_parts),
         has_markers=bool(_GENERATION.search(tokenizer.get_chat_template())),
-        stop=run[0] if run else None,
-        stop_run="".join(run),
+        stop=next(iter(run or begins), None),
+        stop_run="".join(run or begins),
+        stop_is_next_turn=bool(begins),
         after_stop=tail.lstrip().removeprefix("".join(run)) if run else "",
         prompt_differs="" if before.startswith(prompt) else prompt[len(_common(prompt, before)) :],
         specials=specials,
@@ -177,6 +188,19 @@ def _stop_run(tail: str, specials: tuple[str, ...], eos: str | None) -> list[str
         run.append(found)
         tail = tail.removeprefix(found)
     return run
+
+
+def _next_turn(tokenizer: PreTrainedTokenizerBase, in_parts: bool, specials: tuple[str, ...]) -> list[str]:
+    """The special token right after an answer, if the user speaks again; none if that begins every sequence."""
+    talk = [_ASK, {"role": "assistant", "content": MARKER}, _ASK]
+    text = try_render(tokenizer, [_in_parts(message) for message in talk] if in_parts else talk)
+    return [token for token in _stop_run(text.partition(MARKER)[2], specials, None)[:1] if token != tokenizer.bos_token]
+
+
+def _writes_reasoning(tokenizer: PreTrainedTokenizerBase, ask: dict[str, Any], in_parts: bool) -> bool:
+    answer: dict[str, Any] = {"role": "assistant", "content": "canary answer"}
+    answer = {**(_in_parts(answer) if in_parts else answer), "reasoning_content": "canary reasoning"}
+    return "canary reasoning" in try_render(tokenizer, [ask, answer])
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

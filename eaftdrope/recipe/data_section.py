@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from eaftdrope.data import Source
 
 
+FORMATS = (
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "text",
+    "question_answer",
+    "reasoning",
+    "pubmedqa",
+    "xlam",
+    "glaive",
+)
+"""Those of the data package, which is not imported here; a test compares the two."""
+
+
 class DataSource(Section):
     """One source of rows."""
 
@@ -24,6 +40,7 @@ class DataSource(Section):
     split: str = Field("train", description="Split of a hub dataset or package.")
     limit: Positive | None = Field(None, description="Take at most this many rows.")
     name: str | None = Field(None, description="Configuration name of a hub dataset.")
+    reasoning: bool = Field(True, description="Keep what the assistant thinks (<think>) before it answers.")
 
     @field_validator("path")
     @classmethod
@@ -44,7 +61,7 @@ class DataSource(Section):
     def source(self) -> Source:
         from eaftdrope.data import Source
 
-        return Source(path=self.path, weight=self.weight, split=self.split, limit=self.limit, name=self.name)
+        return Source(**self.model_dump())
 
 
 def _as_sources(value: object) -> object:
@@ -85,15 +102,13 @@ class Rows(Section):
     """Where rows come from, whatever is made of them."""
 
     train: Annotated[list[DataSource], BeforeValidator(_as_train_sources, json_schema_input_type=_SourceInput)] = Field(
-        description="A source, or a list of sources: paths, ids, or mappings with path, weight, split, limit, name."
+        description="A source, or a list of them: paths, ids, or mappings (path, weight, split, limit, name, reasoning)."
     )
     held_out: Annotated[
         _HeldOut | None,
         BeforeValidator(_as_held_out, json_schema_input_type=_SourceInput | Annotated[float, Field(gt=0, lt=1)] | None),
     ] = Field(None, description="Rows never trained on: sources as for train, or a share of train such as 0.05.")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = Field(
-        "auto", description="Form of the rows; auto looks at each row's columns."
-    )
+    format: Literal[FORMATS] = Field("auto", description="Form of the rows; auto looks at each row's columns.")
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="A row that cannot be read: stop, or skip and count."
     )

@@ -135,9 +135,9 @@ def test_what_a_probe_asks_and_expects():
     ("row", "format", "reason"),
     [
         (
-            {"question": "q", "answer": "a"},
+            {"problem": "q", "solution": "a"},
             "auto",
-            "no known format has the fields question, answer. Looked for messages",
+            "no known format has the fields problem, solution. Looked for messages",
         ),
         ({}, "auto", "no known format has the fields (none)."),
         ({"text": "t"}, "messages", "format messages needs the field messages; the row has text."),

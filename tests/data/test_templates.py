@@ -118,11 +118,45 @@ def test_real_templates(make_tokenizer, trained, name):
         assert answer in stretch
         assert "Hello" not in stretch
         assert "France" not in stretch
-    if name == "glm4moe":
-        # GLM's turns have no end of their own: the next turn's <|user|> is what stops it.
-        assert row.stop is None
-    else:
-        assert stretches[1].endswith(row.stop)
+    assert stretches[1].endswith(row.stop)
+    if name.startswith("glm4moe"):
+        # GLM's turns have no end of their own: the next turn's first token is what stops them.
+        assert row.stop == "<|user|>"
+        assert stretches[0].endswith("How are you?<|user|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("qwen3", "<think>\nA city.\n</think>\n\n"),
+        ("glm4moe", "<think>A city.</think>\n"),
+        # those that know no reasoning get it as text
+        ("qwen3_instruct_2507", "<think>\nA city.\n</think>\n\n"),
+        ("llama3_1", "<think>\nA city.\n</think>\n\n"),
+        ("gemma3", "<think>\nA city.\n</think>\n\n"),
+    ],
+)
+def test_reasoning_is_never_dropped(make_tokenizer, trained, name, before):
+    tokenizer = make_tokenizer((_CARRIED / f"{name}.jinja").read_text(encoding="utf-8"), eos="</s>")
+    row = {"Question": "The capital of France?", "Complex_CoT": "A city.", "Response": "Paris"}
+    (kept,) = trained(tokenizer, encode(normalise(row), tokenizer, max_length=None))
+    assert kept.lstrip("\n").startswith(before + "Paris")
+    (left_out,) = trained(tokenizer, encode(normalise(row, reasoning=False), tokenizer, max_length=None))
+    assert "Paris" in left_out and "A city." not in left_out
+
+
+def test_the_thinking_template_drops_the_reasoning_of_earlier_turns(make_tokenizer, trained):
+    """Qwen3-Thinking-2507's: its generation prompt opens the reasoning; before the last question none is left."""
+    template = (_CARRIED / "qwen3.jinja").read_text(encoding="utf-8")
+    head = "{{- '<|im_start|>assistant\\n' }}\n    {%- if enable_thinking"
+    assert head in template
+    tokenizer = make_tokenizer(template.replace(head, head.replace("assistant\\n", "assistant\\n<think>\\n")))
+    assert template_of(tokenizer).has_reasoning
+    assert template_of(tokenizer).prompt_differs == ""
+    first, last = ({**TALK[turn], "reasoning_content": thought} for turn, thought in ((1, "early"), (3, "late")))
+    row = encode(normalise({"messages": [TALK[0], first, TALK[2], last]}), tokenizer)
+    assert trained(tokenizer, row) == ["How are you?<|im_end|>", "late\n</think>\n\nParis 😀 is it<|im_end|>"]
+    assert "early" not in tokenizer.decode(row.input_ids)
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ CASES = {
         swap("format: auto", "format: sharegtp"),
         5,
         [
-            "data.format: 'sharegtp' is not one of auto, messages, sharegpt, alpaca, prompt_completion, text. "
-            "Did you mean `sharegpt`?"
+            "data.format: 'sharegtp' is not one of auto, messages, sharegpt, alpaca, prompt_completion, text, "
+            "question_answer, reasoning, pubmedqa, xlam, glaive. Did you mean `sharegpt`?"
         ],
     ),
     "unknown scheduler": (
