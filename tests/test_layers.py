@@ -20,7 +20,8 @@ ALLOWED = {
     "trainer": {"drope", "loss", "data", "models", "adapters"},
     "report": {"evaluate", "drope", "models", "data", "loss"},
     "recipe": {"trainer", "evaluate", "report", "drope", "loss", "data", "models"},
-    "cli": {"recipe", "trainer", "evaluate", "report", "drope", "loss", "data", "models", "bench"},
+    "compare": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
+    "cli": {"compare", "recipe", "trainer", "evaluate", "report", "drope", "loss", "data", "models", "bench"},
     "bench": {"recipe", "trainer", "evaluate", "drope", "loss", "data", "models", ""},
 }
 

@@ -1,0 +1,69 @@
+"""`eaftdrope compare`: one recipe under several gates, and what each gains and forgets."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eaftdrope.errors import UserError
+
+_UNSHOWN = {"show_default": False}
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", **_UNSHOWN)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it for every arm, such as train.steps=10.", **_UNSHOWN)
+    ] = None,
+    gates: Annotated[
+        str, typer.Option(help="Arms; options after a colon (eaft:alpha=2); constant: the mean gate of the eaft arm.")
+    ] = "none,eaft,eaft-vocab,dft,conflict-mask",
+    seeds: Annotated[int, typer.Option(min=1, help="From the recipe's train.seed upwards.")] = 3,
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rates, separated by commas.", show_default="the recipe's")
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(help="target: compare retention at equal target gain, too.", **_UNSHOWN)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/compare/<recipe>")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the data, print the arms, load no weights, write nothing.")
+    ] = False,
+) -> None:
+    """Train a recipe under several gates on the same data, order and budget, and show what each gains and forgets.
+
+    The arms are trained one after the other into DIR/arms, each is then measured with the recipe's probes, and a stated
+    rule says which differences are beyond the spread over seeds. The same command goes on with a comparison that was
+    interrupted, and with more gates or seeds trains only those.
+    """
+    if match not in (None, "target"):
+        raise UserError(f"--match {match}: only `target` can be matched.")
+    from eaftdrope.compare.arms import plan_comparison
+
+    plan = plan_comparison(
+        recipe, overrides or [], gates=gates, seeds=seeds, rates=lr, folder=output, match=match is not None
+    )
+    from rich.console import Console
+
+    from eaftdrope.cli.measure import about, bars
+    from eaftdrope.cli.quiet import quieten
+    from eaftdrope.compare.run import run_comparison, show_comparison
+    from eaftdrope.recipe.machine import training_device
+    from eaftdrope.recipe.stops import RunInterrupted
+
+    # a log is not a terminal 80 columns wide
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    quieten(bars=False)
+    if dry_run:
+        show_comparison(plan, console)
+        return
+    command = shlex.join(["eaftdrope", *sys.argv[1:]])
+    try:
+        run_comparison(plan, console, command=command, about=about(training_device().kind), bars=lambda: bars(console))
+    except RunInterrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise SystemExit(130) from None

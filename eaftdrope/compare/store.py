@@ -1,0 +1,71 @@
+"""Scores of a comparison on disk: one file for the base model and one for each arm, written probe by probe.
+
+    {"stamp": what was measured, "probes": {key: [scores]}, "matched": {...}}
+
+A key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
+whose stamp is not that of the model as it is now (an arm that was trained again) is begun anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..evaluate import Score, scores_from_json
+
+if TYPE_CHECKING:
+    from ..evaluate import Probe
+
+
+class Scores:
+    """What is known of one model. Making one only looks; `put` is the first to write.
+
+    Args:
+        file: in the comparison's folder.
+        stamp: tells the model from another that bore its name.
+    """
+
+    def __init__(self, file: Path, stamp: str):
+        self._file = file
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        self._content = kept if kept and kept["stamp"] == stamp else {"stamp": stamp, "probes": {}, "matched": {}}
+
+    def get(self, key: str) -> list[Score] | None:
+        """Scores of a probe; None where it was not measured."""
+        found = self._content["probes"].get(key)
+        return None if found is None else scores_from_json(json.dumps(found))
+
+    def put(self, key: str, scores: list[Score]) -> None:
+        self._content["probes"][key] = [asdict(score) for score in scores]
+        self._write()
+
+    @property
+    def matched(self) -> dict:
+        """What `match` has found; JSON."""
+        return self._content["matched"]
+
+    def put_matched(self, found: dict) -> None:
+        self._content["matched"] = found
+        self._write()
+
+    def _write(self) -> None:
+        write_whole(self._file, json.dumps(self._content))
+
+
+def probe_key(probe: Probe) -> str:
+    """The same for the same probe with the same options and items."""
+    from ..evaluate.cache import plain
+
+    return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def write_whole(file: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,117 @@
+"""Scores of all arms as a table: one line a label, mean and standard deviation over its seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from typing import TYPE_CHECKING
+
+from ..evaluate.table import number_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluate import Score
+
+ARROWS = {"lower": "↓", "higher": "↑"}
+NOTE = "Mean over seeds ± standard deviation; ↓ lower is better, ↑ higher is better."
+
+
+def by_metric(scores: list[Score]) -> dict[str, Score]:
+    """Scores by the name of their metric; one that occurs again (another file) is numbered."""
+    found: dict[str, Score] = {}
+    for score in scores:
+        name, number = score.metric, 2
+        while name in found:
+            name, number = f"{score.metric} ({number})", number + 1
+        found[name] = score
+    return found
+
+
+def main_metric(scores: dict[str, Score], group: str) -> str:
+    """What stands for a group: the held-out loss where it is measured, else what the recipe's first probe gives first."""
+    names = [name for name, score in scores.items() if score.group == group]
+    return next((name for name in names if scores[name].probe == "held_out_loss"), names[0])
+
+
+def table_rows(base: list[Score], arms: dict[str, list[list[Score]]], gates: dict[str, list[float]]) -> list[dict]:
+    """Lines of the table.
+
+    Args:
+        base: scores of the base model.
+        arms: by label, the scores of each seed, every probe measured.
+        gates: by label, the mean gate of each seed.
+    """
+    names = by_metric(base)
+    target, general = (main_metric(names, group) for group in ("target", "general"))
+    rows = []
+    for label, seeds in arms.items():
+        found = [by_metric(scores) for scores in seeds]
+        metrics = {name: _spread([scores[name].value for scores in found]) for name in names}
+        rows.append(
+            {
+                "label": label,
+                "n": len(seeds),
+                "mean_gate": statistics.mean(gates[label]),
+                "target": metrics[target],
+                "general": metrics[general],
+                "metrics": metrics,
+            }
+        )
+    return rows
+
+
+def rich_table(base: list[Score], rows: list[dict]) -> Table:
+    from rich.table import Table
+
+    head, lines = _cells(base, rows)
+    table = Table(caption=NOTE, caption_justify="left")
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown_table(base: list[Score], rows: list[dict]) -> str:
+    head, lines = _cells(base, rows)
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines]) + f"\n\n{NOTE}\n"
+
+
+def csv_table(base: list[Score], rows: list[dict]) -> str:
+    """Plain numbers: a line for each label and metric, the base model's too."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "group", "metric", "better", "n", "mean", "sd"])
+    for name, score in by_metric(base).items():
+        writer.writerow(["base", score.group, name, score.better, 1, score.value, ""])
+        for row in rows:
+            spread = row["metrics"][name]
+            sd = "" if spread["sd"] is None else spread["sd"]
+            writer.writerow([row["label"], score.group, name, score.better, row["n"], spread["mean"], sd])
+    return text.getvalue()
+
+
+def _cells(base: list[Score], rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    names = by_metric(base)
+    # target first
+    order = sorted(names, key=lambda name: names[name].group != "target")
+    head = ["", "seeds", "mean gate", *(f"{name} {ARROWS[names[name].better]}" for name in order)]
+    first = ["base", "", "", *(number_text(names[name].value, names[name].kind) for name in order)]
+    lines = [first]
+    for row in rows:
+        cells = [_spread_text(row["metrics"][name], names[name].kind) for name in order]
+        lines.append([row["label"], str(row["n"]), f"{row['mean_gate']:.3f}", *cells])
+    return head, lines
+
+
+def _spread(values: list[float]) -> dict:
+    """`sd` is None for one value, which has no spread."""
+    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _spread_text(spread: dict, kind: str) -> str:
+    text = number_text(spread["mean"], kind)
+    return text if spread["sd"] is None else f"{text} ± {number_text(spread['sd'], kind)}"
