@@ -220,6 +220,7 @@ def _train(trainer: EAFTTrainer, prepared: Prepared, console: Console, place: _P
     from transformers import set_seed
 
     from ..trainer.divergence import StopWhenDiverged
+    from ..trainer.landscape_file import LandscapeFileCallback
     from ..trainer.metrics_file import MetricsFileCallback
     from ..trainer.progress import use_progress_display
 
@@ -239,6 +240,7 @@ def _train(trainer: EAFTTrainer, prepared: Prepared, console: Console, place: _P
         # before those that show or keep what it measures
         trainer.add_callback(recovery)
     trainer.add_callback(MetricsFileCallback(folder.path / "metrics.jsonl"))
+    trainer.add_callback(LandscapeFileCallback(folder.path / "landscape.jsonl", trainer.pop_landscape))
     display = use_progress_display(trainer)
     # after those that show and keep the step it stops at
     trainer.add_callback(StopWhenDiverged())

@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 
 from ..loss import LOW_GATE, LossDetails
+from ..loss.landscape import Landscape
 
 _SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
+_OF_THE_LANDSCAPE = ("high_entropy_", "low_entropy_", "gate_hist_")
 
 
 class Meter:
-    """Accumulates [`LossDetails`]; `pop` returns the means over trained tokens and starts afresh."""
+    """Accumulates [`LossDetails`]; `pop` returns the means over trained tokens and starts afresh. `pop_landscape` does so
+    with the landscape of a stretch of its own."""
 
     def __init__(self):
         self._sums: Tensor | None = None
+        # since the last pop, and since the last pop_landscape
+        self._logged: Landscape | None = None
+        self._window: Landscape | None = None
 
     def add(self, details: LossDetails) -> None:
         stats, weight_T = details.stats, details.weight
@@ -35,27 +41,38 @@ class Meter:
             parts = [torch.where(details.trained, part, 0) for part in parts]
         sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
+        landscape = Landscape.of(stats, weight_T, details.trained)
+        self._logged = landscape if self._logged is None else self._logged + landscape
+        self._window = landscape if self._window is None else self._window + landscape
 
     def pop(self, reduce=None) -> dict[str, float]:
         """Metrics since the last call, `{}` if nothing was seen. `reduce` sums a tensor over processes.
 
         Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate`, `low_gate` (share of
         tokens with a gate below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
-        confident conflicts), `correct` (token accuracy).
+        confident conflicts), `correct` (token accuracy), and those of [`Landscape.log_values`].
         """
         if self._sums is None:
             return {}
         sums = self._sums if reduce is None else reduce(self._sums)
-        self._sums = None
+        landscape = self._logged if reduce is None else self._logged.reduced(reduce)
+        self._sums = self._logged = None
         values = dict(zip(_SUMS, sums.tolist(), strict=True))
         tokens = values.pop("tokens")
-        return {"tokens": tokens, **{name: value / max(tokens, 1) for name, value in values.items()}}
+        means = {name: value / max(tokens, 1) for name, value in values.items()}
+        return {"tokens": tokens, **means, **landscape.log_values()}
+
+    def pop_landscape(self, reduce=None) -> Landscape | None:
+        """The landscape since the last call, None if nothing was seen. `reduce` sums a tensor over processes."""
+        landscape, self._window = self._window, None
+        return landscape if landscape is None or reduce is None else landscape.reduced(reduce)
 
 
 def log_names(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics of a training interval under the names they are logged by; `entropy` and `mean_token_accuracy` are TRL's."""
     if not metrics:
         return {}
+    landscape = {f"eaft/{name}": value for name, value in metrics.items() if name.startswith(_OF_THE_LANDSCAPE)}
     return {
         "eaft/weighted_loss": metrics["weighted"],
         "eaft/cross_entropy": metrics["nll"],
@@ -65,6 +82,7 @@ def log_names(metrics: dict[str, float]) -> dict[str, float]:
         "eaft/closed_share": metrics["closed"],
         "eaft/conflict_share": metrics["conflict"],
         "mean_token_accuracy": metrics["correct"],
+        **landscape,
     }
 
 

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..loss import fused_linear_eaft
 from ..loss.checks import TAIL_THRESHOLD, check_settings
 from ..loss.gates import Gate, GateLike, NoGate, resolve_gate
+from ..loss.landscape import Landscape
 from .head import backbone, check_head, gathered_head, head_module
 from .meter import Meter, log_names
 
@@ -132,6 +133,11 @@ def pop_metrics(model: nn.Module, *, training: bool = True, reduce=None) -> dict
 def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, float]:
     """[`Meter.pop`] of a patched model."""
     return getattr(_base(model), _ATTRIBUTE).meter[training].pop(reduce)
+
+
+def pop_landscape(model: nn.Module, *, reduce=None) -> Landscape | None:
+    """[`Meter.pop_landscape`] of a patched model's training calls."""
+    return getattr(_base(model), _ATTRIBUTE).meter[True].pop_landscape(reduce)
 
 
 def refuse_applied(model: nn.Module) -> None:

@@ -10,10 +10,11 @@ from trl import SFTTrainer
 
 from ..errors import UserError
 from ..loss.gates import GateLike, resolve_gate
+from ..loss.landscape import Landscape
 from .config import EAFTConfig
 from .meter import TokenClock, log_names
 from .packing import check_packing
-from .patch import install, pop_meter, refuse_applied
+from .patch import install, pop_landscape, pop_meter, refuse_applied
 
 
 class EAFTTrainer(SFTTrainer):
@@ -26,7 +27,9 @@ class EAFTTrainer(SFTTrainer):
 
     Every log carries `eaft/weighted_loss`, `eaft/cross_entropy`, `entropy` (nats), `eaft/gate_mean`,
     `eaft/gate_low_share` (gate < 0.05), `eaft/conflict_share` (entropy < 0.5 nats and p < 0.1), `mean_token_accuracy`,
-    `num_tokens`, `eaft/trained_tokens` and `eaft/tokens_per_second`.
+    `num_tokens`, `eaft/trained_tokens`, `eaft/tokens_per_second`, and of the tokens' landscape: share and cross-entropy
+    of the tokens of high (>= 2 nats) and low (<= 0.5) entropy (`eaft/high_entropy_loss`, `eaft/high_entropy_share`,
+    `eaft/low_entropy_loss`, `eaft/low_entropy_share`) and the gates by tenths (`eaft/gate_hist_00` to `_09`, shares).
 
     Args:
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*):
@@ -99,6 +102,17 @@ class EAFTTrainer(SFTTrainer):
                 names |= self._token_counts(seen["tokens"])
             self._metrics[mode].update({name: [value] for name, value in names.items()})
         super().log(logs, start_time)
+
+    def pop_landscape(self) -> Landscape | None:
+        """The landscape of the tokens trained since the last call, over all processes (every one of them must call)."""
+        # the processes of a tensor-parallel group see the same tokens
+        size = self._tp_size
+
+        def once(values: torch.Tensor) -> torch.Tensor:
+            summed = self._sum_over_ranks(values)
+            return summed / size if summed.is_floating_point() else summed // size
+
+        return pop_landscape(self.model, reduce=once)
 
     def _token_counts(self, trained: float) -> dict[str, float]:
         """Running totals and speed; totals go on from the last logged ones when a run is resumed."""

@@ -146,7 +146,7 @@ def test_what_is_uploaded(pushing, tmp_path, monkeypatch):
     pushing()
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     weights = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
-    uploaded = tokenizer | weights | {"README.md", "recipe.yaml", "metrics.jsonl"}
+    uploaded = tokenizer | weights | {"README.md", "recipe.yaml", "metrics.jsonl", "landscape.jsonl"}
     assert calls == [("me/tuned", True, True), ("me/tuned", uploaded)]
     assert (tmp_path / "run" / "merged" / "model.safetensors").exists()
 
