@@ -52,8 +52,9 @@ def probe(
 ) -> None:
     """Measure loss by length, needles by depth and length, and attention on the needle, for each model and baseline.
 
-    Writes probe.json, probe.csv and figures. The same command goes on with a probe that was interrupted. For the baselines
-    of a recalibrated model name the original one too: its weights are those that its rotary embedding was trained with.
+    Writes probe.json, probe.csv and report.html. The same command goes on with a probe that was interrupted. For the
+    baselines of a recalibrated model name the original one too: its weights are those that its rotary embedding was trained
+    with.
     """
     from eaftdrope.cli.measure import device_and_dtype, parse_names
     from eaftdrope.evaluate.long_context.plan import PROBES, Options
@@ -88,7 +89,7 @@ def _probe(options: Options, problems: list[str], output: Path | None, *, dry_ru
     from eaftdrope.evaluate.long_context.rows import csv_of, rows_of
     from eaftdrope.evaluate.long_context.store import Results
     from eaftdrope.evaluate.long_context.table import cost_table, result_table, suite_table
-    from eaftdrope.report.figures import draw_probe
+    from eaftdrope.report.page import report_or_say
 
     quieten(bars=False)
     # a log is not a terminal 80 columns wide
@@ -102,9 +103,9 @@ def _probe(options: Options, problems: list[str], output: Path | None, *, dry_ru
         run_with_progress(plan, results, console)
         rows = rows_of(results.document)
         results.write("probe.csv", csv_of(rows))
-        figures = draw_probe(results.document, rows, folder)
         for table in filter(None, (result_table(rows), suite_table(rows))):
             console.print(table)
-        console.print(f"written: {folder}: probe.json, probe.csv, {len(figures)} figures", highlight=False)
+        console.print(f"written: {folder}: probe.json, probe.csv", highlight=False)
+        report_or_say(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False)

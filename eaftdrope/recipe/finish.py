@@ -1,8 +1,9 @@
-"""The end of a run: model card, merged model, table, upload."""
+"""The end of a run: model card, merged model, table, report, upload."""
 
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -24,23 +25,25 @@ _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", 
 def finish(
     stage: Stage, recipe: Recipe, before: list[Score], after: list[Score], command: str, console: Console
 ) -> None:
-    """Card, merged model and table of a trained stage; says in its folder that it is finished."""
+    """Card, merged model, table and report of a trained stage; says in its folder that it is finished."""
     from ..evaluate import comparison
     from ..report.card import write_model_card
+    from ..report.page import report_or_say
     from ..trainer.merge import merge_adapter
 
-    folder, recalibrated = stage.folder, stage.name == "recalibrate"
+    folder, recalibrated, method = stage.folder, stage.name == "recalibrate", _method(stage, recipe)
+    hardware = training_device().name
     is_adapter = recipe.lora is not None
     write_model_card(
         folder.path,
         recipe_yaml=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
         # adapters fit the model that they were trained on and no other, even where that is a stage of ours
         base_model=recipe.model.reference if is_adapter else stage.record.model.reference,
-        method=_method(stage, recipe),
+        method=method,
         before=before,
         after=after,
         versions=versions(),
-        hardware=training_device().name,
+        hardware=hardware,
         command=command,
         is_adapter=is_adapter,
         datasets=[source.path for source in recipe.data.train],
@@ -56,10 +59,13 @@ def finish(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,
         )
-    folder.finish()
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    folder.finish({"command": command, "date": date, "device": hardware, "method": method})
     if after:
         console.print()
         console.print(comparison(before, after))
+    # last: the run is complete, whether or not its report can be drawn
+    report_or_say(folder.path, console)
 
 
 def _method(stage: Stage, recipe: Recipe) -> str:

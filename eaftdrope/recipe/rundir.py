@@ -154,8 +154,9 @@ class RunFolder:
     def begun(self) -> bool:
         return self._read() is not None
 
-    def finish(self) -> None:
-        self._write_run(**{**self._read(), "status": "finished"})
+    def finish(self, about: dict[str, str]) -> None:
+        """Says that the run is complete; `about` is when and how it was made, for its report."""
+        self._write_run(**{**self._read(), "status": "finished", "about": about})
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""

@@ -24,6 +24,8 @@ from eaftdrope.evaluate.long_context.arms import AS_IS, BASELINES
 from eaftdrope.evaluate.long_context.lengths import multiple, slope_text
 from eaftdrope.evaluate.long_context.needles import KINDS
 
+from .style import styled
+
 # Okabe and Ito's palette
 _COLOURS = dict(
     zip((AS_IS, *BASELINES), ("#000000", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00"), strict=True)
@@ -35,29 +37,24 @@ _TEXT = 8
 _COLUMNS = 4
 
 
-def draw_probe(document: dict, rows: Sequence[dict], folder: Path) -> list[Path]:
-    """Write the figures of a probe as PNG: those for which something was measured. Returns their paths.
+def probe_figures(document: dict, rows: Sequence[dict]) -> dict[str, Figure]:
+    """The figures of a probe by their names: those for which something was measured.
 
     Args:
         document, rows: what `Results` stores, and `rows_of` of it.
     """
-    figures = {
-        "probe_needles_by_depth": _heat_maps(rows),
-        "probe_needles_by_length": _accuracies(rows),
-        "probe_perplexity_by_length": _perplexity(rows),
-        "probe_perplexity_by_position": _positions(rows),
-        "probe_attention_by_length": _attention(rows),
-    }
-    paths = []
-    for name, figure in figures.items():
-        if figure is None:
-            continue
-        figure.supxlabel(_caption(document, figure), fontsize=_TEXT - 1, color="#555555", x=0.01, ha="left")
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
-        paths.append(path)
-    return paths
+    with styled():
+        figures = {
+            "probe_needles_by_depth": _heat_maps(rows),
+            "probe_needles_by_length": _accuracies(rows),
+            "probe_perplexity_by_length": _perplexity(rows),
+            "probe_perplexity_by_position": _positions(rows),
+            "probe_attention_by_length": _attention(rows),
+        }
+        figures = {name: figure for name, figure in figures.items() if figure is not None}
+        for figure in figures.values():
+            figure.supxlabel(_caption(document, figure), fontsize=_TEXT - 1, color="#555555", x=0.01, ha="left")
+    return figures
 
 
 def draw_temperature(document: dict, path: Path) -> None:
@@ -127,12 +124,14 @@ def _heat_maps(rows: Sequence[dict]) -> Figure | None:
     values = {(row["model"], row["arm"], row["length"], row["at"]): row["value"] for row in found}
     for panel, arm in zip(grid.flat, arms):
         shares = [[values.get((*arm, length, depth), float("nan")) for length in lengths] for depth in depths]
+        panel.grid(False)
         image = panel.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 # not measured: lengths of another model
                 if share == share:
-                    colour = "black" if share > 0.55 else "white"
+                    # on cividis, whatever the page is
+                    colour = "#111111" if share > 0.55 else "#ffffff"
                     panel.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=_TEXT - 1, color=colour)
         panel.set_title(_wrapped(_label(arm, arms)), fontsize=_TEXT)
         panel.set_xticks(range(len(lengths)), _ticks(lengths, found, arm[0]), fontsize=_TEXT - 1)

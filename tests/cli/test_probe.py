@@ -77,7 +77,9 @@ def test_two_models_with_baselines(models, tmp_path, capsys, monkeypatch):
     rows = list(csv.DictReader((out / "probe.csv").open()))
     depths = {row["at"] for row in rows if row["probe"] == "niah"}
     assert depths == {"", "0.000", "1.000"}
-    assert sorted(path.name for path in out.glob("*.png")) == sorted(f"probe_{name}.png" for name in FIGURES)
+    assert sorted(path.name for path in (out / "figures").glob("*.png")) == sorted(
+        f"probe_{name}.png" for name in FIGURES
+    )
     assert all(probe in text for probe in probes) and "1,800 (2x)" in text
 
     # done: the same command shows the results again, and loads nothing
@@ -138,7 +140,8 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
     code, _, err = run(*command, killed, "--lengths", "900", "--probes", "niah", "--overwrite", capsys=capsys)
     assert code == 0, err
     assert [cell["probe"] for cell in cells(killed)] == ["niah"] and (killed / "mine.png").exists()
-    assert not (killed / "probe_perplexity_by_length.png").exists()
+    assert not (killed / "figures" / "probe_perplexity_by_length.png").exists()
+    assert "perplexity" not in (killed / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_changed_checkpoint_is_another_probe(models, tmp_path, capsys):

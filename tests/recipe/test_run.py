@@ -11,7 +11,7 @@ from tests.tiny_run import MOMENTS, hashes, make_project, metrics, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 RESULT = {"README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "checkpoints"}
+RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "landscape.jsonl", "checkpoints", "report.html", "figures"}
 PROBED = {"probes_before.json", "probes_after.json"}
 
 
@@ -185,8 +185,8 @@ def results(run):
     """Hashes of all that a run leaves, checkpoints apart; the logs without times."""
     found = {name: value for name, value in hashes(run).items() if not name.startswith("checkpoints/")}
     found["metrics.jsonl"] = metrics(run)
-    # the command's folder is in the card and the recipe
-    for name in ("README.md", "recipe.yaml", "run.json"):
+    # the command's folder is in the card and the recipe, and in the report of both
+    for name in ("README.md", "recipe.yaml", "run.json", "report.html"):
         del found[name]
     return found
 

@@ -69,8 +69,9 @@ def test_a_run_from_its_beginning_to_its_end(tmp_path):
     assert run["data"] == {"rows": 24, "tokens": 1271, "trained_tokens": 355, "truncated": 0, "skipped": 0}
     assert "output" not in run["recipe"]
     begun(folder.path)  # an unfinished one goes on
-    folder.finish()
-    assert json.loads((folder.path / "run.json").read_text()) == {**run, "status": "finished"}
+    folder.finish({"command": "eaftdrope train r.yaml"})
+    finished = {**run, "status": "finished", "about": {"command": "eaftdrope train r.yaml"}}
+    assert json.loads((folder.path / "run.json").read_text()) == finished
     assert refused(folder.path) == f"{folder.path} holds a finished run. {WAYS_OUT}"
 
 
@@ -161,7 +162,7 @@ def test_a_deletion_that_was_cut_short_leaves_a_run(tmp_path, monkeypatch):
     old = begun(tmp_path)
     for step in (2, 4):
         checkpoint(old, step)
-    old.finish()
+    old.finish({})
 
     def killed(path):
         raise KeyboardInterrupt

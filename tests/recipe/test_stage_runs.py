@@ -35,7 +35,7 @@ def undisturbed(project, tmp_path_factory):
 
 def results(run):
     """Hashes of all that the stages leave, checkpoints and the records with paths and times apart; logs without times."""
-    left_out = ("README.md", "recipe.yaml", "run.json", "manifest.json")
+    left_out = ("README.md", "recipe.yaml", "run.json", "manifest.json", "report.html")
     found = {
         name: value
         for name, value in hashes(run).items()
@@ -67,7 +67,7 @@ def test_what_the_stages_leave(undisturbed):
     records = {"README.md", "recipe.yaml", "run.json"}
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
     weights = {"config.json", "model.safetensors"}
-    trained = {"metrics.jsonl", "checkpoints"}
+    trained = {"metrics.jsonl", "landscape.jsonl", "checkpoints", "report.html", "figures"}
     files = {stage: {path.name for path in (run / stage).iterdir()} for stage in ("drope", "recalibrate", "eaft")}
     assert files["drope"] == records | tokenizer | weights | {"drope_original"}
     assert files["recalibrate"] == records | tokenizer | weights | trained | {"recovery.json", "recovery.png"}

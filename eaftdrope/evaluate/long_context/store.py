@@ -2,8 +2,8 @@
 killed one stopped.
 
     probe.json    settings, where and with what it was measured, notes, cells; written beside its place and renamed
-    probe.csv     a row for every number; written with the figures at the end
-    probe_*.png
+    probe.csv     a row for every number; written at the end, with the report
+    report.html, figures/
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Results:
         """Makes the folder and says what is measured here; `about` is where and with what."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._overwrite:
-            for file in [self.folder / NAME, self.folder / "probe.csv", *self.folder.glob("probe_*.png")]:
+            drawn = [self.folder / "report.html", *(self.folder / "figures").glob("probe_*")]
+            for file in [self.folder / NAME, self.folder / "probe.csv", *drawn]:
                 file.unlink(missing_ok=True)
         if self.document is None:
             notes = list(self._plan.notes)

@@ -40,44 +40,63 @@ def result_table(rows: list[dict]) -> Table:
     """One line an arm and length; a column a probe that was measured."""
     from rich.table import Table
 
+    table = Table(title="Long context", caption=CAPTION, title_justify="left", caption_justify="left")
+    head, lines = result_lines(rows)
+    for i, column in enumerate(head):
+        table.add_column(column, justify="right" if i else "left")
+    for line in lines:
+        if len(line) == 1:
+            name, _, trained = line[0].rpartition(", ")
+            table.add_section()
+            table.add_row(f"[bold]{name}[/bold]", trained)
+        else:
+            table.add_row(f"  {line[0]}", *line[1:])
+    return table
+
+
+def result_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """The columns' names, and lines of text; a line of one heads a model's."""
     whole = [row for row in rows if row["at"] is None]
     probes = [probe for probe in PROBES if any(row["probe"] == probe for row in whole)]
-    table = Table(title="Long context", caption=CAPTION, title_justify="left", caption_justify="left")
-    table.add_column("arm")
-    for column in ("length", *probes):
-        table.add_column(column, justify="right")
+    lines = []
     for name in dict.fromkeys(row["model"] for row in whole):
         of_model = [row for row in whole if row["model"] == name and row["probe"] in PROBES]
         if not of_model:
             continue
-        table.add_section()
-        table.add_row(f"[bold]{name}[/bold]", f"trained {of_model[0]['trained_length']:,}")
+        lines.append([f"{name}, trained {of_model[0]['trained_length']:,}"])
         for arm in dict.fromkeys(row["arm"] for row in of_model):
             for length in sorted({row["length"] for row in of_model}):
                 found = [row for row in of_model if (row["arm"], row["length"]) == (arm, length)]
                 shown = [_text(probe, [row for row in found if row["probe"] == probe]) for probe in probes]
                 if found:
-                    table.add_row(f"  {arm}", f"{length:,} ({found[0]['multiple']})", *shown)
-    return table
+                    lines.append([arm, f"{length:,} ({found[0]['multiple']})", *shown])
+    return ["arm", "length", *probes], lines
 
 
 def suite_table(rows: list[dict]) -> Table | None:
     """Scores of lm-eval's suites, None where none was measured."""
     from rich.table import Table
 
-    scores = [row for row in rows if row["probe"] not in PROBES]
-    if not scores:
+    head, lines = suite_lines(rows)
+    if not lines:
         return None
     table = Table(title="Suites (lm-eval)", title_justify="left")
-    for column in ("model", "arm", "suite", "task"):
-        table.add_column(column)
-    for column in ("length", "score"):
-        table.add_column(column, justify="right")
-    for row in scores:
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
-        score = f"{row['value']:.3f}{error}"
-        table.add_row(row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score)
+    for column in head:
+        table.add_column(column, justify="right" if column in ("length", "score") else "left")
+    for line in lines:
+        table.add_row(*line)
     return table
+
+
+def suite_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """The columns' names, and lines of text."""
+    lines = []
+    for row in rows:
+        if row["probe"] not in PROBES:
+            error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
+            score = f"{row['value']:.3f}{error}"
+            lines.append([row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score])
+    return ["model", "arm", "suite", "task", "length", "score"], lines
 
 
 def _text(probe: str, rows: list[dict]) -> str:

@@ -1,0 +1,95 @@
+"""report.html: one file that shows what a folder of results holds, and `figures/` beside it.
+
+    run.json       a training run          compare.json   a comparison of gates
+    inspect.json   training data           probe.json     how far a context reaches
+    eval.json      models on suites
+
+It is drawn from files alone, so it can be drawn again, and the same files give the same page to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eaftdrope.errors import UserError
+
+from .blocks import Page
+from .drawer import Drawer
+from .render import write_page
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAME, COMPARISON_NAME = "report.html", "side_by_side.html"
+
+
+def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a folder, and its figures beside it as PNG and SVG.
+
+    Args:
+        folder: of a run, a comparison, an inspection, a probe or an evaluation; it need not be finished.
+        output: the page; `folder`/report.html by default.
+
+    Raises:
+        UserError: there is nothing of ours in the folder, or a file in it can not be read.
+    """
+    folder = Path(folder)
+    output = Path(output) if output else folder / NAME
+    draw = _who_draws(folder)
+    return write_page(draw(folder, Drawer(output.parent / "figures")), output)
+
+
+def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the page that compares training runs; side_by_side.html in the first folder by default.
+
+    Raises:
+        UserError: a folder is none of a training run that was probed.
+    """
+    from .sections.side_by_side import runs_page
+
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        if not (folder / "run.json").is_file():
+            raise UserError(f"{folder} holds no training run (no run.json), and only these are put side by side.")
+    output = Path(output) if output else folders[0] / COMPARISON_NAME
+    return write_page(runs_page(folders, Drawer(output.parent / "figures", "side_by_side_")), output)
+
+
+def report_or_say(folder: Path, console: Console) -> None:
+    """Write the report of a result that is complete. What goes wrong here must not take the result with it (nor the stages
+    and processes that wait), so it is told in a line, and `eaftdrope report` shows it whole."""
+    try:
+        path = write_report(folder)
+    except Exception as error:
+        console.print(
+            f"no report could be drawn: {type(error).__name__}: {error}\nThe result in {folder} is complete. "
+            f"`eaftdrope report {folder}` tries again.",
+            highlight=False,
+            markup=False,
+        )
+    else:
+        console.print(f"report: {path}", highlight=False, markup=False)
+
+
+def _who_draws(folder: Path) -> Callable[[Path, Drawer], Page]:
+    from .sections.comparison import compare_page
+    from .sections.context import probe_page
+    from .sections.evaluation import eval_page
+    from .sections.inspection import inspect_page
+    from .sections.run import run_page
+
+    # a run's folder may also hold an inspection of its data
+    pages = {
+        "run.json": run_page,
+        "compare.json": compare_page,
+        "inspect.json": inspect_page,
+        "eval.json": eval_page,
+        "probe.json": probe_page,
+    }
+    for name, page in pages.items():
+        if (folder / name).is_file():
+            return page
+    where = "holds no results of eaftdrope" if folder.is_dir() else "is not there"
+    raise UserError(f"{folder} {where}: a report is made of one of {', '.join(pages)}.")

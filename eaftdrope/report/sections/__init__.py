@@ -1,0 +1,1 @@
+"""A file for each kind of result: from its JSON to the sections of a page."""

@@ -1,0 +1,64 @@
+"""What `eaftdrope probe` measured: how far the context of a model reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eaftdrope.evaluate.long_context.rows import rows_of
+from eaftdrope.evaluate.long_context.table import CAPTION, result_lines, suite_lines
+
+from ..blocks import Gallery, Page, Section, Table
+from ..drawer import Drawer
+from ..figures import probe_figures
+from ..files import read_json
+from ..words import listing, plural
+from .about import about_section
+
+_WORDS = {
+    "probe_needles_by_depth": "Share of needles found by depth (down) and length (across), in percent.",
+    "probe_needles_by_length": "Share of right answers by length, with 95 % intervals; dotted: the trained length.",
+    "probe_perplexity_by_length": "Perplexity of whole windows by length; bars are one standard error.",
+    "probe_perplexity_by_position": "Perplexity along the longest windows; dotted: the trained length.",
+    "probe_attention_by_length": "Attention on the needle by length; grey: if all tokens got the same.",
+}
+
+
+def probe_page(folder: Path, drawer: Drawer) -> Page:
+    """The page of a folder with probe.json."""
+    document = read_json(folder / "probe.json")
+    rows = rows_of(document)
+    blocks = []
+    for caption, (head, lines), note in (
+        ("By length", result_lines(rows), CAPTION),
+        ("Suites (lm-eval)", suite_lines(rows), ""),
+    ):
+        if lines:
+            blocks.append(Table(caption, head, lines, numeric=range(1, len(head)), note=note))
+    pictures = [
+        drawer.picture(name, figure, _WORDS[name], wide=True) for name, figure in probe_figures(document, rows).items()
+    ]
+    sections = [Section("outcome", "How far the context reaches", blocks)]
+    if pictures:
+        sections.append(Section("figures", "Figures", [Gallery(pictures)]))
+    settings = document["settings"]
+    text = ("Text", settings["text"]["name"])
+    sections.append(
+        about_section(document, text, ("Arithmetic", settings["dtype"]), ("Notes", "\n".join(document["notes"])))
+    )
+    return Page("Long context", folder.resolve().name, _summary(document, rows), sections)
+
+
+def _summary(document: dict, rows: list[dict]) -> str:
+    models = [model["name"] for model in document["settings"]["models"]]
+    lengths = sorted({row["length"] for row in rows})
+    if not lengths:
+        return "This probe is not finished: nothing was measured yet."
+    found = []
+    for row in rows:
+        if (row["probe"], row["metric"], row["at"], row["arm"]) == ("niah", "accuracy", None, "as is"):
+            share = f"{100 * row['value']:.0f} % of the needles"
+            found.append(f"{row['model']} finds {share} at {row['length']:,} tokens ({row['multiple']})")
+    if not found:
+        return f"{listing(models)} at {plural(len(lengths), 'length')} up to {lengths[-1]:,} tokens."
+    longest = max(row["length"] for row in rows)
+    return listing([text for text in found if f" {longest:,} tokens" in text] or found[-1:]) + "."

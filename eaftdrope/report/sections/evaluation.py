@@ -1,0 +1,65 @@
+"""What `eaftdrope eval` measured: a table of models, every value with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eaftdrope.evaluate.scores import Score
+from eaftdrope.evaluate.table import GROUPS
+
+from ..blocks import Page, Section, Table
+from ..drawer import Drawer
+from ..files import read_json
+from ..words import arrowed, interval_text, listing, plural, score_of, value_text
+from .about import about_section
+
+
+def eval_page(folder: Path, drawer: Drawer) -> Page:
+    """The page of a folder with eval.json."""
+    document = read_json(folder / "eval.json")
+    models = {one["reference"]: [score_of(row) for row in one["scores"]] for one in document["models"]}
+    metrics = sum(len({(score.probe, score.metric) for score in scores}) for scores in list(models.values())[:1])
+    summary = (
+        f"{listing(list(models))}: {plural(metrics, 'metric')}, each with its error."
+        if models
+        else "Nothing was measured yet."
+    )
+    about = about_section(document, ("Suites", ", ".join(map(str, document["suites"]))))
+    sections = [Section("outcome", "Scores", [score_table(models)]), _intervals(models), about]
+    return Page("Evaluation", folder.resolve().name, summary, sections)
+
+
+def score_table(models: dict[str, list[Score]]) -> Table:
+    """A line a metric, a column a model."""
+    found: dict[tuple[str, str], dict[str, Score]] = {}
+    for name, scores in models.items():
+        for score in scores:
+            found.setdefault((score.probe, score.metric), {})[name] = score
+    lines = sorted(found.values(), key=lambda line: list(GROUPS).index(next(iter(line.values())).group))
+    rows, group = [], None
+    for line in lines:
+        score = next(iter(line.values()))
+        if score.group != group:
+            group = score.group
+            rows.append([GROUPS[group]])
+        rows.append([arrowed(score.metric, score.better), *(value_text(line.get(name)) for name in models)])
+    head = ["metric", *models]
+    note = "± is one standard error. ↓ lower is better, ↑ higher is better."
+    return Table("Scores", head, rows, numeric=range(1, len(head)), stack=len(head) < 5, note=note)
+
+
+def _intervals(models: dict[str, list[Score]]) -> Section:
+    rows = [
+        [
+            arrowed(score.metric, score.better),
+            score.probe,
+            name,
+            value_text(score),
+            interval_text(score),
+            f"{score.n:,}",
+        ]
+        for name, scores in models.items()
+        for score in scores
+    ]
+    head = ("metric", "probe", "model", "value", "95 % interval", "units")
+    return Section("probes", "Probes", [Table("Every probe", head, rows, numeric=(3, 4, 5))])

@@ -1,0 +1,119 @@
+"""Runs side by side: what each of them reached, each against the first, and their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eaftdrope.errors import UserError
+from eaftdrope.evaluate.scores import Score, scores_from_json, verdict
+from eaftdrope.evaluate.table import NOTE
+
+from ..blocks import Cell, Facts, Gallery, Page, Section, Table
+from ..curves import run_curves
+from ..drawer import Drawer
+from ..files import read_json, read_lines
+from ..words import listing
+from .changes import change_sentence, pairs_of
+from .evaluation import score_table
+
+_CURVES = {
+    "eaft/cross_entropy": ("nats a token", "Cross-entropy of the training batches, without the gate."),
+    "eaft/gate_mean": ("mean gate", "Mean gate of the training batches."),
+    "eaft/low_entropy_loss": (
+        "nats a token",
+        "Cross-entropy of the tokens where the model was certain (entropy ≤ 0.5).",
+    ),
+}
+
+
+def runs_page(folders: Sequence[Path], drawer: Drawer) -> Page:
+    """The page that compares training runs.
+
+    Raises:
+        UserError: one of them is no training run of ours, or has no probes after training.
+    """
+    names = _names(folders)
+    after = {name: _after(folder) for name, folder in zip(names, folders)}
+    before = scores_from_json((folders[0] / "probes_before.json").read_text(encoding="utf-8"))
+    first, *others = names
+    blocks = [score_table({"before training": before, **after})]
+    blocks += [_against(first, name, after) for name in others]
+    sections = [
+        Section("outcome", "Side by side", blocks),
+        *_curves(names, folders, drawer),
+        _differences(names, folders),
+    ]
+    summaries = [f"{name} against {first}: {_sentence(after[first], after[name])}" for name in others]
+    return Page("Training runs side by side", listing(names), " ".join(summaries), sections)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Names of the folders, with what is above them where they are alike."""
+    short = [folder.resolve().name for folder in folders]
+    long = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    alike = len(set(short)) < len(short)
+    return long if alike and len(set(long)) == len(long) else [str(folder) for folder in folders] if alike else short
+
+
+def _after(folder: Path) -> list[Score]:
+    file = folder / "probes_after.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} has no probes_after.json, so there is nothing to compare. Side by side are put training runs that "
+            "were probed after training."
+        )
+    return scores_from_json(file.read_text(encoding="utf-8"))
+
+
+def _sentence(old: list[Score], new: list[Score]) -> str:
+    sentence = change_sentence(pairs_of(old, new))
+    return (
+        sentence.replace("got better", "is better")
+        .replace("got worse", "is worse")
+        .replace("clear change", "clear difference")
+        .replace("showed", "shows")
+    )
+
+
+def _against(first: str, name: str, after: dict[str, list[Score]]) -> Table:
+    """Differences of a run from the first, over the same units."""
+    rows = []
+    for pair in pairs_of(after[first], after[name]):
+        word = verdict(pair.old, pair.new) if pair.old and pair.new else ""
+        shown = "no clear difference" if word == "no clear change" else word or "not on both sides"
+        rows.append([pair.line.name, pair.line.change, Cell(shown, word if word in ("better", "worse") else "")])
+    return Table(
+        f"{name}, compared with {first}", ("metric", "difference", "verdict"), rows, numeric=(1,), stack=True, note=NOTE
+    )
+
+
+def _curves(names: list[str], folders: Sequence[Path], drawer: Drawer) -> list[Section]:
+    metrics = {name: read_lines(folder / "metrics.jsonl") for name, folder in zip(names, folders)}
+    pictures = []
+    for key, (axis, words) in _CURVES.items():
+        figure = run_curves(metrics, key, axis)
+        if figure is not None:
+            pictures.append(drawer.picture(f"curve_{key.rpartition('/')[2]}", figure, words))
+    return [Section("curves", "Training", [Gallery(pictures)])] if pictures else []
+
+
+def _differences(names: list[str], folders: Sequence[Path]) -> Section:
+    """The keys of the recipe in which the runs differ."""
+    recipes = [_flat(read_json(folder / "run.json")["recipe"]) for folder in folders]
+    keys = [key for key in dict.fromkeys(key for recipe in recipes for key in recipe)]
+    rows = [
+        [key, *(str(recipe.get(key, "–")) for recipe in recipes)]
+        for key in keys
+        if len({str(recipe.get(key)) for recipe in recipes}) > 1
+    ]
+    place = Facts(list(zip(names, map(str, folders))))
+    if not rows:
+        return Section("run", "What was run", [place])
+    return Section("run", "What was run", [place, Table("Where the recipes differ", ["key", *names], rows)])
+
+
+def _flat(data: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(data, dict) and data:
+        return {key: value for name in data for key, value in _flat(data[name], f"{prefix}{name}.").items()}
+    return {prefix[:-1]: data}
