@@ -8,9 +8,10 @@ as lm-eval's `acc` and `acc_norm`. The prompt is "Question: ...\\nAnswer:", the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eaftdrope.evaluate.likelihood import IGNORED, Row, beginning, rows_nll
+from eaftdrope.evaluate.sampling import evenly
 from eaftdrope.evaluate.scores import Score, score_units
 
 
@@ -42,6 +43,10 @@ class MultipleChoice:
             score_units(self.name, self.group, "multiple choice", normalised, kind="share", better="higher"),
             score_units(self.name, self.group, "multiple choice, plain", plain, kind="share", better="higher"),
         ]
+
+    def subset(self, limit: int) -> MultipleChoice:
+        """The same probe on at most `limit` of its questions."""
+        return replace(self, questions=evenly(self.questions, limit))
 
 
 def choice_row(tokenizer, question: str, choice: str) -> Row:

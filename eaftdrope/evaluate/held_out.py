@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eaftdrope.evaluate.likelihood import Row, rows_nll
+from eaftdrope.evaluate.sampling import evenly
 from eaftdrope.evaluate.scores import Score, score_units
 
 
@@ -19,3 +20,7 @@ class HeldOutLoss:
     def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
         units = rows_nll(model, self.rows, batch_tokens=batch_tokens, progress=progress)
         return [score_units(self.name, self.group, "held-out loss", units, kind="mean", better="lower")]
+
+    def subset(self, limit: int) -> HeldOutLoss:
+        """The same probe on at most `limit` of its rows."""
+        return replace(self, rows=evenly(self.rows, limit))

@@ -49,11 +49,7 @@ def token_nll(
     nll = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
     if len(positions) == 0:
         return nll, counted.sum(1)
-    if keeps_logits(model):
-        out = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=positions)
-        logits = out.logits
-    else:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, positions]
+    logits = logits_at(model, input_ids, attention_mask, positions)
     targets, counted = targets[:, positions], counted[:, positions]
     rows, columns = counted.nonzero(as_tuple=True)
     for start in range(0, len(rows), _CHUNK_ROWS):
@@ -68,7 +64,7 @@ def rows_nll(model: PreTrainedModel, rows: list[Row], *, batch_tokens: int, prog
     result: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     done = 0
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
-        nll, count = token_nll(model, *_padded([rows[i] for i in batch], model.device))
+        nll, count = token_nll(model, *padded([rows[i] for i in batch], model.device))
         for i, total, weight in zip(batch, nll.tolist(), count.tolist()):
             result[i] = (total, float(weight))
         done += len(batch)
@@ -95,7 +91,16 @@ def beginning(tokenizer) -> list[int]:
     return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
 
 
-def _padded(rows: list[Row], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def logits_at(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[B, P, V]: what the model as it is says after the tokens at `positions` [P], the same ones of every row [B, T]."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if keeps_logits(model):
+        return model(**inputs, logits_to_keep=positions).logits
+    return model(**inputs).logits[:, positions]
+
+
+def padded(rows: list[Row], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, labels and attention mask [B, T] of rows padded on the right."""
     shape = (len(rows), max(len(row.input_ids) for row in rows))
     # Any id will do as padding: it is masked, and nothing on the left sees it.
     input_ids = torch.zeros(shape, dtype=torch.long)

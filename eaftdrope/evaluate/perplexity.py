@@ -5,7 +5,7 @@ Where the tokenizer itself begins a text with a token (BOS), so does every windo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.likelihood import IGNORED, Row, beginning, rows_nll
@@ -29,6 +29,11 @@ class Perplexity:
     def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
         units = rows_nll(model, self.windows(tokenizer), batch_tokens=batch_tokens, progress=progress)
         return [score_units(self.name, self.group, "perplexity", units, kind="exp", better="lower")]
+
+    def subset(self, limit: int) -> Perplexity:
+        """The same probe on at most `limit` windows."""
+        tokens = limit * self.window
+        return replace(self, max_tokens=tokens if self.max_tokens is None else min(tokens, self.max_tokens))
 
     def windows(self, tokenizer) -> list[Row]:
         """Rows of `window` tokens, fewer at the end of a text (at least 2)."""

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from eaftdrope.errors import DataError, UserError
+from eaftdrope.evaluate.agreement import Agreement
+from eaftdrope.evaluate.answering import READINGS, Answers, held_out_tasks, question, read_example, read_tasks
 from eaftdrope.evaluate.calls import CallTask, FunctionCalls
 from eaftdrope.evaluate.choices import MultipleChoice, Question
 from eaftdrope.evaluate.held_out import HeldOutLoss
+from eaftdrope.evaluate.instructions import Instructions, shipped_instructions
 from eaftdrope.evaluate.likelihood import Row
 from eaftdrope.evaluate.matching import accepted_calls, check_accepted
 from eaftdrope.evaluate.perplexity import Perplexity
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from eaftdrope.data import Example
 
 _QUESTIONS = "general_questions.jsonl"
+_PROMPTS = "general_prompts.jsonl"
+# those that never generate: cheap enough to be measured while training goes on
+_LIKELIHOODS = (HeldOutLoss, Perplexity, MultipleChoice, Agreement)
 
 
 class Probe(Protocol):
@@ -44,10 +50,13 @@ def run_probes(
     *,
     batch_tokens: int = 2048,
     progress: Callable[[str, int, int], None] | None = None,
+    capture: Path | None = None,
 ) -> list[Score]:
     """Run every probe in evaluation mode without gradients; the model is left in the mode it came in.
 
     Args:
+        capture: the model is the base model, and what probes compare later models with is stored in this file, unless it
+            is there already.
         batch_tokens: tokens of a batch, padding included; bounds the logits to `batch_tokens` x vocabulary.
         progress: called with (probe name, done, total) after each batch.
     """
@@ -60,8 +69,17 @@ def run_probes(
                 def report(done: int, total: int, name: str = probe.name) -> None:
                     progress(name, done, total)
 
-            scores += probe.run(model, tokenizer, batch_tokens=batch_tokens, progress=report)
+            if capture is not None and isinstance(probe, Agreement):
+                scores += probe.capture(model, tokenizer, capture, batch_tokens=batch_tokens, progress=report)
+            else:
+                scores += probe.run(model, tokenizer, batch_tokens=batch_tokens, progress=report)
     return scores
+
+
+def cheap_probes(probes: list[Probe], limit: int) -> list[Probe]:
+    """What can be measured now and then while training goes on: the probes that do not generate, on at most `limit` rows,
+    windows, questions or prompts each. None of them draws a random number."""
+    return [probe.subset(limit) for probe in probes if isinstance(probe, _LIKELIHOODS)]
 
 
 def build_probes(
@@ -76,6 +94,10 @@ def build_probes(
         function_calls    limit, max_new_tokens     examples of `held_out_examples` whose answer calls functions
         perplexity        files, max_tokens   text or JSONL with "text"; None: the text shipped here
         multiple_choice   file, limit         JSONL of question, choices, answer; None: the questions shipped here
+        numeric_answers, exact_answers, yes_no_maybe
+                          file, limit, max_new_tokens     JSONL that `read_tasks` reads; None: `held_out_examples`
+        instructions      limit, max_new_tokens
+        agreement         file, limit, max_tokens, max_new_tokens     JSONL of prompts; None: those shipped here
 
     Raises:
         UserError: a probe needs held-out data that is not there, or its file cannot be used.
@@ -90,9 +112,16 @@ def build_probes(
             probes.append(_perplexity(group, **options))
         elif name == "multiple_choice":
             probes.append(_multiple_choice(group, **options))
+        elif name in READINGS:
+            probes.append(_answers(name, held_out_examples, group, **options))
+        elif name == "instructions":
+            probes.append(_instructions(group, **options))
+        elif name == "agreement":
+            probes.append(_agreement(group, **options))
         else:
             raise UserError(
-                f"unknown probe {name!r}. Probes: held_out_loss, function_calls, perplexity, multiple_choice."
+                f"unknown probe {name!r}. Probes: held_out_loss, function_calls, perplexity, multiple_choice, "
+                f"{', '.join(READINGS)}, instructions, agreement."
             )
     return probes
 
@@ -158,6 +187,51 @@ def _question(row: dict, place: str) -> Question:
         f"{place}: not a question. Expected `question` (text), `choices` (two or more texts) and `answer` "
         "(the index of the right choice, from 0)."
     )
+
+
+def _answers(
+    name: str,
+    examples: list[Example] | None,
+    group: str,
+    file: str | None = None,
+    limit: int | None = None,
+    max_new_tokens: int = 256,
+) -> Answers:
+    tasks = held_out_tasks(name, examples or []) if file is None else read_tasks(name, Path(file))
+    if not tasks:
+        raise UserError(
+            f"the probe {name} needs held-out rows whose last answer has {READINGS[name].wanted}, and there are none. Set "
+            "`data.held_out` to such rows, give the probe a `file`, or leave it out."
+        )
+    return Answers(name, evenly(tasks, limit), max_new_tokens, group)
+
+
+def _instructions(group: str, limit: int | None = None, max_new_tokens: int = 160) -> Instructions:
+    return Instructions(shipped_instructions(limit), max_new_tokens, group)
+
+
+def _agreement(
+    group: str, file: str | None = None, limit: int | None = None, max_tokens: int = 1024, max_new_tokens: int = 32
+) -> Agreement:
+    prompts = general_prompts() if file is None else read_prompts(Path(file))
+    return Agreement(evenly(prompts, limit), max_tokens, max_new_tokens, group=group)
+
+
+def general_prompts() -> list[Example]:
+    """The 48 everyday questions and requests that come with us."""
+    return [question(row["prompt"]) for _, row in json_lines(asset(_PROMPTS), Path(_PROMPTS))]
+
+
+def read_prompts(file: Path) -> list[Example]:
+    """The prompts of a JSONL file: `prompt`, `question` or `messages` each.
+
+    Raises:
+        DataError: a row that asks nothing, or no row.
+    """
+    prompts = [read_example(row, place) for place, row in json_lines(file.read_text(encoding="utf-8"), file)]
+    if not prompts:
+        raise DataError(f"{file}: no prompts. A line is {{prompt}} or {{messages}}.")
+    return prompts
 
 
 @contextlib.contextmanager

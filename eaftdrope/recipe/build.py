@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError, UserError
 from .machine import cpu_flags, training_device
+from .modalities import freeze_beside_the_text
 from .plan import DataStats, steps_of
+from .probes import GENERATED
 from .schema import Recipe
 from .stage_sections import TextData
 from .stages import tokens_of_a_step
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..data import DataReport, Example, Source
     from ..evaluate import Probe
     from ..trainer import EAFTConfig
+    from .probes import TargetProbe
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,15 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
         held_out, _ = encode(sources)
     else:
         return RunData(train, report, None, [])
-    if all(probe.name != "function_calls" for probe in recipe.probes.target):
+    if not any(_asks_held_out_rows(probe) for probe in recipe.probes.target):
         return RunData(train, report, held_out, [])
     chosen = set(held_out["origin"])
     examples = [e for source in sources for e in iter_examples(source, format=data.format) if e.origin in chosen]
     return RunData(train, report, held_out, examples)
+
+
+def _asks_held_out_rows(probe: TargetProbe) -> bool:
+    return probe.name == "function_calls" or (probe.name in GENERATED and probe.options.file is None)
 
 
 def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
@@ -151,18 +158,20 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
 
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
-    """The model, its weights loaded."""
+    """The model, its weights loaded; what text does not reach is frozen."""
     from ..models import load_model
 
-    model = recipe.model
-    return load_model(
-        model.reference,
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        quantization=None if model.quantization == "none" else model.quantization,
+    chosen = recipe.model
+    model = load_model(
+        chosen.reference,
+        dtype=chosen.dtype,
+        attn_implementation=chosen.attn_implementation,
+        revision=chosen.revision,
+        trust_remote_code=chosen.trust_remote_code,
+        quantization=None if chosen.quantization == "none" else chosen.quantization,
     )
+    freeze_beside_the_text(model)
+    return model
 
 
 def stop_where_trained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_tokens: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from .probes import GENERATED
 from .stage_combinations import get, stage_problems
 from .suggest import did_you_mean
 from .yaml_lines import Loc, Problem
@@ -115,7 +116,8 @@ def _held_out_needed(raw, key: str) -> Iterator[tuple[Loc, str]]:
     target = get(raw, "probes", "target")
     for index, entry in enumerate(target if isinstance(target, list) else [target]):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        if name in ("held_out_loss", "function_calls"):
+        held_out = name in GENERATED and get(entry, name, "file") is None
+        if held_out or name in ("held_out_loss", "function_calls"):
             loc = ("probes", "target", index) if isinstance(target, list) else ("probes", "target")
             yield loc, f"{name} is measured on held-out rows, and there are none. {way_out}"
 

@@ -40,8 +40,9 @@ def _make_relative(data: dict, folder: Path) -> None:
         for sources in (rows.get("train", []), rows.get("held_out")):
             for source in sources if isinstance(sources, list) else []:
                 source["path"] = relative(source["path"])
-        for probe in training.get("probes", {}).get("general", []):
-            if "files" in probe.get("perplexity", {}):
-                probe["perplexity"]["files"] = [relative(path) for path in probe["perplexity"]["files"]]
-            if "file" in probe.get("multiple_choice", {}):
-                probe["multiple_choice"]["file"] = relative(probe["multiple_choice"]["file"])
+        probes = training.get("probes", {})
+        for options in (o for group in ("target", "general") for probe in probes.get(group, []) for o in probe.values()):
+            if "files" in options:
+                options["files"] = [relative(path) for path in options["files"]]
+            if "file" in options:
+                options["file"] = relative(options["file"])

@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 from .base import Positive, Section, describe, existing_file
 from .suggest import did_you_mean
 
+GENERATED = ("numeric_answers", "exact_answers", "yes_no_maybe")
+"""Probes that may stand in both lists: on the held-out rows, or on a file."""
+
 
 class HeldOutLoss(Section):
     """Cross-entropy on the held-out rows."""
@@ -47,6 +50,59 @@ class MultipleChoice(Section):
         return None if value is None else existing_file(value, info)
 
 
+class Generated(Section):
+    """A probe that answers rows and compares the answers with their references."""
+
+    file: str | None = Field(
+        None, description="JSONL of question and answer, or of messages (null: the held-out rows; target only)."
+    )
+    limit: Positive = Field(64, description="Rows at most: generation is slow.")
+
+    @field_validator("file")
+    @classmethod
+    def _file_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else existing_file(value, info)
+
+
+class NumericAnswers(Generated):
+    """Answer by generation; right if the last number, or the one after ####, is the reference's (as for GSM8K)."""
+
+    max_new_tokens: Positive = Field(256, description="Longest answer in tokens.")
+
+
+class ExactAnswers(Generated):
+    """Answer by generation; right if the whole answer is the reference, but for case, punctuation and articles."""
+
+    max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
+
+
+class YesNoMaybe(Generated):
+    """Answer by generation; right if the first yes, no or maybe is the reference's (as for PubMedQA)."""
+
+    max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
+
+
+class Instructions(Section):
+    """Short instructions whose keeping can be verified (so many words, bullets, JSON), answered by generation."""
+
+    limit: Positive | None = Field(None, description="Instructions at most (null: all 40).")
+    max_new_tokens: Positive = Field(160, description="Longest answer in tokens.")
+
+
+class Agreement(Section):
+    """KL divergence from the base model, and top-1 agreement with it, on its own answers to general prompts."""
+
+    file: str | None = Field(None, description="JSONL of prompt or messages (null: the 48 that eaftdrope ships).")
+    limit: Positive | None = Field(None, description="Prompts at most (null: all).")
+    max_tokens: Positive = Field(1024, description="Tokens at most that are compared, spread over all answers.")
+    max_new_tokens: Positive = Field(32, description="Longest answer of the base model in tokens.")
+
+    @field_validator("file")
+    @classmethod
+    def _file_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else existing_file(value, info)
+
+
 class Probe(Section):
     """One entry of a list of probes: exactly one of the fields is set, and its name is the probe's."""
 
@@ -62,11 +118,26 @@ class Probe(Section):
 class TargetProbe(Probe):
     held_out_loss: HeldOutLoss | None = Field(None, description="Cross-entropy on data.held_out.")
     function_calls: FunctionCalls | None = Field(None, description="Function calls of data.held_out, by generation.")
+    numeric_answers: NumericAnswers | None = Field(None, description="Numbers that answers end in, by generation.")
+    exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
+    yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
 
 
 class GeneralProbe(Probe):
     perplexity: Perplexity | None = Field(None, description="Perplexity of general text.")
     multiple_choice: MultipleChoice | None = Field(None, description="Multiple choice, by likelihood.")
+    agreement: Agreement | None = Field(None, description="KL from the base model and agreement with it.")
+    instructions: Instructions | None = Field(None, description="Verifiable instructions, by generation.")
+    numeric_answers: NumericAnswers | None = Field(None, description="Numbers that answers end in, by generation.")
+    exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
+    yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
+
+    @field_validator(*GENERATED)
+    @classmethod
+    def _has_its_own_rows(cls, value: Generated | None) -> Generated | None:
+        if value is not None and value.file is None:
+            raise ValueError("under general this probe needs a file of its own: the held-out rows are the target's")
+        return value
 
 
 TARGET_PROBES = tuple(TargetProbe.model_fields)
@@ -78,7 +149,7 @@ def _as_probe(names: tuple[str, ...], others: tuple[str, ...], belongs: str):
 
     def read(value: object) -> object:
         if isinstance(value, str):
-            if value in others:
+            if value in others and value not in names:
                 raise ValueError(f"'{value}' belongs under probes.{belongs}")
             if value not in names:
                 raise ValueError(
@@ -105,7 +176,7 @@ def _list_of(model: type[BaseModel], names: tuple[str, ...], others: tuple[str, 
 
 
 class Probes(Section):
-    """What is measured before and after training."""
+    """What is measured before, during and after training."""
 
     target: _list_of(TargetProbe, TARGET_PROBES, GENERAL_PROBES, "general") | None = Field(
         None, description="What should get better (null: held_out_loss where there is held-out data)."
@@ -113,6 +184,10 @@ class Probes(Section):
     general: _list_of(GeneralProbe, GENERAL_PROBES, TARGET_PROBES, "target") = Field(
         ["perplexity", "multiple_choice"],
         description="What should not get worse.",
+    )
+    every: Positive | None = Field(None, description="Steps between measurements while training goes on (null: none).")
+    during_limit: Positive = Field(
+        32, description="Rows, windows, questions or prompts of each probe that such a measurement takes at most."
     )
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         2048, description="Tokens the probes take at once, padding included; bounds their logits."

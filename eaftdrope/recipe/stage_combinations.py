@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+from .probes import GENERATED
 from .stage_sections import STAGES
 from .yaml_lines import Loc
 
@@ -98,10 +99,11 @@ def _text_probes(raw) -> Iterator[tuple[Loc, str]]:
     target = get(raw, "recalibrate", "probes", "target")
     for index, entry in enumerate(target if isinstance(target, list) else [target]):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        if name == "function_calls" and get(raw, "recalibrate", "data", "held_out") is not None:
+        conversations = name == "function_calls" or (name in GENERATED and get(entry, name, "file") is None)
+        if conversations and get(raw, "recalibrate", "data", "held_out") is not None:
             loc = ("target", index) if isinstance(target, list) else ("target",)
             yield (
                 ("recalibrate", "probes", *loc),
-                "function_calls needs conversations, and a recalibration holds out text. Put it under probes.target of "
+                f"{name} needs conversations, and a recalibration holds out text. Put it under probes.target of "
                 "the stage eaft",
             )

@@ -50,3 +50,32 @@ def tiny_llama():
         pad_token_id=2,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def answering(tiny_llama, byte_tokenizer, monkeypatch):
+    """answering({question: answer}): the tiny model with a forward that continues the prompt of each known question with its
+    answer, and any other with its end; generation itself is the real one."""
+    from eaftdrope.evaluate.answering import prompt_ids, question
+
+    def make(answers):
+        scripts = {
+            tuple(prompt_ids(question(asked), byte_tokenizer)): byte_tokenizer(f"{answer}<|im_end|>").input_ids
+            for asked, answer in answers.items()
+        }
+        forward, rows = tiny_llama.forward, []
+
+        def scripted(input_ids=None, attention_mask=None, **kwargs):
+            if input_ids.shape[1] > 1:
+                prompts = [tuple(ids[int((ids != 2).nonzero()[0]) :].tolist()) for ids in input_ids]
+                rows[:] = [iter(scripts.get(prompt, [2])) for prompt in prompts]
+            out = forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            out.logits = torch.zeros_like(out.logits)
+            for i, script in enumerate(rows):
+                out.logits[i, -1, next(script, 2)] = 1.0
+            return out
+
+        monkeypatch.setattr(tiny_llama, "forward", scripted)
+        return tiny_llama
+
+    return make
