@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from . import memory
 from .adapters import lora_config
+from .gpus import Fit, fit_lines, fits
 from .machine import Device, gib, training_device
+from .modalities import freeze_beside_the_text
 from .stage_sections import TextData
 from .stages import tokens_of_a_step
 
@@ -57,6 +59,7 @@ class Plan:
     data: DataStats | None
     memory: memory.Memory
     device: Device
+    gpus: tuple[Fit, ...]
     folder: str
     files: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
@@ -107,6 +110,7 @@ def make_plan(
         data=data,
         memory=estimated,
         device=device,
+        gpus=fits(recipe, config, model, autocast=autocast or recipe.train.precision == "auto"),
         folder=recipe.output.dir,
         files=_files(recipe, model, estimated.optimizer),
         notes=tuple(_notes(recipe, config, data, estimated, device)),
@@ -121,6 +125,7 @@ def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
     dtype = getattr(torch, recipe.model.dtype, None) or config.dtype or torch.float32
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code)
+        freeze_beside_the_text(model)
         if recipe.lora:
             from peft import get_peft_model
 
@@ -241,6 +246,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("  activations", f"{gib(m.activations)} (when every row has the full length)"),
         ("  loss tile", gib(m.loss_tile)),
     ]
+    table = fit_lines(plan.gpus)
+    lines += [("fits on", table[0]), *(("", line) for line in table[1:])]
     lines.append(("writes", f"{plan.folder}/"))
     lines += [("", f"{what}: {size}") for what, size in plan.files]
     lines += [("note", note) for note in plan.notes]

@@ -163,7 +163,8 @@ def test_text(config):
     ]
     names = [line[:13].strip() for line in lines[7:13]]
     assert names == ["memory", "weights", "gradients", "optimizer", "activations", "loss tile"]
-    assert lines[13] == "writes        runs/tiny/"
+    assert lines[13] == f"fits on       1 GPU: from 16 GB ({gib(plan.gpus[0].needed)} needed on each)"
+    assert lines[14] == "writes        runs/tiny/"
     assert any(line.strip().startswith("the merged model: about ") for line in lines)
 
 
