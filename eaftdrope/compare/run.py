@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..evaluate.table import by_metric
 from ..recipe.dump import dump_recipe
 from ..recipe.lock import only_start
 from ..recipe.prepare import print_audit
@@ -13,7 +14,7 @@ from .arms import Arm, Plan
 from .estimate import arms_table, estimate
 from .measuring import Bench, measure, open_bench
 from .store import write_whole
-from .table import by_metric, csv_table, main_metric, markdown_table, rich_table, table_rows
+from .table import csv_table, main_metric, markdown_table, rich_table, table_rows
 from .training import check_arms, facts, train_arms
 
 if TYPE_CHECKING:

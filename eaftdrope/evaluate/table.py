@@ -33,6 +33,17 @@ def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
     return sorted(lines, key=lambda line: list(GROUPS).index(line.group))
 
 
+def by_metric(scores: list[Score]) -> dict[str, Score]:
+    """Scores by the name of their metric; one that occurs again (another file) is numbered."""
+    found: dict[str, Score] = {}
+    for score in scores:
+        name, number = score.metric, 2
+        while name in found:
+            name, number = f"{score.metric} ({number})", number + 1
+        found[name] = score
+    return found
+
+
 def comparison(before: list[Score], after: list[Score]) -> Table:
     """The rich table of two runs of the same probes."""
     from rich.table import Table
