@@ -52,7 +52,8 @@ class RunFolder:
     def __init__(self, path: str | Path, recipe: Recipe, *, overwrite: bool = False, keep_finished: bool = False):
         self.path = Path(path).expanduser()
         self._overwrite = overwrite
-        self._recipe = recipe.model_dump(mode="json", exclude={"output"})
+        self._recipe = _dumped(recipe)
+        self._schema = type(recipe)
         # how many share a batch changes the steps, as a key of the recipe does
         self._processes = int(os.environ.get("WORLD_SIZE", "1"))
         self._keep_finished = keep_finished
@@ -85,8 +86,7 @@ class RunFolder:
         finished = run["status"] == "finished"
         if finished and not self._keep_finished:
             raise UserError(f"{self.path} holds a finished run. {WAYS_OUT}")
-        # None is what a key is that an older version did not have
-        if keys := differences(run["recipe"], self._recipe):
+        if keys := differences(self._as_now(run["recipe"]), self._recipe):
             kind = "a finished run" if finished else "an unfinished run"
             raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
         if not finished and run["processes"] != self._processes:
@@ -94,6 +94,14 @@ class RunFolder:
                 f"{self.path} holds an unfinished run on {run['processes']} processes, and this is one on "
                 f"{self._processes}: a step would have other rows. {WAYS_OUT}"
             )
+
+    def _as_now(self, recipe: dict) -> dict:
+        """A recipe that an older version dumped, with the defaults of keys that it did not have."""
+        try:
+            return _dumped(self._schema.model_validate({**_without_nulls(recipe), "output": {"dir": "unused"}}))
+        except ValueError:
+            # it had keys that are no more
+            return recipe
 
     def begin(self, recipe_yaml: str, versions: dict[str, str], data: DataStats) -> None:
         """Makes the folder, deletes an overwritten run and broken checkpoints, and says that a run is on. For the main
@@ -225,6 +233,17 @@ class RunFolder:
         random_states = list(folder.glob("rng_state*.pth"))
         written = len(random_states) == self._processes and all(map(zipfile.is_zipfile, random_states))
         return written and _json(folder / "trainer_state.json") is not None
+
+
+def _dumped(recipe: Recipe) -> dict:
+    return recipe.model_dump(mode="json", exclude={"output"})
+
+
+def _without_nulls(data: object) -> object:
+    """As `dump_recipe` writes a recipe: an entry of the probes has one name, and not every other one set to null."""
+    if isinstance(data, dict):
+        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+    return [_without_nulls(value) for value in data] if isinstance(data, list) else data
 
 
 def _json(file: Path) -> object:

@@ -245,6 +245,17 @@ def test_a_folder_that_can_not_be_written_to(tmp_path):
     )
 
 
+def test_keys_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
+    begun(tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    run = json.loads(file.read_text())
+    del run["recipe"]["probes"]["batch_tokens"], run["recipe"]["data"]["train"][0]["weight"]
+    file.write_text(json.dumps(run))
+    RunFolder(tmp_path / "run", recipe())
+    text = refused(tmp_path / "run", recipe(probes={"batch_tokens": 64}))
+    assert "(different: probes.batch_tokens)" in text
+
+
 def test_a_second_start_of_a_run_that_is_on_is_refused(tmp_path):
     from rich.console import Console
 
