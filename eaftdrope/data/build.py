@@ -119,15 +119,16 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
     return dataset.select(kept), dataset.select([index for origin, index in first.items() if origin in chosen])
 
 
-def iter_examples(source: Source, *, format: str = "auto") -> Iterator[Example]:
-    """The examples of `source` in order.
+def iter_examples(source: Source, *, format: str = "auto", only: set[str] | None = None) -> Iterator[Example]:
+    """The examples of `source` in order; with `only`, the rows of these origins alone are read.
 
     Raises:
         DataError: the source, or a row of it, cannot be used (with file and line).
     """
     read = partial(normalise, format=format, reasoning=source.reasoning)
     for row in iter_rows(source):
-        yield _example(row, read)
+        if only is None or row.origin in only:
+            yield _example(row, read)
 
 
 def examples_for_probe(

@@ -132,7 +132,7 @@ def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
             with warnings.catch_warnings():
                 # peft asks transformers by a deprecated name; nothing the user could change
                 warnings.simplefilter("ignore", FutureWarning)
-                model = get_peft_model(model, lora_config(recipe.lora))
+                model = get_peft_model(model, lora_config(recipe.lora, model))
     return model
 
 

@@ -197,11 +197,11 @@ def build_trainer(recipe: Recipe, data: RunData, tokenizer, folder: RunFolder) -
     from .adapters import lora_config
 
     arguments = build_arguments(recipe, folder.checkpoints, data.stats)
-    adapters = lora_config(recipe.lora) if recipe.lora else None
+    model = build_model(recipe)
+    adapters = lora_config(recipe.lora, model) if recipe.lora else None
     if adapters:
         # peft notes where the base model is, but not which of its commits
         adapters.revision = recipe.model.revision
-    model = build_model(recipe)
     stop_where_trained(model, tokenizer, data.report.stop_tokens)
     let_be_saved(model)
     return EAFTTrainer(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eaftdrope.data import Source, build_dataset, detect_format, encode, normalise
+from eaftdrope.data import Source, build_dataset, detect_format, encode, iter_examples, normalise
 from eaftdrope.errors import DataError
 from tests.data import chat_templates as t
 
@@ -251,3 +251,12 @@ def test_bad_rows_name_the_reason(row, format, reason):
     with pytest.raises(DataError) as caught:
         normalise(row, format)
     assert reason in str(caught.value)
+
+
+def test_bad_rows_that_nobody_asks_for_stop_nobody(write_jsonl):
+    """MedQuAD has questions without an answer: skipped in training, they must not stop the probe on the held-out rows."""
+    path = write_jsonl([{"question": "q", "answer": None}, ROWS["gsm8k"][0]])
+    with pytest.raises(DataError, match="no known format"):
+        list(iter_examples(Source(path)))
+    (example,) = iter_examples(Source(path), only={f"{path}:2"})
+    assert example.answer["content"].endswith("#### 9")

@@ -12,6 +12,7 @@ from eaftdrope.recipe.plan import meta_model
 from tests.recipe.full_size import MODELS
 
 QWEN = "Qwen/Qwen3-4B-Instruct-2507"
+GEMMA = "google/gemma-3-4b-it"
 GB = 10**9
 
 
@@ -129,9 +130,13 @@ def test_lines():
 
 
 def test_what_text_does_not_reach_is_not_trained():
-    _, _, model, _ = planned("google/gemma-3-4b-it")
+    _, _, model, _ = planned(GEMMA)
     outside = beside_the_text(model)
     assert outside and all(name.startswith(("model.vision_tower", "model.multi_modal_projector")) for name in outside)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == name.startswith(("model.language_model.", "lm_head")), name
     assert beside_the_text(planned(QWEN)[2]) == []
+    adapted = [
+        name for name, parameter in planned(GEMMA, lora={"r": 8})[2].named_parameters() if parameter.requires_grad
+    ]
+    assert adapted and all("language_model" in name and "lora_" in name for name in adapted)

@@ -47,7 +47,7 @@ def saved_bytes(recipe, config, *, autocast):
 
         from eaftdrope.recipe.adapters import lora_config
 
-        model = get_peft_model(model, lora_config(recipe.lora))
+        model = get_peft_model(model, lora_config(recipe.lora, model))
         body = model.get_base_model().model
     else:
         body = model.model
