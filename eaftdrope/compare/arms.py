@@ -86,10 +86,10 @@ class Plan:
         """In the order they were asked for, rate by rate."""
         return tuple(dict.fromkeys(arm.label for arm in self.arms))
 
-    @property
-    def reference(self) -> Gate:
-        """What the others are compared with: no gate where that is an arm, else the first."""
-        return next((arm.gate for arm in self.arms if arm.gate.label == PLAIN), self.arms[0].gate)
+    def reference_of(self, arm: Arm) -> Arm:
+        """What an arm is compared with: no gate where that is an arm, else the first; under its own rate and seed."""
+        beside = [other for other in self.arms if (other.seed, other.learning_rate) == (arm.seed, arm.learning_rate)]
+        return next((other for other in beside if other.gate.label == PLAIN), beside[0])
 
     def path(self, arm: Arm) -> Path:
         return self.folder / "arms" / arm.name

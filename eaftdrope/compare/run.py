@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..evaluate.table import by_metric
-from ..recipe.dump import dump_recipe
 from ..recipe.lock import only_start
 from ..recipe.prepare import print_audit
+from ..report.page import report_or_say
 from .arms import Arm, Plan
 from .estimate import arms_table, estimate
-from .measuring import Bench, measure, open_bench
+from .match import match
+from .measuring import measure, open_bench
+from .results import NAME, Results
 from .store import write_whole
-from .table import csv_table, main_metric, markdown_table, rich_table, table_rows
-from .training import check_arms, facts, train_arms
+from .table import csv_table, markdown_text, rich_table, sentences
+from .training import check_arms, train_arms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .measuring import Start
-
-NAME = "compare.json"
 
 
 def run_comparison(
@@ -70,60 +67,18 @@ def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
         console.print(f"arm {number} of {len(plan.arms)}: {arm.label}, seed {arm.seed}", highlight=False)
 
     train_arms(plan, said, command)
-    trained = {arm: facts(plan.path(arm)) for arm in plan.arms}
-
-    def store(status: str) -> dict:
-        document = _document(bench, trained, command, about, status)
-        write_whole(plan.folder / NAME, json.dumps(document) + "\n")
-        return document
-
+    results = Results(bench, command, about)
     with bars() as start:
-        measure(bench, start, lambda: store("running"))
-    document = store("finished")
+        measure(bench, start, lambda: results.store("running"))
+        if plan.match:
+            results.matched = match(bench, start, lambda: results.store("running"))
+    document = results.store("finished")
     base = bench.known(None)
     write_whole(plan.folder / "compare.csv", csv_table(base, document["table"]))
-    write_whole(plan.folder / "compare.md", markdown_table(base, document["table"]))
+    write_whole(plan.folder / "compare.md", markdown_text(base, document))
     console.print(rich_table(base, document["table"]))
-    console.print(f"written: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False)
+    for line in sentences(document):
+        console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False)
+    report_or_say(plan.folder, console)
     return document
-
-
-def _document(bench: Bench, trained: dict[Arm, dict], command: str, about: dict, status: str) -> dict:
-    plan, base = bench.plan, bench.known(None)
-    scores = {arm: bench.known(arm) for arm in plan.arms}
-    names = by_metric(base)
-    measured = [arm for arm in plan.arms if len(scores[arm]) == len(base)]
-    labels = [label for label in plan.labels if any(arm.label == label for arm in measured)]
-    is_whole = {score.group for score in base} >= {"target", "general"}
-    return {
-        "kind": "compare",
-        "about": about,
-        "command": command,
-        "recipe": dump_recipe(plan.recipe, folder=plan.folder),
-        "status": status,
-        "base": [asdict(score) for score in base],
-        "target": main_metric(names, "target") if is_whole else None,
-        "general": main_metric(names, "general") if is_whole else None,
-        "arms": [
-            {
-                "gate": arm.gate.name,
-                "label": arm.label,
-                "seed": arm.seed,
-                "learning_rate": arm.learning_rate,
-                "folder": f"arms/{arm.name}",
-                **trained[arm],
-                "scores": [asdict(score) for score in scores[arm]],
-            }
-            for arm in plan.arms
-        ],
-        "matched": None,
-        "table": table_rows(
-            base,
-            {label: [scores[arm] for arm in measured if arm.label == label] for label in labels},
-            {label: [trained[arm]["mean_gate"] for arm in measured if arm.label == label] for label in labels},
-        )
-        if is_whole
-        else [],
-        "verdicts": [],
-        "verdict": "",
-    }

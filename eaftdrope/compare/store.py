@@ -1,8 +1,9 @@
 """Scores of a comparison on disk: one file for the base model and one for each arm, written probe by probe.
 
-    {"stamp": what was measured, "probes": {key: [scores]}, "matched": {...}}
+    {"stamp": what was measured, "shares": {share: {key: [scores]}}}
 
-A key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
+A share is how far the weights are from the base model's (0) to the trained ones; "trained" is the model as it was saved. A
+key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
 whose stamp is not that of the model as it is now (an arm that was trained again) is begun anew.
 """
 
@@ -32,28 +33,23 @@ class Scores:
     def __init__(self, file: Path, stamp: str):
         self._file = file
         kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        self._content = kept if kept and kept["stamp"] == stamp else {"stamp": stamp, "probes": {}, "matched": {}}
+        self._content = kept if kept and kept["stamp"] == stamp else {"stamp": stamp, "shares": {}}
 
-    def get(self, key: str) -> list[Score] | None:
+    def get(self, key: str, share: float | None = None) -> list[Score] | None:
         """Scores of a probe; None where it was not measured."""
-        found = self._content["probes"].get(key)
+        found = self._content["shares"].get(_name(share), {}).get(key)
         return None if found is None else scores_from_json(json.dumps(found))
 
-    def put(self, key: str, scores: list[Score]) -> None:
-        self._content["probes"][key] = [asdict(score) for score in scores]
-        self._write()
-
-    @property
-    def matched(self) -> dict:
-        """What `match` has found; JSON."""
-        return self._content["matched"]
-
-    def put_matched(self, found: dict) -> None:
-        self._content["matched"] = found
+    def put(self, key: str, scores: list[Score], share: float | None = None) -> None:
+        self._content["shares"].setdefault(_name(share), {})[key] = [asdict(score) for score in scores]
         self._write()
 
     def _write(self) -> None:
         write_whole(self._file, json.dumps(self._content))
+
+
+def _name(share: float | None) -> str:
+    return "trained" if share is None else repr(share)
 
 
 def probe_key(probe: Probe) -> str:

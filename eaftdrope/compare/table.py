@@ -69,10 +69,27 @@ def rich_table(base: list[Score], rows: list[dict]) -> Table:
     return table
 
 
-def markdown_table(base: list[Score], rows: list[dict]) -> str:
-    head, lines = _cells(base, rows)
+def markdown_text(base: list[Score], document: dict) -> str:
+    """The table, and what the comparison says."""
+    head, lines = _cells(base, document["table"])
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines]) + f"\n\n{NOTE}\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
+    return "\n\n".join([table, NOTE, *sentences(document)]) + "\n"
+
+
+def sentences(document: dict) -> list[str]:
+    """Of a finished comparison: the verdict first, then each pair, then what was not matched."""
+    said = [document["verdict"], *(entry["text"] for entry in document["verdicts"])]
+    matched = document["matched"]
+    if matched:
+        said += [f"Not matched: {one['label']}, seed {one['seed']}: {one['why']}." for one in matched["left_out"]]
+        said += [
+            f"The held-out loss of {one['label']}, seed {one['seed']}, rises on its way from the base model; the first share "
+            f"that reaches the level ({one['share']:.2f}) is compared."
+            for one in matched["arms"]
+            if not one["monotone"]
+        ]
+    return said
 
 
 def csv_table(base: list[Score], rows: list[dict]) -> str:

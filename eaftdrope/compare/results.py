@@ -1,0 +1,127 @@
+"""compare.json: everything that is known of a comparison, in the form that the report reads."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..recipe.dump import dump_recipe
+from .arms import Arm
+from .measuring import Bench
+from .store import write_whole
+from .table import by_metric, main_metric, table_rows
+from .training import facts
+from .verdict import Runs, compare_pair, judge, overall
+
+if TYPE_CHECKING:
+    from ..evaluate import Score
+
+NAME = "compare.json"
+
+
+class Results:
+    """The document of a comparison whose arms are trained.
+
+    Args:
+        command: what the user typed.
+        about: where and with what it was measured.
+
+    Attributes:
+        matched: what `match` has found; None before it, or where it was not asked for.
+    """
+
+    def __init__(self, bench: Bench, command: str, about: dict):
+        self._bench, self._plan = bench, bench.plan
+        self._command, self._about = command, about
+        self.matched: dict | None = None
+
+    def store(self, status: str) -> dict:
+        """Writes the document ("running" or "finished"), and returns it."""
+        document = self._document(status)
+        write_whole(self._plan.folder / NAME, json.dumps(document) + "\n")
+        return document
+
+    @cached_property
+    def _facts(self) -> dict[Arm, dict]:
+        return {arm: facts(self._plan.path(arm)) for arm in self._plan.arms}
+
+    def _document(self, status: str) -> dict:
+        base = self._bench.known(None)
+        scores = {arm: self._bench.known(arm) for arm in self._plan.arms}
+        names = by_metric(base)
+        is_whole = {score.group for score in base} >= {"target", "general"}
+        document = {
+            "kind": "compare",
+            "about": self._about,
+            "command": self._command,
+            "recipe": dump_recipe(self._plan.recipe, folder=self._plan.folder),
+            "status": status,
+            "base": [asdict(score) for score in base],
+            "target": main_metric(names, "target") if is_whole else None,
+            "general": main_metric(names, "general") if is_whole else None,
+            "arms": [self._arm(arm, scores[arm]) for arm in self._plan.arms],
+            "matched": self.matched,
+            "table": self._table(base, scores) if is_whole else [],
+            "verdicts": [],
+            "verdict": "",
+        }
+        return document | self._verdicts(names, scores, document) if status == "finished" else document
+
+    def _arm(self, arm: Arm, scores: list[Score]) -> dict:
+        return {
+            "gate": arm.gate.name,
+            "label": arm.label,
+            "seed": arm.seed,
+            "learning_rate": arm.learning_rate,
+            "folder": f"arms/{arm.name}",
+            **self._facts[arm],
+            "scores": [asdict(score) for score in scores],
+        }
+
+    def _table(self, base: list[Score], scores: dict[Arm, list[Score]]) -> list[dict]:
+        by_label: dict[str, list[Arm]] = {}
+        for arm in self._plan.arms:
+            if len(scores[arm]) == len(base):
+                by_label.setdefault(arm.label, []).append(arm)
+        return table_rows(
+            base,
+            {label: [scores[arm] for arm in arms] for label, arms in by_label.items()},
+            {label: [self._facts[arm]["mean_gate"] for arm in arms] for label, arms in by_label.items()},
+        )
+
+    def _verdicts(self, base: dict[str, Score], scores: dict[Arm, list[Score]], document: dict) -> dict:
+        target, general = document["target"], document["general"]
+        runs = {label: self._runs(label, scores) for label in self._plan.labels}
+        pairs, controls = [], []
+        for arm in self._plan.arms:
+            if arm.seed != self._plan.seeds[0]:
+                continue
+            reference = self._plan.reference_of(arm)
+            if arm != reference:
+                pairs.append(compare_pair(runs[arm.label], runs[reference.label], target, general))
+            if arm.gate.is_matched_scale:
+                source = self._plan.source_of_weight(arm)
+                controls.append(compare_pair(runs[source.label], runs[arm.label], target, general))
+        plain = runs[self._plan.reference_of(self._plan.arms[0]).label]
+        forgotten = judge(general, [(base[general], found[general]) for found in plain.scores.values()])
+        levels = (self.matched or {}).get("levels")
+        level = statistics.mean(level["of_largest_gain"] for level in levels) if levels else None
+        text = overall(pairs, target=target, general=general, base=forgotten, level=level, controls=controls)
+        return {"verdicts": [*pairs, *controls], "verdict": text}
+
+    def _runs(self, label: str, scores: dict[Arm, list[Score]]) -> Runs:
+        arms = [arm for arm in self._plan.arms if arm.label == label]
+        matched = {}
+        for entry in (self.matched or {"arms": []})["arms"]:
+            if entry["label"] == label:
+                matched[entry["seed"]] = by_metric([_score(row) for row in entry["scores"]])
+        return Runs(label, {arm.seed: by_metric(scores[arm]) for arm in arms}, matched)
+
+
+def _score(row: dict) -> Score:
+    from ..evaluate import scores_from_json
+
+    return scores_from_json(json.dumps([row]))[0]
