@@ -15,6 +15,7 @@ from .machine import cpu_flags, training_device
 from .modalities import freeze_beside_the_text
 from .plan import DataStats, steps_of
 from .probes import GENERATED
+from .samples import SAMPLES
 from .schema import Recipe
 from .stage_sections import TextData
 from .stages import tokens_of_a_step
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ..data import DataReport, Example, Source
     from ..evaluate import Probe
     from ..trainer import EAFTConfig
-    from .probes import TargetProbe
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,24 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
         held_out, _ = encode(sources)
     else:
         return RunData(train, report, None, [])
-    if not any(_asks_held_out_rows(probe) for probe in recipe.probes.target):
-        return RunData(train, report, held_out, [])
-    chosen = set(held_out["origin"])
-    examples = [e for source in sources for e in iter_examples(source, format=data.format) if e.origin in chosen]
+    chosen = set(_asked(recipe, held_out["origin"]))
+    # of the others some may be bad, and were skipped
+    examples = [e for source in sources for e in iter_examples(source, format=data.format, only=chosen)]
     return RunData(train, report, held_out, examples)
 
 
-def _asks_held_out_rows(probe: TargetProbe) -> bool:
-    return probe.name == "function_calls" or (probe.name in GENERATED and probe.options.file is None)
+def _asked(recipe: Recipe, origins: list[str]) -> list[str]:
+    """Which of the held-out rows are answered: all for a probe that generates, else a few for people to read, and none where
+    nothing is measured."""
+    from ..evaluate.sampling import evenly
+
+    probes = recipe.probes
+    if any(
+        probe.name == "function_calls" or (probe.name in GENERATED and not probe.options.file)
+        for probe in probes.target
+    ):
+        return origins
+    return evenly(origins, SAMPLES) if probes.target or probes.general else []
 
 
 def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:

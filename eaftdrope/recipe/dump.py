@@ -41,7 +41,9 @@ def _make_relative(data: dict, folder: Path) -> None:
             for source in sources if isinstance(sources, list) else []:
                 source["path"] = relative(source["path"])
         probes = training.get("probes", {})
-        for options in (o for group in ("target", "general") for probe in probes.get(group, []) for o in probe.values()):
+        for options in (
+            o for group in ("target", "general") for probe in probes.get(group, []) for o in probe.values()
+        ):
             if "files" in options:
                 options["files"] = [relative(path) for path in options["files"]]
             if "file" in options:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .machine import training_device
+from .probing import CAPTURE_FILE
 from .recovery import read_curve, recovery_markdown
 from .schema import Recipe
 from .stages import Stage
@@ -61,6 +62,7 @@ def finish(
         )
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     folder.finish({"command": command, "date": date, "device": hardware, "method": method})
+    (folder.path / CAPTURE_FILE).unlink(missing_ok=True)
     if after:
         console.print()
         console.print(comparison(before, after))

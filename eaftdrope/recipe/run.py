@@ -11,18 +11,18 @@ import gc
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .build import RunData, build_arguments, build_model, let_be_saved, stop_where_trained, uses_bfloat16
+from .build import RunData, build_arguments, build_model, let_be_saved, stop_where_trained
 from .conversion import convert_stage, show_conversion
 from .dump import dump_recipe
 from .finish import finish, push, versions
 from .lock import only_start
 from .machine import keep_freed_memory, training_device
 from .prepare import Prepared, prepare
+from .probing import during_callback, probe_run
 from .recovery import RECOVERY_FILE, show_recovery
 from .rundir import RunFolder
 from .schema import Recipe
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..evaluate import Probe, Score
+    from ..evaluate import Score
     from ..trainer import EAFTTrainer
 
 
@@ -176,13 +176,13 @@ def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: st
     place.changed = True
 
     place.words = "while probing before training"
-    before = _probe("before", trainer, tokenizer, prepared.probes, recipe, folder, console)
-    _train(trainer, prepared, console, place)
+    before = probe_run("before", trainer, tokenizer, prepared, folder, console)
+    _train(trainer, tokenizer, prepared, console, place)
     place.words = "after training"
     if prepared.recovery:
         prepared.recovery.note_in(trainer.model.config)
     _save_result(trainer, tokenizer, folder)
-    after = _probe("after", trainer, tokenizer, prepared.probes, recipe, folder, console)
+    after = probe_run("after", trainer, tokenizer, prepared, folder, console)
     if main_process:
         if prepared.recovery:
             show_recovery(folder, console)
@@ -214,7 +214,7 @@ def build_trainer(recipe: Recipe, data: RunData, tokenizer, folder: RunFolder) -
     )
 
 
-def _train(trainer: EAFTTrainer, prepared: Prepared, console: Console, place: _Place) -> None:
+def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console, place: _Place) -> None:
     """Trains from the start or from the folder's last checkpoint; one after which nothing is left to train is only
     loaded, because the Trainer would take one step more."""
     from transformers import set_seed
@@ -239,6 +239,9 @@ def _train(trainer: EAFTTrainer, prepared: Prepared, console: Console, place: _P
     if recovery:
         # before those that show or keep what it measures
         trainer.add_callback(recovery)
+    if during := during_callback(trainer, tokenizer, prepared, folder):
+        # before the trackers too, which the trainer has already
+        trainer.callback_handler.callbacks.insert(0, during)
     trainer.add_callback(MetricsFileCallback(folder.path / "metrics.jsonl"))
     trainer.add_callback(LandscapeFileCallback(folder.path / "landscape.jsonl", trainer.pop_landscape))
     display = use_progress_display(trainer)
@@ -252,48 +255,6 @@ def _train(trainer: EAFTTrainer, prepared: Prepared, console: Console, place: _P
         raise
     finally:
         display.close()
-
-
-def _probe(
-    when: str, trainer: EAFTTrainer, tokenizer, probes: list[Probe], recipe: Recipe, folder: RunFolder, console: Console
-) -> list[Score]:
-    """Scores, measured by the main process; those of before from the folder if a former start measured them."""
-    import torch
-
-    from ..evaluate import run_probes
-
-    scores = folder.load_scores(when) if when == "before" else None
-    if scores is None and probes and trainer.accelerator.is_main_process:
-        device = trainer.accelerator.device.type
-        with (
-            _probe_progress(console, when) as progress,
-            torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(recipe)),
-        ):
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            scores = run_probes(model, tokenizer, probes, batch_tokens=recipe.probes.batch_tokens, progress=progress)
-        folder.save_scores(when, scores)
-    # on every process, whoever measured: others may see the file before they come here
-    trainer.accelerator.wait_for_everyone()
-    return scores or []
-
-
-@contextmanager
-def _probe_progress(console: Console, when: str) -> Iterator:
-    """A bar a probe in a terminal, one line a probe elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:28}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, int] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(f"probing {when}: {name}", total=total)
-                if not console.is_terminal:
-                    console.print(f"probing {when}: {name} ({total})", highlight=False)
-            bars.update(tasks[name], completed=done)
-
-        yield progress
 
 
 def _save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder) -> None:

@@ -26,6 +26,8 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import has_length
 from transformers.utils import logging as transformers_logging
 
+from .probing import PREFIX
+
 ROWS_KEPT = 6
 _WIDTH = 88
 
@@ -85,6 +87,7 @@ class ProgressCallback(TrainerCallback):
         self._activity = ""
         self._note = f"resumed after step {step}" if step else ""
         self._evaluation = ""
+        self._probes = ""
         self._recovery: float | None = None
         self._evaluated = 0
 
@@ -118,6 +121,10 @@ class ProgressCallback(TrainerCallback):
         if evaluation:
             self._evaluation = f"evaluation at step {state.global_step}: {evaluation}"
             self._print(self._evaluation, unless_live=True)
+        probes = _probes_text(logs)
+        if probes:
+            self._probes = f"probes at step {state.global_step}: {probes}"
+            self._print(self._probes, unless_live=True)
         if logs.keys().isdisjoint(_FIELDS):
             return
         # measured now and then; shown until it is measured again
@@ -211,7 +218,7 @@ class ProgressCallback(TrainerCallback):
             f"elapsed {self._elapsed()}",
             f"eta {self._eta()}",
         )
-        notes = [self._evaluation, self._activity or self._note]
+        notes = [self._evaluation, self._probes, self._activity or self._note]
         lines = [Text(note, style="dim", no_wrap=True, overflow="ellipsis") for note in notes if note]
         return Group(*([figures] if self._rows else []), bar, *lines)
 
@@ -239,6 +246,13 @@ def _evaluation_text(logs: dict[str, Any]) -> str:
         f"{name} {_number(value)}"
         for name, value in metrics.items()
         if isinstance(value, float) and not name.endswith(_NOT_METRICS)
+    )
+
+
+def _probes_text(logs: dict[str, Any]) -> str:
+    """Return "held-out loss 0.512  perplexity 12.3" from the `probe/` figures of a log, "" where there are none."""
+    return "  ".join(
+        f"{name.removeprefix(PREFIX)} {_number(value)}" for name, value in logs.items() if name.startswith(PREFIX)
     )
 
 

@@ -12,7 +12,7 @@ from tests.tiny_run import MOMENTS, hashes, make_project, metrics, train
 FULL = ("lora=null", "train.learning_rate=0.001")
 RESULT = {"README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "landscape.jsonl", "checkpoints", "report.html", "figures"}
-PROBED = {"probes_before.json", "probes_after.json"}
+PROBED = {"probes_before.json", "probes_after.json", "samples.json"}
 
 
 @pytest.fixture(scope="module")

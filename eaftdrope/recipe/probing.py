@@ -1,0 +1,124 @@
+"""The probes of a run: before and after its training, a cheap part of them while it goes on.
+
+probes_before.json, probes_after.json   scores with their units
+probes_during.jsonl                     scores every `probes.every` steps
+agreement.safetensors                   what the base model says, until the run is finished
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .build import uses_bfloat16
+from .samples import take_samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from ..evaluate import Score
+    from ..trainer import EAFTTrainer
+    from ..trainer.probing import ProbesCallback
+    from .prepare import Prepared
+    from .rundir import RunFolder
+
+CAPTURE_FILE = "agreement.safetensors"
+
+
+def probe_run(
+    when: str,
+    trainer: EAFTTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+) -> list[Score]:
+    """Scores of "before" or "after", and samples of answers, by the main process; those of before from the folder if a
+    former start measured them. Without probes nothing is measured, and nothing sampled."""
+    from ..evaluate.agreement import Agreement
+
+    compared = [probe for probe in prepared.probes if isinstance(probe, Agreement)]
+    capture, is_base = folder.path / CAPTURE_FILE, when == "before"
+    scores = folder.load_scores(when) if is_base else None
+    if is_base and compared and not capture.is_file():
+        # without it nothing can be compared later
+        scores = None
+    for probe in compared:
+        probe.captured = capture
+    if prepared.probes and trainer.accelerator.is_main_process:
+        if scores is None:
+            scores = _measure(when, trainer, tokenizer, prepared, capture if is_base else None, console)
+            folder.save_scores(when, scores)
+        with _as_trained(trainer, prepared), _progress(console, when) as progress:
+            take_samples(when, trainer.accelerator.unwrap_model(trainer.model), tokenizer, prepared, folder, progress)
+    # on every process, whoever measured: others may see the file before they come here
+    trainer.accelerator.wait_for_everyone()
+    return scores or []
+
+
+def during_callback(
+    trainer: EAFTTrainer, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, folder: RunFolder
+) -> ProbesCallback | None:
+    """The callback of `probes.every`; None where the recipe has none, or no probe that is cheap enough."""
+    from ..evaluate import run_probes
+    from ..evaluate.probes import cheap_probes
+    from ..trainer.probing import ProbesCallback
+
+    settings = prepared.recipe.probes
+    probes = cheap_probes(prepared.probes, settings.during_limit) if settings.every else []
+    if not probes:
+        return None
+
+    def measure(model: nn.Module) -> list[dict]:
+        with _as_trained(trainer, prepared):
+            scores = run_probes(model, tokenizer, probes, batch_tokens=settings.batch_tokens)
+        return [{key: value for key, value in asdict(score).items() if key != "units"} for score in scores]
+
+    return ProbesCallback(folder.path / "probes_during.jsonl", measure, settings.every)
+
+
+def _measure(when, trainer, tokenizer, prepared: Prepared, capture: Path | None, console: Console) -> list[Score]:
+    from ..evaluate import run_probes
+
+    with _progress(console, when) as progress, _as_trained(trainer, prepared):
+        return run_probes(
+            trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer,
+            prepared.probes,
+            batch_tokens=prepared.recipe.probes.batch_tokens,
+            progress=progress,
+            capture=capture,
+        )
+
+
+def _as_trained(trainer: EAFTTrainer, prepared: Prepared):
+    """The arithmetic of the training."""
+    import torch
+
+    device = trainer.accelerator.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(prepared.recipe))
+
+
+@contextmanager
+def _progress(console: Console, when: str) -> Iterator:
+    """A bar a probe in a terminal, one line a probe elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:28}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, int] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(f"probing {when}: {name}", total=total)
+                if not console.is_terminal:
+                    console.print(f"probing {when}: {name} ({total})", highlight=False)
+            bars.update(tasks[name], completed=done)
+
+        yield progress
