@@ -24,6 +24,7 @@ class Table:
 
     Attributes:
         numeric: columns that are numbers, aligned at the right.
+        long: columns of running text, which take a card's whole width.
         stack: on a phone, every row becomes a card; else the table scrolls sideways.
     """
 
@@ -31,6 +32,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     numeric: Sequence[int] = ()
+    long: Sequence[int] = ()
     stack: bool = False
     note: str = ""
     kind: ClassVar[str] = "table"

@@ -34,6 +34,6 @@ def changes_figure(changes: Sequence[tuple[str, float]]) -> Figure:
         axes.set_ylim(len(changes) - 0.4, -0.6)
         axes.set_xlim(-_FAR - 2.2, _FAR + 2.2)
         axes.set_xticks([-8, -4, -2, 0, 2, 4, 8], ["−8", "−4", "−2", "0", "2", "4", "8"])
-        axes.set_xlabel("← worse      change in standard errors      better →")
+        axes.set_xlabel("← worse   |   change in its standard errors   |   better →")
         axes.grid(False)
     return figure

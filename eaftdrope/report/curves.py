@@ -99,8 +99,11 @@ def run_curves(runs: dict[str, Sequence[dict]], key: str, axis: str) -> Figure |
         return None
     with styled():
         figure, axes = new_figure(3.2)
-        for (label, (steps, values)), colour in zip(lines.items(), SERIES * len(lines), strict=False):
-            axes.plot(steps, values, color=colour, label=label, marker="o" if len(steps) < 12 else "", markersize=3.5)
+        for i, (label, (steps, values)) in enumerate(lines.items()):
+            colour, style = SERIES[i % len(SERIES)], ("-", "--", ":", "-.")[i % 4]
+            axes.plot(
+                steps, values, style, color=colour, label=label, marker="o" if len(steps) < 12 else "", markersize=3.5
+            )
         _step_axis(axes)
         axes.set_ylabel(axis)
         legend_above(axes, columns=2)

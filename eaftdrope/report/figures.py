@@ -25,6 +25,7 @@ from eaftdrope.evaluate.long_context.lengths import multiple, slope_text
 from eaftdrope.evaluate.long_context.needles import KINDS
 
 from .style import styled
+from .words import end_of
 
 # Okabe and Ito's palette
 _COLOURS = dict(
@@ -244,9 +245,9 @@ def _arms(rows: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def _label(arm: tuple[str, str], arms: list[tuple[str, str]]) -> str:
-    """The arm alone where there is one model."""
+    """The arm alone where there is one model. What is left of a long name is its end, where the names of checkpoints differ."""
     model, name = arm
-    return name if len({model for model, _ in arms}) == 1 else f"{model}, {name}"
+    return name if len({model for model, _ in arms}) == 1 else f"{end_of(model, 24)}, {name}"
 
 
 def _style(arm: tuple[str, str], arms: list[tuple[str, str]]) -> dict:

@@ -7,12 +7,11 @@ foreign text has a second crowd in the lower left corner, where the model is sur
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .style import BLUE, INK, MUTED, ORANGE, SKY, VERMILION, new_figure, styled
+from .style import BLUE, INK, MUTED, ORANGE, SKY, VERMILION, legend_above, new_figure, styled
 
 # Opacity grows with the count, so that few is faint on a light and on a dark page.
 _FEW_TO_MANY = LinearSegmentedColormap.from_list(
@@ -52,15 +51,10 @@ def landscape_figure(landscape: dict, title: str = "", *, most: int | None = Non
         axes.plot(*corner, color=INK, linewidth=1.4)
         axes.axvline(2, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.axvline(CONFLICT_ENTROPY, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        share = landscape["conflicts"] / max(1, landscape["tokens"])
-        axes.annotate(
-            f"confident conflicts: {100 * share:.1f} %",
-            (CONFLICT_ENTROPY, CONFLICT_PROBABILITY),
-            # no token is uncertain and likely, so nothing is hidden there
-            xytext=(0.98, 0.93),
-            textcoords="axes fraction",
-            ha="right",
-            arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8},
+        # no token is uncertain and likely, so nothing is hidden up there
+        share = f"{100 * landscape['conflicts'] / max(1, landscape['tokens']):.1f} %"
+        axes.text(
+            0.98, 0.96, f"confident conflicts\n(in the corner): {share}", transform=axes.transAxes, ha="right", va="top"
         )
         axes.set(xlabel="entropy of the model's prediction, nats", ylabel="probability of the label", xlim=(0, None))
         axes.set_ylim(0, 1)
@@ -85,10 +79,6 @@ def gate_figure(landscapes: dict[str, dict]) -> Figure:
             shares = 100 * counts / max(1, counts.sum())
             axes.stairs(shares, np.linspace(0, 1, len(counts) + 1), color=colour, linestyle=style, label=label)
         axes.set(xlabel="gate", ylabel="share of tokens, %", xlim=(0, 1), ylim=(0, None))
-        _legend(axes, len(landscapes))
+        if len(landscapes) > 1:
+            legend_above(axes, columns=2)
     return figure
-
-
-def _legend(axes: Axes, count: int) -> None:
-    if count > 1:
-        axes.legend(loc="upper right")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from eaftdrope.evaluate.table import by_metric
+
 from .style import INK, MARKERS, MUTED, SERIES, new_figure, styled
+from .words import score_of
 
 
 def pareto_figure(document: dict) -> Figure:
@@ -17,22 +20,20 @@ def pareto_figure(document: dict) -> Figure:
         document: compare.json.
     """
     target, general = document["target"], document["general"]
-    known = [*document["base"], *(score for arm in document["arms"] for score in arm["scores"])]
-    better = {score["metric"]: score["better"] for score in known}
-    base = {score["metric"]: score["value"] for score in document["base"]}
+    base = by_metric([score_of(row) for row in document["base"]])
     with styled():
         figure, axes = new_figure(3.9)
         for i, row in enumerate(document["table"]):
             colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
             _arm(axes, document, row, colour, marker)
-        if target in base and general in base:
-            axes.plot(base[target], base[general], marker="*", color=INK, markersize=11, linestyle="none", label="base")
-            axes.axhline(base[general], color=MUTED, linewidth=0.8, linestyle=":")
+        start = base[target].value, base[general].value
+        axes.plot(*start, marker="*", color=INK, markersize=11, linestyle="none", label="before training")
+        axes.axhline(start[1], color=MUTED, linewidth=0.8, linestyle=":")
         axes.set_xlabel(f"target: {target} (right is better)")
         axes.set_ylabel(f"general: {general} (up is better)")
-        if better[target] == "lower":
+        if base[target].better == "lower":
             axes.invert_xaxis()
-        if better[general] == "lower":
+        if base[general].better == "lower":
             axes.invert_yaxis()
         axes.margins(0.12)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
@@ -40,14 +41,14 @@ def pareto_figure(document: dict) -> Figure:
 
 
 def _arm(axes: Axes, document: dict, row: dict, colour: str, marker: str) -> None:
-    points = []
-    for arm in document["arms"]:
-        values = {score["metric"]: score["value"] for score in arm["scores"]}
-        if arm["label"] == row["label"] and {document["target"], document["general"]} <= values.keys():
-            points.append((values[document["target"]], values[document["general"]]))
+    names = document["target"], document["general"]
+    found = [
+        by_metric([score_of(one) for one in arm["scores"]]) for arm in document["arms"] if arm["label"] == row["label"]
+    ]
+    # an arm that is still to be measured has none
+    points = [[scores[name].value for name in names] for scores in found if scores.keys() >= {*names}]
     if points:
-        x, y = zip(*points)
-        axes.plot(x, y, marker=marker, color=colour, markersize=3.5, linestyle="none", alpha=0.55)
+        axes.plot(*zip(*points), marker=marker, color=colour, markersize=3.5, linestyle="none", alpha=0.55)
     across, up = row["target"], row["general"]
     axes.errorbar(
         across["mean"],

@@ -30,7 +30,8 @@ def visible(token: str) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """a, b and c"""
+    """a, b and c; a name with a comma of its own is put in quotes."""
+    names = [f"“{name}”" if "," in name else name for name in names]
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

@@ -72,7 +72,7 @@ def _said(pairs: list[Pair]) -> str:
         if names:
             subject = listing(names) if len(names) <= _NAMED else plural(len(names), "metric")
             said.append(f"{subject} {verb}")
-    return listing(said) if said else ""
+    return ", ".join(said)
 
 
 def change_table(pairs: list[Pair]) -> Table:
@@ -101,7 +101,7 @@ def change_pictures(pairs: list[Pair], drawer: Drawer) -> list[Gallery]:
     known = [(pair.line.name, pair.clearness) for pair in pairs if pair.clearness is not None]
     if not known:
         return []
-    words = listing([f"{name}: {change:+.1f}" for name, change in known])
+    words = "; ".join(f"{name} {change:+.1f}" for name, change in known)
     picture = drawer.picture(
         "changes",
         changes_figure(known),
@@ -125,4 +125,4 @@ def probe_section(pairs: list[Pair]) -> Section:
         "Units are what the probe counts: rows, windows of text or questions. The intervals are of one side alone; the "
         "change in the table above is over the same units, and often surer."
     )
-    return Section("probes", "Probes", [Table("Every probe", head, rows, numeric=(3, 4, 5), note=note)])
+    return Section("probes", "Probes", [Table("Each side by itself", head, rows, numeric=(3, 4, 5), note=note)])

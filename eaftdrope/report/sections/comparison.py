@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eaftdrope.evaluate.scores import Score
-from eaftdrope.evaluate.table import number_text
+from eaftdrope.evaluate.table import by_metric, number_text
 
 from ..blocks import Gallery, Page, Section, Table, Text
 from ..drawer import Drawer
@@ -20,13 +20,12 @@ _FILE = "compare.json"
 def compare_page(folder: Path, drawer: Drawer) -> Page:
     """The page of a folder with compare.json."""
     document = read_json(folder / _FILE)
+    seeds = sorted({arm["seed"] for arm in document["arms"]})
     sections = [
         _outcome(document, drawer),
         *_matched(document),
         *_arms(document),
-        about_section(
-            document, ("Seeds", listing([str(seed) for seed in _seeds(document)]) if document["arms"] else None)
-        ),
+        about_section(document, ("Seeds", listing([str(seed) for seed in seeds]) if seeds else None)),
     ]
     return Page("Comparison of gates", folder.resolve().name, _summary(document), sections)
 
@@ -37,14 +36,19 @@ def _summary(document: dict) -> str:
     return document["verdict"]
 
 
-def _seeds(document: dict) -> list:
-    return sorted({arm["seed"] for arm in document["arms"]})
+def _scores(rows: list[dict]) -> dict[str, Score]:
+    return by_metric([score_of(row) for row in rows])
 
 
-def _known(document: dict) -> dict[str, Score]:
-    """A score of every metric, for how it is written."""
-    rows = [*document["base"], *(row for arm in document["arms"] for row in arm["scores"])]
-    return {row["metric"]: score_of(row) for row in reversed(rows)}
+def _ordered(document: dict) -> dict[str, Score]:
+    """The base model's scores: the two that are drawn first, then the target's, then the general ones."""
+    base = _scores(document["base"])
+    first = (document["target"], document["general"])
+    return dict(sorted(base.items(), key=lambda one: (one[0] not in first, one[1].group != "target")))
+
+
+def _head(base: dict[str, Score]) -> list[str]:
+    return [arrowed(name, score.better) for name, score in base.items()]
 
 
 def _outcome(document: dict, drawer: Drawer) -> Section:
@@ -63,30 +67,23 @@ def _outcome(document: dict, drawer: Drawer) -> Section:
         blocks.append(Gallery([drawer.picture("pareto", figure, label, caption)]))
     if document["verdicts"]:
         rows = [[listing([str(name) for name in one["pair"]]), one["text"]] for one in document["verdicts"]]
-        blocks.append(Table("Pair by pair", ("pair", "verdict"), rows, stack=True))
+        blocks.append(Table("Pair by pair", ("pair", "verdict"), rows, stack=True, long=(1,)))
     return Section("outcome", "Gained and forgotten under each gate", blocks or [Text("Nothing was measured yet.")])
 
 
 def _table(document: dict) -> Table:
     """Means over seeds; the base model's own values come first."""
-    known = _known(document)
-    target, general = document["target"], document["general"]
-    others = [key for key in document["table"][0] if key not in ("label", "n", "target", "general") and key in known]
-    metrics = [target, general, *others]
-    base = {row["metric"]: score_of(row) for row in document["base"]}
-    rows = [["before training", "", *(value_text(base.get(metric)) for metric in metrics)]]
+    base = _ordered(document)
+    rows = [["before training", "", "", *(value_text(score) for score in base.values())]]
     for row in document["table"]:
-        values = [row["target"], row["general"], *(row[key] for key in others)]
-        texts = [_spread(value, known[metric].kind) for metric, value in zip(metrics, values)]
-        rows.append([row["label"], f"{row['n']:,}", *texts])
-    head = ["gate", "runs", *(arrowed(metric, known[metric].better) for metric in metrics)]
-    note = "± is one standard deviation over runs; before training, one standard error. ↓ lower is better, ↑ higher."
-    return Table("Mean over seeds", head, rows, numeric=range(1, len(head)), stack=len(head) < 6, note=note)
+        texts = [_spread(row["metrics"][name], score.kind) for name, score in base.items()]
+        rows.append([row["label"], f"{row['n']:,}", number(row["mean_gate"]), *texts])
+    head = ["gate", "seeds", "mean gate", *_head(base)]
+    note = "± is one standard deviation over seeds; before training, one standard error. ↓ lower is better, ↑ higher."
+    return Table("Means over seeds", head, rows, numeric=range(1, len(head)), stack=len(head) < 7, note=note)
 
 
 def _spread(value: dict, kind: str) -> str:
-    if value["mean"] is None:
-        return "–"
     text = number_text(value["mean"], kind)
     return text if value["sd"] is None else f"{text} ± {number_text(value['sd'], kind)}"
 
@@ -95,43 +92,43 @@ def _matched(document: dict) -> list[Section]:
     matched = document["matched"]
     if not matched:
         return []
-    known, general = _known(document), document["general"]
-    metrics = list(
-        dict.fromkeys([document["target"], general, *(s["metric"] for a in matched["arms"] for s in a["scores"])])
-    )
-    metrics = [metric for metric in metrics if metric in known]
-    rows = []
-    for arm in matched["arms"]:
-        scores = {row["metric"]: score_of(row) for row in arm["scores"]}
-        share = "not reached" if arm["share"] is None else f"{100 * arm['share']:.0f} %"
-        rows.append([arm["label"], str(arm["seed"]), share, *(value_text(scores.get(metric)) for metric in metrics)])
-    level = number_text(matched["level"], known[document["target"]].kind)
+    base = _ordered(document)
+    found = [(arm, _scores(arm["scores"])) for arm in matched["arms"]]
+    base = {name: score for name, score in base.items() if any(name in scores for _, scores in found)}
+    rows = [
+        [
+            arm["label"] if arm.get("monotone", True) else f"{arm['label']} (not monotone)",
+            str(arm["seed"]),
+            f"{100 * arm['share']:.0f} %",
+            *(value_text(scores.get(name)) for name in base),
+        ]
+        for arm, scores in found
+    ]
     words = (
-        f"A gate that simply learns less also forgets less. Here every run is taken back towards the base model until its "
-        f"target ({document['target']}) is {level}, and only then compared."
+        "A gate that simply learns less also forgets less. Here every run is drawn back towards the base model until it has "
+        "gained only as much on the target as the run that gained least, and then what it forgot is measured."
     )
-    head = ["gate", "seed", "of the way", *(arrowed(metric, known[metric].better) for metric in metrics)]
-    note = "Of the way: 0 % is the base model, 100 % the trained weights. ± is one standard error."
-    table = Table("At an equal target", head, rows, numeric=range(1, len(head)), stack=len(head) < 7, note=note)
-    return [Section("matched", "At an equal target", [Text(words), table])]
+    out = [f"{one['label']}, seed {one['seed']}: {one['why']}" for one in matched.get("left_out", [])]
+    blocks: list = [Text(words + (f" Left out: {'; '.join(out)}." if out else ""))]
+    if rows:
+        head = ["gate", "seed", "of the way", *_head(base)]
+        note = "Of the way: 0 % is the base model, 100 % the trained weights. ± is one standard error."
+        caption = f"At an equal target ({document['target']})"
+        blocks.append(Table(caption, head, rows, numeric=range(1, len(head)), stack=len(head) < 7, note=note))
+    return [Section("matched", "At an equal target", blocks)]
 
 
 def _arms(document: dict) -> list[Section]:
     if not document["arms"]:
         return []
-    known = _known(document)
+    base = _ordered(document)
     rows = []
     for arm in document["arms"]:
-        scores = {row["metric"]: score_of(row) for row in arm["scores"]}
-        first = [
-            arm["label"],
-            str(arm["seed"]),
-            f"{arm['learning_rate']:g}",
-            number(arm["mean_gate"]),
-            f"{arm['steps']:,}",
-        ]
-        rows.append([*first, *(value_text(scores.get(metric)) for metric in known), arm["folder"]])
-    head = ["gate", "seed", "learning rate", "mean gate", "steps"]
-    metrics = [arrowed(metric, score.better) for metric, score in known.items()]
-    table = Table("Every run", [*head, *metrics, "folder"], rows, numeric=range(1, len(head) + len(metrics)))
+        scores = _scores(arm["scores"])
+        run = [str(arm["seed"]), f"{arm['learning_rate']:g}", number(arm["mean_gate"]), f"{arm['steps']:,}"]
+        rows.append([arm["label"], *run, *(value_text(scores.get(name)) for name in base), arm["folder"]])
+    head = ["gate", "seed", "learning rate", "mean gate", "steps", *_head(base)]
+    table = Table(
+        "Each with its own error", [*head, "folder"], rows, numeric=range(1, len(head)), note="± is one standard error."
+    )
     return [Section("runs", "Every run", [table])]

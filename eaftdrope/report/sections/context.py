@@ -21,6 +21,8 @@ _WORDS = {
     "probe_perplexity_by_position": "Perplexity along the longest windows; dotted: the trained length.",
     "probe_attention_by_length": "Attention on the needle by length; grey: if all tokens got the same.",
 }
+# Inches: what is wider has several panels.
+_NARROW = 5
 
 
 def probe_page(folder: Path, drawer: Drawer) -> Page:
@@ -35,7 +37,8 @@ def probe_page(folder: Path, drawer: Drawer) -> Page:
         if lines:
             blocks.append(Table(caption, head, lines, numeric=range(1, len(head)), note=note))
     pictures = [
-        drawer.picture(name, figure, _WORDS[name], wide=True) for name, figure in probe_figures(document, rows).items()
+        drawer.picture(name, figure, _WORDS[name], wide=figure.get_figwidth() > _NARROW)
+        for name, figure in probe_figures(document, rows).items()
     ]
     sections = [Section("outcome", "How far the context reaches", blocks)]
     if pictures:
@@ -61,4 +64,4 @@ def _summary(document: dict, rows: list[dict]) -> str:
     if not found:
         return f"{listing(models)} at {plural(len(lengths), 'length')} up to {lengths[-1]:,} tokens."
     longest = max(row["length"] for row in rows)
-    return listing([text for text in found if f" {longest:,} tokens" in text] or found[-1:]) + "."
+    return "; ".join([text for text in found if f" {longest:,} tokens" in text] or found[-1:]) + "."

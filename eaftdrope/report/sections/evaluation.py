@@ -45,7 +45,7 @@ def score_table(models: dict[str, list[Score]]) -> Table:
         rows.append([arrowed(score.metric, score.better), *(value_text(line.get(name)) for name in models)])
     head = ["metric", *models]
     note = "± is one standard error. ↓ lower is better, ↑ higher is better."
-    return Table("Scores", head, rows, numeric=range(1, len(head)), stack=len(head) < 5, note=note)
+    return Table("A column a model", head, rows, numeric=range(1, len(head)), stack=len(head) < 5, note=note)
 
 
 def _intervals(models: dict[str, list[Score]]) -> Section:
@@ -62,4 +62,4 @@ def _intervals(models: dict[str, list[Score]]) -> Section:
         for score in scores
     ]
     head = ("metric", "probe", "model", "value", "95 % interval", "units")
-    return Section("probes", "Probes", [Table("Every probe", head, rows, numeric=(3, 4, 5))])
+    return Section("probes", "Probes", [Table("Each model by itself", head, rows, numeric=(3, 4, 5))])

@@ -124,10 +124,12 @@ def _rows(document: dict) -> list[Section]:
         ]
         for one in ranked[:_ROWS]
     ]
-    head = ("row", "conflicts", "share", "nats a token", "the same again", "text")
+    head = ("row", "conflicts", "share", "nats a token", "copies", "text")
     note = left_out(len(rows), len(ranked), "rows", _FILE)
     words = "Rows with the most confident conflicts first: wrong labels and noise tend to be at the top."
-    table = Table("Rows by their share of conflicts", head, rows, numeric=(1, 2, 3, 4), stack=True, note=note)
+    table = Table(
+        "Rows by their share of conflicts", head, rows, numeric=(1, 2, 3, 4), long=(5,), stack=True, note=note
+    )
     return [Section("rows", "Rows to look at", [Text(words), table])]
 
 
@@ -159,4 +161,6 @@ def _where(document: dict) -> list[Section]:
 
 
 def _span(one: dict) -> str:
+    if one["from"] == one["to"]:
+        return f"{one['from']:,}"
     return f"{one['from']:,} and on" if one["to"] is None else f"{one['from']:,} to {one['to']:,}"

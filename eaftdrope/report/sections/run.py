@@ -81,7 +81,7 @@ def _curves(folder: Path, metrics: list[dict], pairs, drawer: Drawer) -> list[Se
             pictures.append(drawer.picture(f"curve_{curve.name}", figure, curve.words))
     gates = gate_over_time(metrics)
     if gates is not None:
-        words = "How the gates are spread over the training: from closed (pale, below 0.1) to open (dark, over 0.9)."
+        words = "How the gates are spread over the training: from closed (faint, below 0.1) at the bottom to open (strong, over 0.9) at the top."
         pictures.append(drawer.picture("curve_gates", gates, words))
     pictures += _during(folder, metrics, pairs, drawer)
     return [Section("curves", "Training", [Gallery(pictures)])] if pictures else []
@@ -101,7 +101,7 @@ def _during(folder: Path, metrics: list[dict], pairs, drawer: Drawer) -> list[Pi
         figure = probes_over_time(arrowed(score.metric, score.better), points, score.kind)
         words = (
             f"{score.metric} during training, on {plural(score.n, 'unit')} (a part of those of before and after); bars "
-            "are one standard error."
+            "are one standard error, dotted is the first."
         )
         pictures.append(drawer.picture(f"during_{number_:02}_{score.probe}", figure, words))
     return pictures
