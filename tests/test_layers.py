@@ -18,10 +18,13 @@ ALLOWED = {
     "drope": {"models"},
     "evaluate": {"data", "loss", "models", "adapters", "drope"},
     "trainer": {"drope", "loss", "data", "models", "adapters"},
+    "inspection": {"evaluate", "trainer", "loss", "data", "models"},
     "report": {"evaluate", "drope", "models", "data", "loss"},
-    "recipe": {"trainer", "evaluate", "report", "drope", "loss", "data", "models"},
+    "recipe": {"trainer", "evaluate", "inspection", "report", "drope", "loss", "data", "models"},
     "compare": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
-    "cli": {"compare", "recipe", "trainer", "evaluate", "report", "drope", "loss", "data", "models", "bench"},
+    "cli": {
+        "compare", "recipe", "trainer", "evaluate", "inspection", "report", "drope", "loss", "data", "models", "bench",
+    },
     "bench": {"recipe", "trainer", "evaluate", "drope", "loss", "data", "models", ""},
 }
 

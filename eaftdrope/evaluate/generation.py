@@ -32,12 +32,14 @@ def generate_ids(
     max_new_tokens: int,
     batch_tokens: int,
     prefill_chunk: int | None = None,
+    sample: bool = False,
     progress=None,
 ) -> list[list[int]]:
     """`generate` on tokens: the ids of each answer, cut before the token that ended it.
 
     Args:
         prefill_chunk: tokens of a prompt that go through the model at a time, for prompts too long for one forward.
+        sample: draw every token from the model's whole distribution, as torch's generator is seeded.
     """
     stops = stop_token_ids(model, tokenizer)
     config = GenerationConfig(
@@ -47,13 +49,13 @@ def generate_ids(
         prefill_chunk_size=prefill_chunk,
         use_cache=True,
         # Stated because what is left unset comes from the checkpoint.
-        do_sample=False,
+        do_sample=sample,
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         temperature=1.0,
         top_p=1.0,
-        top_k=50,
+        top_k=0 if sample else 50,
     )
     answers: list[list[int]] = [[]] * len(prompts)
     done = 0

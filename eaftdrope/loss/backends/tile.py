@@ -19,6 +19,13 @@ class LogitsTransform:
     scale: float = 1.0
     softcap: float | None = None
 
+    def apply_(self, raw: Tensor) -> None:
+        """Turns raw projections into logits, in place."""
+        if self.softcap is not None:
+            raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+        elif self.scale != 1.0:
+            raw.mul_(self.scale)
+
 
 @dataclass(frozen=True)
 class TileStats:

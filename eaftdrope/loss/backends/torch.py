@@ -154,10 +154,7 @@ def _row_blocks(logits_RV: Tensor, columns: int, dtype: torch.dtype) -> Iterator
 def _load(scratch_BV: Tensor, logits_BV: Tensor, transform: LogitsTransform) -> None:
     z_BV = scratch_BV[:, : logits_BV.shape[1]]
     z_BV.copy_(logits_BV)
-    if transform.softcap is not None:
-        z_BV.mul_(transform.scale / transform.softcap).tanh_().mul_(transform.softcap)
-    elif transform.scale != 1.0:
-        z_BV.mul_(transform.scale)
+    transform.apply_(z_BV)
 
 
 def _topk_entropy(x_BGC: Tensor, block_max_BG: Tensor, k: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""`eaftdrope inspect`: what a model makes of a recipe's training rows, before training."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaftdrope.cli.measure import Overwrite
+from eaftdrope.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN = 8
+
+
+def inspect(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, such as data.max_length=512.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows to look at, spread over the data.", show_default="all")
+    ] = None,
+    on_policy: Annotated[
+        int, typer.Option(min=0, help="Prompts that the model answers itself, for contrast (slow).")
+    ] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/inspect/<recipe>")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the data, print the plan, load no weights, write nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look at a recipe's training rows with its model as it is: where the model is sure of another token than the label,
+    in which rows, and how much of the gradient that would be. Bad labels and copied noise come out on top.
+
+    Writes inspect.json, conflicts.jsonl, rows.jsonl and report.html.
+    """
+    checked = load_recipe(recipe, overrides or [])
+    from rich.console import Console
+
+    from eaftdrope.cli.measure import about, bars
+    from eaftdrope.cli.quiet import quieten
+    from eaftdrope.inspection.store import InspectionFolder
+    from eaftdrope.recipe.inspection import prepare_inspection, run_inspection, show_plan
+    from eaftdrope.recipe.machine import training_device
+    from eaftdrope.recipe.stops import told_about_disk
+    from eaftdrope.report.page import report_or_say
+
+    quieten(bars=False)
+    # a log is not a terminal 80 columns wide
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    folder = InspectionFolder(output or Path("runs") / "inspect" / recipe.stem, overwrite=overwrite)
+    inspection = prepare_inspection(checked, rows=rows, on_policy=on_policy)
+    show_plan(inspection, folder.path, console)
+    if dry_run:
+        return
+    command = shlex.join(["eaftdrope", *sys.argv[1:]])
+    with bars(console) as start, told_about_disk(str(folder.path)):
+        document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
+    _show(document, console)
+    report_or_say(folder.path, console)
+    console.print(f"\nwritten: {folder.path}", highlight=False)
+
+
+def _show(document: dict, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("tokens", "share", "of the gradient's norm", "of it under the gate", box=None, pad_edge=False)
+    for one in document["quadrants"]:
+        table.add_row(one["name"], *(f"{one[key]:.1%}" for key in ("tokens", "gradient", "gated_gradient")))
+    console.print()
+    console.print(table)
+    summary = document["summary"]
+    console.print(
+        f"nll {summary['nll']:.3f}, entropy {summary['entropy']:.3f} nats, mean gate {summary['gate']:.3f}, "
+        f"confident conflicts {summary['conflict_share']:.2%}",
+        highlight=False,
+    )
+    _print_list(console, "worst conflicts (label <- what the model was sure of)", map(_conflict, document["conflicts"]))
+    _print_list(console, "rows to look at first", map(_row, document["rows_ranked"]))
+
+
+def _print_list(console: Console, title: str, lines) -> None:
+    console.print(f"\n{title}", style="bold", highlight=False)
+    for _, line in zip(range(_SHOWN), lines):
+        # one line each; text of the data must not steer the terminal
+        shown = "".join(char if char.isprintable() else " " for char in line)
+        console.print(shown, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+
+
+def _conflict(one: dict) -> str:
+    return (
+        f"  {one['label']!r} <- {one['predicted']!r} ({one['probability']:.1g}, {one['predicted_probability']:.2f})  "
+        f"{one['origin']}: ...{one['before'][-60:]}"
+    )
+
+
+def _row(one: dict) -> str:
+    return (
+        f"  {one['because_of']:9}  {one['conflicts']} of {one['tokens']} tokens, nll {one['nll']:.2f}, "
+        f"{one['duplicates']} copies  {one['origin']}: {one['text']}"
+    )

@@ -1,0 +1,70 @@
+"""The pass over all rows: read a window of them, look at it in batches of similar length, keep the figures, let it go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from eaftdrope.evaluate.likelihood import Row, batches
+from eaftdrope.loss.gates import Gate
+
+from .tally import Tally
+from .text import copy_key
+from .tokens import look
+from .worst import RowFigures, WorstConflicts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Rows that are in memory at once, and batched among themselves.
+_WINDOW = 512
+
+
+class Survey:
+    """Everything that was seen of some rows.
+
+    Args:
+        rows (`Dataset`): columns `input_ids`, `labels` (not shifted, a trained one at least in every row), `origin` and
+            `source` (a number).
+        sources (`list[str]`): the names of the sources.
+        conflicts (`int`): the worst conflicts that are kept.
+    """
+
+    def __init__(self, rows: Dataset, sources: list[str], *, conflicts: int):
+        self.rows = rows
+        self.tally = Tally(sources)
+        self.conflicts = WorstConflicts(conflicts)
+        self.figures = RowFigures(len(rows))
+
+    def run(
+        self,
+        model,
+        tokenizer,
+        gate: Gate,
+        *,
+        batch_tokens: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Survey:
+        """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows."""
+        done = 0
+        for numbers, rows, sources in self._batches(batch_tokens):
+            tokens = look(model, rows, gate)
+            self.tally.add(tokens, sources)
+            self.conflicts.add(tokens, numbers)
+            self.figures.add(tokens, numbers, [copy_key(row, tokenizer) for row in rows])
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(self.rows))
+        return self
+
+    def row(self, number: int) -> tuple[Row, str, int]:
+        """A row, where it is from, and the number of its source."""
+        found = self.rows[int(number)]
+        return Row(found["input_ids"], found["labels"]), found["origin"], found["source"]
+
+    def _batches(self, batch_tokens: int) -> Iterator[tuple[list[int], list[Row], list[int]]]:
+        for start in range(0, len(self.rows), _WINDOW):
+            window = self.rows[start : start + _WINDOW]
+            for batch in batches([len(ids) for ids in window["input_ids"]], batch_tokens):
+                rows = [Row(window["input_ids"][i], window["labels"][i]) for i in batch]
+                yield [start + i for i in batch], rows, [window["source"][i] for i in batch]
