@@ -58,13 +58,13 @@ def cached_scores(
     model = None
     found: list[Score] = []
     for probe in probes:
-        key = score_key(identity, probe, setting)
-        scores = None if fresh else kept_scores(key)
-        if scores is None:
+
+        def measure(probe: Probe = probe) -> list[Score]:
+            nonlocal model
             model = load() if model is None else model
-            scores = run_probes(model, tokenizer, [probe], batch_tokens=batch_tokens, progress=progress)
-            keep_scores(key, scores)
-        found += scores
+            return run_probes(model, tokenizer, [probe], batch_tokens=batch_tokens, progress=progress)
+
+        found += remembered(score_key(identity, probe, setting), measure, fresh=fresh)
     return found
 
 
@@ -78,20 +78,18 @@ def score_key(identity: str, measured: Any, setting: str) -> str:
     return _sha256(json.dumps([identity, plain(measured), setting, _code()], sort_keys=True))
 
 
-def kept_scores(key: str) -> list[Score] | None:
-    """What is kept under a key; None where nothing is."""
-    file = _file(key)
-    return scores_from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def keep_scores(key: str, scores: list[Score]) -> None:
-    """Keep scores under a key, whole or not at all."""
-    file = _file(key)
+def remembered(key: str, measure: Callable[[], list[Score]], *, fresh: bool = False) -> list[Score]:
+    """What is kept under a key, measured and kept where nothing is (`fresh`: in any case)."""
+    file = cache_dir() / "scores" / f"{key}.json"
+    if file.is_file() and not fresh:
+        return scores_from_json(file.read_text(encoding="utf-8"))
+    scores = measure()
     file.parent.mkdir(parents=True, exist_ok=True)
     # two processes may measure the same
     partial = file.with_name(f".{key}.{os.getpid()}.partial")
     partial.write_text(scores_to_json(scores), encoding="utf-8")
     os.replace(partial, file)
+    return scores
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -130,10 +128,6 @@ def _code() -> list[str]:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     ours = _sha256("\0".join(file.read_text(encoding="utf-8") for file in sources))
     return [ours, version("torch"), version("transformers")]
-
-
-def _file(key: str) -> Path:
-    return cache_dir() / "scores" / f"{key}.json"
 
 
 def _sha256(text: str) -> str:

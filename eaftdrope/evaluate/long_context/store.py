@@ -8,20 +8,17 @@ killed one stopped.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-from eaftdrope.errors import UserError
+from eaftdrope.evaluate.result_folder import ResultFolder
 
 from .plan import Cell, Plan
 
 NAME = "probe.json"
 SCHEMA = 1
-_WAYS_OUT = "Nothing was touched: name another folder with --output, or pass --overwrite to delete it and start anew."
 
 
-class Results:
+class Results(ResultFolder):
     """Results of one plan in `folder`. Making one only looks; `begin` is the first to write.
 
     Raises:
@@ -29,16 +26,8 @@ class Results:
     """
 
     def __init__(self, folder: Path, plan: Plan, *, overwrite: bool = False):
-        self.folder, self._plan, self._overwrite = folder, plan, overwrite
-        self._check_writable()
-        if not (folder / NAME).is_file() and not self._is_free():
-            raise UserError(
-                f"{folder} is not empty and holds no {NAME} of ours. Nothing was touched: name another folder with --output."
-            )
-        self.document = None if overwrite else self._read()
-        if self.document is not None and self.document["settings"] != plan.settings:
-            keys = _differences(self.document["settings"], plan.settings)
-            raise UserError(f"{folder} holds a probe with other settings (different: {keys}). {_WAYS_OUT}")
+        super().__init__(folder, NAME, "a probe", plan.settings, schema=SCHEMA, overwrite=overwrite)
+        self._plan, self._overwrite = plan, overwrite
         self._cells = {
             (cell["model"], cell["arm"], cell["probe"], cell["length"]): cell
             for cell in (self.document or {"cells": []})["cells"]
@@ -60,7 +49,7 @@ class Results:
                 "notes": notes,
                 "cells": [],
             }
-            self._write()
+            self.save()
 
     def has(self, cell: Cell) -> bool:
         return cell.key in self._cells
@@ -75,52 +64,4 @@ class Results:
         self._cells[cell.key] = {**entry, "seconds": round(seconds, 2), "result": result}
         # in the plan's order, whatever order a resumed run took
         self.document["cells"] = [self._cells[c.key] for c in self._plan.cells if c.key in self._cells]
-        self._write()
-
-    def write(self, name: str, text: str) -> Path:
-        """A small file, whole or not at all."""
-        partial = self.folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.folder / name)
-        return self.folder / name
-
-    def _write(self) -> None:
-        self.write(NAME, json.dumps(self.document) + "\n")
-
-    def _read(self) -> dict | None:
-        file = self.folder / NAME
-        if not file.is_file():
-            return None
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            document = None
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            raise UserError(f"{file} cannot be read as results of this version. {_WAYS_OUT}")
-        return document
-
-    def _is_free(self) -> bool:
-        return not self.folder.exists() or all(entry.name == f".{NAME}.partial" for entry in self.folder.iterdir())
-
-    def _check_writable(self) -> None:
-        place = self.folder
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            why = "no permission to write in" if place.is_dir() else "this is a file:"
-            raise UserError(f"--output {self.folder} cannot be made: {why} {place}. Name another folder.")
-
-
-def _differences(old: dict, new: dict) -> str:
-    """Dotted keys whose values differ."""
-
-    def flat(data, prefix=""):
-        if isinstance(data, list) and data and isinstance(data[0], dict):
-            data = {item["name"]: item for item in data}
-        if isinstance(data, dict):
-            return {key: value for name in data for key, value in flat(data[name], f"{prefix}{name}.").items()}
-        return {prefix[:-1]: data}
-
-    before, after = flat(old), flat(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
+        self.save()

@@ -1,6 +1,6 @@
 """RULER and LongBench through lm-eval, on the live model with whatever rotary embedding it has at the moment.
 
-lm-eval brings the tasks and downloads their data; it is imported here only. A crop is its own `max_length`: it keeps the
+lm-eval brings the tasks and downloads their data. A crop is its own `max_length`: it keeps the
 last tokens of a longer prompt.
 """
 
@@ -20,21 +20,21 @@ def run_suite(suite: str, model, planned: PlannedModel, length: int, *, crop: in
     Raises:
         UserError: lm-eval cannot get the suite's data or a package that it needs.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    from eaftdrope.evaluate.harness import run_tasks
 
     longest = length if crop is None else min(crop, length)
-    wrapped = HFLM(pretrained=model, tokenizer=planned.tokenizer, max_length=longest, batch_size=1)
     # RULER counts its prompts' tokens with a tokenizer that it loads itself.
     metadata = {"tokenizer": resolve_model(planned.reference).path, "max_seq_lengths": [length]}
     try:
-        found = lm_eval.simple_evaluate(
-            model=wrapped,
-            tasks=[suite],
-            metadata=metadata,
+        found = run_tasks(
+            model,
+            planned.tokenizer,
+            [suite],
+            batch_size=1,
             limit=options.trials,
-            log_samples=False,
-            bootstrap_iters=1000,
+            max_length=longest,
+            metadata=metadata,
+            samples=False,
         )
     except (OSError, ImportError, ValueError) as error:
         reason = " ".join(str(error).split())

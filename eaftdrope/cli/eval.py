@@ -1,0 +1,244 @@
+"""`eaftdrope eval`: models on suites of probes, on a recipe's own probes, and on tasks of lm-eval."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaftdrope.cli.measure import DeviceName, Dtype
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from eaftdrope.evaluate import Score
+    from eaftdrope.evaluate.evaluation import Options, Plan, RecipeProbes
+    from eaftdrope.evaluate.result_folder import ResultFolder
+
+_UNSHOWN = {"show_default": False}
+_DEFAULT_SUITE = "general"
+_STYLES = {"better": "green", "worse": "red", "no clear change": "dim"}
+
+
+_Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL", help="Folders (adapters too), hub ids, package:NAME; the first is the base.", **_UNSHOWN
+    ),
+]
+_Suite = Annotated[
+    str | None,
+    typer.Option(
+        help="Of general,medical,math,tool_use; medical:pubmedqa is one part; lm-eval:mmlu,ifeval are lm-eval's.",
+        show_default=f"{_DEFAULT_SUITE}, without --probes",
+    ),
+]
+_Recipe = Annotated[
+    Path | None,
+    typer.Option(metavar="RECIPE", help="Also the probes of this recipe, on its held-out rows.", **_UNSHOWN),
+]
+_Data = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[PART=]FILE|FOLDER", help="Your rows for a part of a suite; may be repeated.", **_UNSHOWN),
+]
+_Base = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="What agreement compares with.", show_default="the first of several models"),
+]
+_Limit = Annotated[
+    int | None, typer.Option(min=1, help="Rows of each part and task (perplexity reads as ever).", **_UNSHOWN)
+]
+_Include = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="lm-eval's task files (YAML) of your own.", **_UNSHOWN)
+]
+_BatchTokens = Annotated[
+    int, typer.Option(min=64, help="Tokens the model takes at once, padding included; bounds the logits.")
+]
+
+
+def eval(
+    models: _Models,
+    suite: _Suite = None,
+    probes: _Recipe = None,
+    data: _Data = None,
+    base: _Base = None,
+    limit: _Limit = None,
+    include_path: _Include = None,
+    chat: Annotated[bool, typer.Option("--chat", help="lm-eval's prompts through the chat template.")] = False,
+    device: DeviceName = "auto",
+    dtype: Dtype = None,
+    batch_tokens: _BatchTokens = 2048,
+    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/eval/<first model>")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what is in the cache of scores.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be measured; read the data, load no weights.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")] = False,
+) -> None:
+    """Measure what models can do, with standard errors; of several the first is the base, and changes are from it.
+
+    Writes eval.json and report.html. What was measured once, of the same weights with the same probe, comes from a cache: the
+    same command goes on where an interrupted one stopped.
+    """
+    from eaftdrope.cli.measure import device_and_dtype
+    from eaftdrope.evaluate.evaluation import Options
+    from eaftdrope.evaluate.long_context.plan import short_name
+
+    device, dtype, problems = device_and_dtype(device, dtype)
+    folder = output or Path("runs") / "eval" / short_name(models[0])
+    options = Options(
+        models=tuple(models),
+        suite=suite if suite or probes else _DEFAULT_SUITE,
+        data=tuple(data or ()),
+        recipe=probes.stem if probes else None,
+        base=base,
+        limit=limit,
+        include=include_path,
+        chat=chat,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+    )
+    recipe_probes = _recipe_probes(probes, models[0], folder) if probes else None
+    _eval(options, problems, recipe_probes, folder, fresh=fresh, dry_run=dry_run, overwrite=overwrite)
+
+
+def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
+    """The probes of a recipe, whose model and output do not matter here."""
+    from eaftdrope.recipe.load import load_recipe
+
+    recipe = load_recipe(path, [f"model={model}", f"output.dir={folder}"])
+
+    def build(tokenizer):
+        from eaftdrope.recipe.build import build_data, build_run_probes
+
+        return build_run_probes(recipe, build_data(recipe, tokenizer))
+
+    return build
+
+
+def _eval(
+    options: Options,
+    problems: list[str],
+    recipe_probes: RecipeProbes | None,
+    folder: Path,
+    *,
+    fresh: bool,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    from rich.console import Console
+
+    from eaftdrope.cli.quiet import quieten
+    from eaftdrope.evaluate.evaluation import make_plan
+    from eaftdrope.evaluate.evaluation_run import NAME, SCHEMA
+    from eaftdrope.evaluate.result_folder import ResultFolder
+    from eaftdrope.report.page import report_or_say
+
+    quieten(bars=False)
+    # a log is not a terminal 80 columns wide
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    plan = make_plan(options, problems, recipe_probes)
+    results = ResultFolder(folder, NAME, "an evaluation", plan.settings, schema=SCHEMA, overwrite=overwrite)
+    if dry_run:
+        console.print(plan_table(plan))
+    else:
+        found = _run(plan, results, console, fresh=fresh)
+        console.print(score_table(found))
+        console.print(f"written: {folder / NAME}", highlight=False)
+        report_or_say(folder, console)
+    for note in plan.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) -> dict[str, dict[str, list[Score]]]:
+    """Measure with a bar in a terminal, a line a step elsewhere, and say how much came from the cache."""
+    from eaftdrope.cli.measure import about, bars
+    from eaftdrope.evaluate.evaluation_run import SCHEMA, run_plan
+
+    command = shlex.join(["eaftdrope", *sys.argv[1:]])
+    results.document = {
+        "schema": SCHEMA,
+        "kind": "eval",
+        "status": "running",
+        "settings": plan.settings,
+        "about": about(plan.options.device),
+        "command": command,
+        "suites": plan.suites,
+        "notes": list(plan.notes),
+        "models": [],
+    }
+    measured = []
+    with bars(console) as start:
+
+        def started(model, step) -> Callable[[int, int], None]:
+            measured.append((model, step))
+            return start(f"{model.name}, {step}")
+
+        found = run_plan(plan, results, started, fresh=fresh)
+    results.document["status"] = "finished"
+    results.save()
+    to_measure = plan.to_measure
+    if kept := sum(pair not in measured for pair in to_measure):
+        console.print(f"{kept} of {len(to_measure)} were measured before (--fresh: anew)", highlight=False)
+    return found
+
+
+def plan_table(plan: Plan) -> Table:
+    """What would be measured, and on what."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Evaluation", title_justify="left")
+    for column in ("model", "suite", "part", "data"):
+        table.add_column(column)
+    for model in plan.models:
+        table.add_section()
+        for step in model.steps:
+            table.add_row(model.name, step.suite, step.name, escape(plan.data.get(step.name, "")))
+    return table
+
+
+def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
+    """A column a model, those after the first with the change from it; a section a suite."""
+    from rich.table import Table
+
+    from eaftdrope.evaluate.table import NOTE
+    from eaftdrope.report.words import arrowed, value_text
+
+    first, *others = found
+    caption = NOTE if others else "± is one standard error."
+    table = Table(title="Evaluation", caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("")
+    table.add_column(first, justify="right")
+    for name in others:
+        table.add_column(name, justify="right")
+        table.add_column("change", justify="right")
+    table.add_column("n", justify="right")
+    for suite in dict.fromkeys(suite for suites in found.values() for suite in suites):
+        by_model = [{(s.probe, s.metric): s for s in suites.get(suite, [])} for suites in found.values()]
+        table.add_section()
+        table.add_row(f"[bold]{suite}[/bold]")
+        for key in dict.fromkeys(key for scores in by_model for key in scores):
+            base, *rest = (scores.get(key) for scores in by_model)
+            score = next(filter(None, (base, *rest)))
+            cells = [text for other in rest for text in (value_text(other), _change(base, other))]
+            name = f"  {arrowed(score.metric, score.better)}"
+            table.add_row(name, value_text(base), *cells, f"{score.n:,}")
+    return table
+
+
+def _change(base: Score | None, other: Score | None) -> str:
+    """The change with its paired error, in the colour of the verdict."""
+    from eaftdrope.evaluate.table import comparison_lines
+
+    if base is None or other is None:
+        return "–"
+    (line,) = comparison_lines([base], [other])
+    mark = "" if line.verdict == "no clear change" else f" {line.verdict}"
+    return f"[{_STYLES[line.verdict]}]{line.change}{mark}[/]"
