@@ -5,8 +5,15 @@
 - strings are compared in lower case without blanks and , . / - _ * ^, and with ' read as ";
 - 5 equals 5.0, but a boolean never equals a number; lists keep their order; a dict has a list of accepted values a key.
 
-Two rules are looser: types come from the values, not from the function's schema (BFCL refuses 5.0 for an integer), and an
-argument with no accepted value at all must be left out (BFCL accepts no answer to its two rows that have one).
+Looser than BFCL's, because the functions' schemas are not looked at: types come from the values (BFCL refuses 5.0 for an
+integer), and whether an argument may be left out is said by its accepted values alone. An argument with no accepted value at
+all must be left out (BFCL accepts no answer to its two rows that have one).
+
+This matcher is used whether or not bfcl-eval is installed, so that a score does not depend on what else is: bfcl-eval pins an
+old numpy, and its checker cannot be imported without the clients of every vendor. The tests compare the two on BFCL's own
+examples, right answers and spoilt ones: of 34,694 verdicts 60 differ, in 22 of 2,327 rows. In 20 of these BFCL refuses
+its own reference, whose accepted values contradict the schema; the others are its greedy pairing of calls, and upper case
+in a list inside a dict.
 """
 
 from __future__ import annotations

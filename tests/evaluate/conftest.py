@@ -1,5 +1,10 @@
 """A byte-level tokenizer with a ChatML template, and a tiny random Llama that goes with it."""
 
+import copy
+import importlib.util
+import sys
+import types
+
 import pytest
 import torch
 
@@ -79,3 +84,28 @@ def answering(tiny_llama, byte_tokenizer, monkeypatch):
         return tiny_llama
 
     return make
+
+
+@pytest.fixture
+def bfcl(monkeypatch):
+    """bfcl(functions, calls, accepted, category) -> verdict of BFCL's own checker. Its list of models imports every vendor's
+    client, and only `underscore_to_dot` is needed of it."""
+    if importlib.util.find_spec("bfcl_eval") is None:
+        pytest.skip("bfcl-eval is not installed: the matcher is NOT compared with BFCL's own checker")
+    stub = types.ModuleType("bfcl_eval.constants.model_config")
+    stub.MODEL_CONFIG_MAPPING = {"model": types.SimpleNamespace(underscore_to_dot=False)}
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.delitem(sys.modules, "bfcl_eval.eval_checker.ast_eval.ast_checker", raising=False)
+    try:
+        from bfcl_eval.constants.enums import Language
+        from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
+    except ImportError as error:
+        pytest.skip(f"bfcl-eval cannot be imported ({error}): the matcher is NOT compared with BFCL's own checker")
+
+    def check(functions, calls, accepted, category):
+        # it changes what it is given
+        given = copy.deepcopy((functions, calls, accepted))
+        return ast_checker(*given, Language.PYTHON, category, "model")["valid"]
+
+    yield check
+    sys.modules.pop("bfcl_eval.eval_checker.ast_eval.ast_checker", None)

@@ -1,8 +1,6 @@
 """The matcher's verdicts, and the same table through BFCL's own checker."""
 
 import importlib.util
-import sys
-import types
 
 import pytest
 
@@ -201,19 +199,8 @@ def test_another_ground_truth_is_refused_with_its_row(wrong):
 
 
 @pytest.fixture
-def bfcl_checker(monkeypatch):
-    """BFCL's checker. Its list of models imports every vendor's client, and only `underscore_to_dot` is needed of it."""
-    if importlib.util.find_spec("bfcl_eval") is None:
-        pytest.skip("bfcl-eval is not installed: the matcher is NOT compared with BFCL's own checker")
-    stub = types.ModuleType("bfcl_eval.constants.model_config")
-    stub.MODEL_CONFIG_MAPPING = {"model": types.SimpleNamespace(underscore_to_dot=False)}
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    monkeypatch.delitem(sys.modules, "bfcl_eval.eval_checker.ast_eval.ast_checker", raising=False)
-    try:
-        from bfcl_eval.constants.enums import Language
-        from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
-    except ImportError as error:
-        pytest.skip(f"bfcl-eval cannot be imported ({error}): the matcher is NOT compared with BFCL's own checker")
+def bfcl_checker(bfcl):
+    """BFCL's checker for functions of which only the types of the arguments are known."""
 
     def check(argument_types, accepted, calls):
         properties = {}
@@ -223,10 +210,9 @@ def bfcl_checker(monkeypatch):
         names = {name for call in accepted for name in call}
         functions = [{"name": name, "parameters": {"properties": properties, "required": []}} for name in names]
         given = [{name: arguments} for name, arguments in calls]
-        return ast_checker(functions, given, accepted, Language.PYTHON, "parallel", "model")["valid"]
+        return bfcl(functions, given, accepted, "parallel")
 
-    yield check
-    sys.modules.pop("bfcl_eval.eval_checker.ast_eval.ast_checker", None)
+    return check
 
 
 def test_bfcl_gives_the_same_verdicts(bfcl_checker):
