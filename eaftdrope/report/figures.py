@@ -208,7 +208,9 @@ def _curves(
     for row in grid:
         row[0].set_ylabel(label, fontsize=_TEXT)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=_TEXT, frameon=False)
+    # beside one panel it would leave little of it
+    place = "outside right upper" if across > 1 else "outside upper left"
+    figure.legend(handles, labels, loc=place, fontsize=_TEXT, frameon=False)
     return figure
 
 
@@ -245,7 +247,7 @@ def _arms(rows: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def _label(arm: tuple[str, str], arms: list[tuple[str, str]]) -> str:
-    """The arm alone where there is one model. What is left of a long name is its end, where the names of checkpoints differ."""
+    """The arm alone where there is one model. Of a long name the end is left, where names of checkpoints differ."""
     model, name = arm
     return name if len({model for model, _ in arms}) == 1 else f"{end_of(model, 24)}, {name}"
 

@@ -10,6 +10,7 @@ It is drawn from files alone, so it can be drawn again, and the same files give 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NAME, COMPARISON_NAME = "report.html", "side_by_side.html"
+_PAGES = {
+    "run.json": ("run", "run_page"),
+    "compare.json": ("comparison", "compare_page"),
+    "inspect.json": ("inspection", "inspect_page"),
+    "eval.json": ("evaluation", "eval_page"),
+    "probe.json": ("context", "probe_page"),
+}
 
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
@@ -74,22 +82,11 @@ def report_or_say(folder: Path, console: Console) -> None:
 
 
 def _who_draws(folder: Path) -> Callable[[Path, Drawer], Page]:
-    from .sections.comparison import compare_page
-    from .sections.context import probe_page
-    from .sections.evaluation import eval_page
-    from .sections.inspection import inspect_page
-    from .sections.run import run_page
-
-    # a run's folder may also hold an inspection of its data
-    pages = {
-        "run.json": run_page,
-        "compare.json": compare_page,
-        "inspect.json": inspect_page,
-        "eval.json": eval_page,
-        "probe.json": probe_page,
-    }
-    for name, page in pages.items():
-        if (folder / name).is_file():
-            return page
-    where = "holds no results of eaftdrope" if folder.is_dir() else "is not there"
-    raise UserError(f"{folder} {where}: a report is made of one of {', '.join(pages)}.")
+    """The first that fits: a run's folder may also hold an inspection of its data."""
+    name = next((name for name in _PAGES if (folder / name).is_file()), None)
+    if name is None:
+        where = "holds no results of eaftdrope" if folder.is_dir() else "is not there"
+        raise UserError(f"{folder} {where}: a report is made of one of {', '.join(_PAGES)}.")
+    module, function = _PAGES[name]
+    # one of them needs torch
+    return getattr(import_module(f".sections.{module}", __package__), function)

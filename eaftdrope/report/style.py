@@ -120,8 +120,11 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
 def inline_svg(svg: str, name: str) -> str:
     """matplotlib's SVG as an element of a page: sized by the page, in its colours and font, with ids of its own."""
     root = ET.fromstring(svg)
+    needed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
+        if element.get("id") not in needed:
+            element.attrib.pop("id", None)
         element.attrib = {key.rpartition("}")[2]: _in_page(key, value, name) for key, value in element.attrib.items()}
     for parent in list(root.iter("defs")):
         for sheet in parent.findall("style"):

@@ -159,6 +159,8 @@ def inspect_folder(folder: Path, *, conflicts: int = 5, nasty: str = NASTY) -> P
     rows = [
         {
             "origin": f"rows.jsonl:{i}",
+            "source": "rows.jsonl",
+            "because_of": "conflicts",
             "tokens": 40,
             "conflicts": 10,
             "conflict_share": 0.25,
@@ -175,15 +177,22 @@ def inspect_folder(folder: Path, *, conflicts: int = 5, nasty: str = NASTY) -> P
         "command": f"eaftdrope inspect {nasty}",
         "model": "package:tiny",
         "recipe": f"model: {nasty}\n",
-        "rows": 24,
+        "rows": max(24, conflicts),
         "tokens": 4000,
         "landscape": landscape(400),
         "summary": summary,
         "quadrants": quadrants,
         "positions": [{"from": 1, "to": 1, **part}, {"from": 2, "to": None, **part}],
         "sources": [{"source": f"{LONG}{nasty}", "rows": 24, **part}],
-        "conflicts": [conflict(i, nasty) for i in range(conflicts)],
-        "rows_ranked": rows,
+        "conflicts_seen": 10 * conflicts,
+        "conflicts_kept": 5 * conflicts,
+        # the verb writes no more of these
+        "conflicts": [conflict(i, nasty) for i in range(min(200, conflicts))],
+        "common_conflicts": [
+            {"label": " a", "predicted": " the", "count": 7},
+            {"label": "b", "predicted": "c", "count": 1},
+        ],
+        "rows_ranked": rows[:200],
         "on_policy": {
             "tokens": 4000,
             "landscape": landscape(4, seed=2),
@@ -231,7 +240,7 @@ def compare_folder(folder: Path, *, gates: tuple[str, ...] = ("none", "eaft", "c
         "matched": {
             "level": 1.8,
             "levels": [],
-            "arms": [{"label": "none", "seed": 0, "share": 0.51, "loss": 1.8, "monotone": True, "scores": rows_of(scores(0.3))}],
+            "arms": [{"label": "none", "seed": 0, "share": 0.51, "monotone": True, "scores": rows_of(scores(0.3))}],
             "left_out": [{"label": "dft", "seed": 0, "why": f"gained nothing {NASTY}"}],
         },
         "table": table,
@@ -244,12 +253,21 @@ def compare_folder(folder: Path, *, gates: tuple[str, ...] = ("none", "eaft", "c
 
 def eval_folder(folder: Path) -> Path:
     models = [
-        {"reference": "package:tiny", "scores": rows_of(scores(0))},
-        {"reference": f"runs/{NASTY}", "scores": rows_of(scores(0.4))},
+        {"name": "tiny", "reference": "package:tiny", "scores": rows_of(scores(0))},
+        {"name": f"new {NASTY}", "reference": f"runs/{NASTY}", "scores": rows_of(scores(0.4))},
     ]
     write(
         folder / "eval.json",
-        {"kind": "eval", "about": ABOUT, "command": "eaftdrope eval", "models": models, "suites": ["general"]},
+        {
+            "schema": 1,
+            "kind": "eval",
+            "status": "finished",
+            "about": ABOUT,
+            "command": "eaftdrope eval",
+            "models": models,
+            "suites": ["general"],
+            "notes": [],
+        },
     )
     return folder
 

@@ -54,18 +54,20 @@ def pairs_of(before: list[Score], after: list[Score]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: list(GROUPS).index(pair.score.group))
 
 
-def change_sentence(pairs: list[Pair]) -> str:
-    """What got better and worse by the rule of the table, in one sentence."""
+_CHANGED = {"better": "got better", "worse": "got worse", "no clear change": "showed no clear change"}
+
+
+def change_sentence(pairs: list[Pair], verbs: dict[str, str] = _CHANGED) -> str:
+    """What got better and worse by the rule of the table, in one sentence; `verbs` is how each verdict is said."""
     parts = []
     for group, where in (("target", "On the target"), ("general", "in general")):
-        said = _said([pair for pair in pairs if pair.score.group == group and pair.old and pair.new])
+        said = _said([pair for pair in pairs if pair.score.group == group and pair.old and pair.new], verbs)
         if said:
             parts.append(f"{where}, {said}" if parts or group == "target" else f"{where.capitalize()}, {said}")
     return "; ".join(parts) + "." if parts else "Nothing was measured on both sides."
 
 
-def _said(pairs: list[Pair]) -> str:
-    verbs = {"better": "got better", "worse": "got worse", "no clear change": "showed no clear change"}
+def _said(pairs: list[Pair], verbs: dict[str, str]) -> str:
     said = []
     for word, verb in verbs.items():
         names = [pair.score.metric for pair in pairs if verdict(pair.old, pair.new) == word]
@@ -126,3 +128,21 @@ def probe_section(pairs: list[Pair]) -> Section:
         "change in the table above is over the same units, and often surer."
     )
     return Section("probes", "Probes", [Table("Each side by itself", head, rows, numeric=(3, 4, 5), note=note)])
+
+
+def difference_table(first: str, name: str, old: list[Score], new: list[Score]) -> Table:
+    """How far a model is from another one, over the same units where they were the same."""
+    rows = []
+    for pair in pairs_of(old, new):
+        word = pair.line.verdict
+        shown = word.replace("change", "difference") or "not on both sides"
+        rows.append([pair.line.name, pair.line.change, Cell(shown, word if word in ("better", "worse") else "")])
+    note = NOTE.replace("change", "difference")
+    head = ("metric", "difference", "verdict")
+    return Table(f"{name}, compared with {first}", head, rows, numeric=(1,), stack=True, note=note)
+
+
+def difference_sentence(first: str, name: str, old: list[Score], new: list[Score]) -> str:
+    """`change_sentence` of two models that do not come one from the other."""
+    verbs = {"better": "better", "worse": "worse", "no clear change": "not clearly different"}
+    return f"{name} against {first}: {change_sentence(pairs_of(old, new), verbs)}"

@@ -10,23 +10,34 @@ from eaftdrope.evaluate.table import GROUPS
 from ..blocks import Page, Section, Table
 from ..drawer import Drawer
 from ..files import read_json
-from ..words import arrowed, interval_text, listing, plural, score_of, value_text
+from ..words import arrowed, interval_text, plural, score_of, value_text
 from .about import about_section
+from .changes import difference_sentence, difference_table
 
 
 def eval_page(folder: Path, drawer: Drawer) -> Page:
     """The page of a folder with eval.json."""
     document = read_json(folder / "eval.json")
-    models = {one["reference"]: [score_of(row) for row in one["scores"]] for one in document["models"]}
-    metrics = sum(len({(score.probe, score.metric) for score in scores}) for scores in list(models.values())[:1])
-    summary = (
-        f"{listing(list(models))}: {plural(metrics, 'metric')}, each with its error."
-        if models
-        else "Nothing was measured yet."
+    models = {one["name"]: [score_of(row) for row in one["scores"]] for one in document["models"]}
+    first, *others = models
+    blocks = [score_table(models), *(difference_table(first, name, models[first], models[name]) for name in others)]
+    about = about_section(
+        document,
+        ("Models", "\n".join(one["reference"] for one in document["models"])),
+        ("Suites", ", ".join(map(str, document["suites"]))),
+        ("Notes", "\n".join(document["notes"])),
     )
-    about = about_section(document, ("Suites", ", ".join(map(str, document["suites"]))))
-    sections = [Section("outcome", "Scores", [score_table(models)]), _intervals(models), about]
-    return Page("Evaluation", folder.resolve().name, summary, sections)
+    sections = [Section("outcome", "Scores", blocks), _intervals(models), about]
+    return Page("Evaluation", folder.resolve().name, _summary(document, models), sections)
+
+
+def _summary(document: dict, models: dict[str, list[Score]]) -> str:
+    if document["status"] != "finished":
+        return "This evaluation is not finished: what is here was measured until now."
+    first, *others = models
+    if not others:
+        return f"{first}: {plural(len(models[first]), 'metric')}, each with its error."
+    return " ".join(difference_sentence(first, name, models[first], models[name]) for name in others)
 
 
 def score_table(models: dict[str, list[Score]]) -> Table:

@@ -12,7 +12,7 @@ from ..words import end_of, left_out, number, percent, plural, start_of, visible
 from .about import about_section
 
 _FILE = "inspect.json"
-_CONFLICTS, _ROWS, _LINES = 40, 40, 60
+_CONFLICTS, _ROWS, _COMMON, _LINES = 40, 40, 12, 60
 _CONTEXT, _TOKEN, _ROW_TEXT = 240, 60, 300
 
 
@@ -36,10 +36,8 @@ def _summary(document: dict) -> str:
         f"{percent(summary['conflict_share'])} of the tokens are confident conflicts: {document['model']} is sure of another "
         f"token than the label"
     )
-    worst = document["rows_ranked"][:1]
-    if worst and worst[0]["conflicts"]:
-        sentence += f"; in one row they are {percent(worst[0]['conflict_share'])}"
-    return sentence + "."
+    worst = max((row["conflict_share"] for row in document["rows_ranked"]), default=0)
+    return sentence + (f"; in one row they are {percent(worst)}." if worst else ".")
 
 
 def _landscape(document: dict, drawer: Drawer) -> Section:
@@ -91,8 +89,21 @@ def conflict_sections(document: dict | None) -> list[Section]:
         "The label is underlined, and what the model was sure of stands after it in italics. A name or a number that it "
         "can not know is what training is for; a slip, a wrong label or noise is not."
     )
-    rest = left_out(len(items), len(found), "conflicts", _FILE)
-    return [Section("conflicts", "Worst conflicts", [Text(f"{words} {rest}".strip()), Conflicts(items)])]
+    seen, kept = document["conflicts_seen"], document["conflicts_kept"]
+    all_ = "all of them are" if kept == seen else f"the worst {kept:,} are"
+    rest = f" The worst {len(items):,} of {seen:,} are shown; {all_} in conflicts.jsonl." if len(items) < seen else ""
+    blocks = [Text(words + rest), Conflicts(items), *_common(document["common_conflicts"])]
+    return [Section("conflicts", "Worst conflicts", blocks)]
+
+
+def _common(pairs: list[dict]) -> list[Table]:
+    rows = [
+        [start_of(visible(one["label"]), _TOKEN), start_of(visible(one["predicted"]), _TOKEN), f"{one['count']:,}"]
+        for one in pairs[:_COMMON]
+        if one["count"] > 1
+    ]
+    head = ("label", "what the model was sure of", "times")
+    return [Table("The same conflict again", head, rows, numeric=(2,))] if rows else []
 
 
 def _conflict(one: dict) -> Conflict:
@@ -116,6 +127,7 @@ def _rows(document: dict) -> list[Section]:
     rows = [
         [
             start_of(one["origin"], 80),
+            one["because_of"],
             f"{one['conflicts']:,} of {one['tokens']:,}",
             percent(one["conflict_share"]),
             number(one["nll"]),
@@ -124,8 +136,8 @@ def _rows(document: dict) -> list[Section]:
         ]
         for one in ranked[:_ROWS]
     ]
-    head = ("row", "conflicts", "share", "nats a token", "copies", "text")
-    note = left_out(len(rows), len(ranked), "rows", _FILE)
+    head = ("row", "because of", "conflicts", "share", "nats a token", "copies", "text")
+    note = left_out(len(rows), document["rows"], "rows", "rows.jsonl")
     words = "Rows with the most confident conflicts first: wrong labels and noise tend to be at the top."
     table = Table(
         "Rows by their share of conflicts", head, rows, numeric=(1, 2, 3, 4), long=(5,), stack=True, note=note

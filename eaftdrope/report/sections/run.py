@@ -81,7 +81,10 @@ def _curves(folder: Path, metrics: list[dict], pairs, drawer: Drawer) -> list[Se
             pictures.append(drawer.picture(f"curve_{curve.name}", figure, curve.words))
     gates = gate_over_time(metrics)
     if gates is not None:
-        words = "How the gates are spread over the training: from closed (faint, below 0.1) at the bottom to open (strong, over 0.9) at the top."
+        words = (
+            "How the gates are spread over the training: from closed (faint, below 0.1) at the bottom to open (strong, over "
+            "0.9) at the top."
+        )
         pictures.append(drawer.picture("curve_gates", gates, words))
     pictures += _during(folder, metrics, pairs, drawer)
     return [Section("curves", "Training", [Gallery(pictures)])] if pictures else []

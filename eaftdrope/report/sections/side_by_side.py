@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.scores import Score, scores_from_json, verdict
-from eaftdrope.evaluate.table import NOTE
+from eaftdrope.evaluate.scores import Score, scores_from_json
 
-from ..blocks import Cell, Facts, Gallery, Page, Section, Table
+from ..blocks import Facts, Gallery, Page, Section, Table
 from ..curves import run_curves
 from ..drawer import Drawer
 from ..files import read_json, read_lines
 from ..words import listing
-from .changes import change_sentence, pairs_of
+from .changes import difference_sentence, difference_table
 from .evaluation import score_table
 
 _CURVES = {
@@ -38,13 +37,13 @@ def runs_page(folders: Sequence[Path], drawer: Drawer) -> Page:
     before = scores_from_json((folders[0] / "probes_before.json").read_text(encoding="utf-8"))
     first, *others = names
     blocks = [score_table({"before training": before, **after})]
-    blocks += [_against(first, name, after) for name in others]
+    blocks += [difference_table(first, name, after[first], after[name]) for name in others]
     sections = [
         Section("outcome", "Side by side", blocks),
         *_curves(names, folders, drawer),
         _differences(names, folders),
     ]
-    summaries = [f"{name} against {first}: {_sentence(after[first], after[name])}" for name in others]
+    summaries = [difference_sentence(first, name, after[first], after[name]) for name in others]
     return Page("Training runs side by side", listing(names), " ".join(summaries), sections)
 
 
@@ -64,28 +63,6 @@ def _after(folder: Path) -> list[Score]:
             "were probed after training."
         )
     return scores_from_json(file.read_text(encoding="utf-8"))
-
-
-def _sentence(old: list[Score], new: list[Score]) -> str:
-    sentence = change_sentence(pairs_of(old, new))
-    return (
-        sentence.replace("got better", "is better")
-        .replace("got worse", "is worse")
-        .replace("clear change", "clear difference")
-        .replace("showed", "shows")
-    )
-
-
-def _against(first: str, name: str, after: dict[str, list[Score]]) -> Table:
-    """Differences of a run from the first, over the same units."""
-    rows = []
-    for pair in pairs_of(after[first], after[name]):
-        word = verdict(pair.old, pair.new) if pair.old and pair.new else ""
-        shown = "no clear difference" if word == "no clear change" else word or "not on both sides"
-        rows.append([pair.line.name, pair.line.change, Cell(shown, word if word in ("better", "worse") else "")])
-    return Table(
-        f"{name}, compared with {first}", ("metric", "difference", "verdict"), rows, numeric=(1,), stack=True, note=NOTE
-    )
 
 
 def _curves(names: list[str], folders: Sequence[Path], drawer: Drawer) -> list[Section]:

@@ -1,0 +1,343 @@
+"""The pages: whole, alone, safe, and with the numbers they were given."""
+
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from eaftdrope.errors import UserError
+from eaftdrope.report.page import report_or_say, write_report, write_side_by_side
+from eaftdrope.report.render import MAX_BYTES
+from tests.report.planted import (
+    ARABIC,
+    EMOJI,
+    FOLDERS,
+    LONG,
+    NASTY,
+    compare_folder,
+    eval_folder,
+    inspect_folder,
+    metrics,
+    run_folder,
+    write_lines,
+)
+from tests.report.reading import Read
+
+KINDS = [*FOLDERS, "side by side"]
+
+
+@pytest.fixture(scope="session")
+def pages(reports):
+    return {name: Read(path.read_text(encoding="utf-8")) for name, path in reports.items()}
+
+
+# ---- of every page ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_whole(pages, kind):
+    page = pages[kind]
+    assert page.problems == []
+    assert len(set(page.ids)) == len(page.ids), "an id that is there twice"
+    assert page.tags.count("main") == page.tags.count("h1") == 1
+    assert page.tags.count("figure") == page.tags.count("svg") == page.tags.count("figcaption")
+    # figures say in words what they show
+    assert len(page.labels) >= page.tags.count("figure")
+    assert page.tags.count("caption") == page.tags.count("table") > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_needs_nothing_beside_it(pages, reports, kind):
+    page = pages[kind]
+    outside = [one for one in page.references if not one.startswith(("#", "data:image/png;base64,"))]
+    assert outside == []
+    assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
+    assert "http" not in reports[kind].read_text(encoding="utf-8").replace("http-equiv", "")
+    assert {one for one in page.references if one.startswith("#")} <= {f"#{one}" for one in page.ids}
+
+
+def test_the_reader_sees_what_is_wrong():
+    page = Read('<p><b>a</p><img src="http://x" onerror="y"><style>@import "z"; p {background: url(w)}</style>')
+    assert page.problems and page.handlers == ["onerror"]
+    assert page.references == ["http://x", '@import "z"', "url(w"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_users_are_text(pages, reports, kind):
+    page = pages[kind]
+    assert page.handlers == [] and "alert" not in " ".join(page.tags)
+    if kind != "side by side":
+        assert NASTY in page.text
+        assert "<script" not in reports[kind].read_text(encoding="utf-8")
+
+
+def test_a_text_that_is_no_utf8_or_holds_controls(pages):
+    samples = pages["run"].sections["samples"]
+    assert "5␀?" in samples and "What is 2 + 2?\nThink." in samples
+    assert ARABIC in samples and EMOJI in samples and LONG in samples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_small_and_has_its_figures(pages, reports, kind):
+    assert reports[kind].stat().st_size < 400_000
+    figures = reports[kind].parent / "figures"
+    if kind == "eval":
+        assert not figures.exists()
+        return
+    drawn = {path.stem for path in figures.glob("*.svg")}
+    assert drawn == {path.stem for path in figures.glob("*.png")}
+    assert len(drawn) >= pages[kind].tags.count("figure") > 0
+
+
+@pytest.mark.parametrize("kind", ["run", "probe"])
+def test_drawing_again_changes_no_byte(reports, kind, tmp_path):
+    again = tmp_path / kind
+    shutil.copytree(reports[kind].parent, again)
+    (again / "report.html").unlink()
+    before = {path.name: path.read_bytes() for path in (again / "figures").iterdir() if "side_by_side" not in path.name}
+    shutil.rmtree(again / "figures")
+    assert write_report(again).read_bytes() == reports[kind].read_bytes()
+    assert {path.name: path.read_bytes() for path in (again / "figures").iterdir()} == before
+
+
+# ---- a run ----
+
+
+def test_a_run_begins_with_what_changed(pages):
+    page = pages["run"]
+    assert list(page.sections)[1:] == ["outcome", "curves", "landscape", "samples", "run", "probes"]
+    sentence = (
+        "On the target, held-out loss got better, exact calls showed no clear change; in general, perplexity got worse."
+    )
+    assert sentence in page.sections[""]
+    assert ["Target: what was trained"] in page.rows
+    assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018", "-0.400 ± 0.000", "better"] in page.rows
+    calls = ["exact calls ↑", "33.3 % (4/12) ± 12.1 %", "33.3 % (4/12) ± 12.1 %", "+0.0 % ± 10.1 %", "no clear change"]
+    assert calls in page.rows
+    assert ["perplexity ↓", "23.34 ± 0.56", "24.29 ± 0.58", "+0.95 ± 0.02", "worse"] in page.rows
+
+
+def test_a_run_shows_its_probes_with_intervals(pages):
+    assert ["held-out loss ↓", "held_out_loss", "after", "1.795 ± 0.018", "1.759 to 1.831", "40"] in pages["run"].rows
+    assert ["exact calls ↑", "function_calls", "before", "33.3 % ± 12.1 %", "9.6 % to 57.1 %", "12"] in pages[
+        "run"
+    ].rows
+
+
+def test_a_run_says_what_was_run(pages):
+    text = pages["run"].sections["run"]
+    for said in (
+        f"eaftdrope train {NASTY}", "2026-01-02 03:04 UTC", "a processor <2 cores>", "42", "full fine-tune, gate",
+        "24 rows, 1,271 tokens, 355 of them trained", "12 in 1.5 minutes", "eaftdrope 0.1.0, torch 2.13.0",
+        f"model: {NASTY}",
+    ):  # fmt: skip
+        assert said in text
+
+
+def test_the_landscape_of_a_run_is_its_first_and_last(pages):
+    labels = [label for label in pages["run"].labels if label.startswith("Tokens by")]
+    assert [
+        "steps 1 to 6: 4,000 tokens, 400 of them" in labels[0],
+        "steps 7 to 12: 4,000 tokens, 100 of them" in labels[1],
+    ]
+    assert len(labels) == 2
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    folder = run_folder(tmp_path / "run", nasty="m")
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "status": "running", "about": {}}))
+    for name in ("probes_after.json", "probes_during.jsonl", "landscape.jsonl", "samples.json"):
+        (folder / name).unlink()
+    # the line that is being written
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("\n".join(text.splitlines()[:4]) + '\n{"step": 5, "lo')
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    assert "This run is not finished: what is here was measured until now." in page.text
+    assert ["perplexity ↓", "23.34 ± 0.56", "–", "–", "not on both sides"] in page.rows
+
+
+def test_a_run_without_probes(tmp_path):
+    folder = run_folder(tmp_path / "run", nasty="m")
+    for path in [*folder.glob("probes_*"), folder / "metrics.jsonl", folder / "landscape.jsonl"]:
+        path.unlink()
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    assert "Nothing was measured: the recipe has no probes." in page.text
+    assert list(page.sections)[1:] == ["samples", "run"]
+
+
+def test_a_run_whose_data_were_inspected(tmp_path):
+    folder = run_folder(tmp_path / "run", nasty="m")
+    (folder / "landscape.jsonl").unlink()
+    inspect_folder(folder, nasty="m")
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    assert page.sections["outcome"] and "Bergen" in page.sections["conflicts"]
+
+
+def test_a_recalibration_shows_its_recovery(tmp_path):
+    folder = run_folder(tmp_path / "run", nasty="m")
+    points = [{"step": i, "tokens": 64 * i, "nll": 3 - 0.2 * i} for i in range(4)]
+    curve = {"original": {"nll": 2.0}, "measured_tokens": 256, "stop_at": None, "points": points}
+    (folder / "recovery.json").write_text(json.dumps(curve))
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    assert "in the end 11.02; the original model, with its rotary embedding, has 7.39" in page.sections["recovery"]
+
+
+# ---- the others ----
+
+
+def test_an_inspection(pages):
+    page = pages["inspect"]
+    assert list(page.sections)[1:] == ["landscape", "conflicts", "rows", "where", "run"]
+    assert "In 24 rows with 4,000 trained tokens, 10.0 % of the tokens are confident conflicts" in page.sections[""]
+    assert ["mean gate", "0.410", "0.410"] in page.rows and ["confident conflicts", "10.0 %", "0.1 %"] in page.rows
+    assert ["confident conflict", "10.0 %", "27.3 %", "6.1 %"] in page.rows
+    assert ["2 and on", "4,000", "0.410", "10.0 %", "2.345"] in page.rows
+    row = next(row for row in page.rows if row[0] == "rows.jsonl:2")
+    assert row[1:6] == ["conflicts", "10 of 40", "25.0 %", "4.200", "2"]
+    assert row[6].startswith(LONG[:50]) and row[6].endswith(" …")
+    assert "5 of 24 rows are shown; all of them are in rows.jsonl." in page.sections["rows"]
+    assert ["␣a", "␣the", "7"] in page.rows and ["b", "c", "1"] not in page.rows
+    assert "The worst 5 of 50 are shown; the worst 25 are in conflicts.jsonl." in page.sections["conflicts"]
+    conflicts = page.sections["conflicts"]
+    assert "label: ␣Oslo⏎" in conflicts and "the model: ␣Bergen" in conflicts and ARABIC in conflicts
+    assert (
+        "probability of the label 0.00034, of the model's token 0.97; entropy 0.12 nats; token 17 of rows.jsonl:1"
+        in conflicts
+    )
+
+
+def test_a_comparison(pages):
+    page = pages["compare"]
+    assert list(page.sections)[1:] == ["outcome", "matched", "runs", "run"]
+    assert "eaft keeps more of the general metric than none, by more than the spread." in page.sections[""]
+    assert ["before training", "", "", "2.195 ± 0.018", "23.34 ± 0.56", "33.3 % ± 12.1 %"] in page.rows
+    assert ["eaft", "3", "0.800", "1.685 ± 0.010", "24.56 ± 0.02", "33.3 % ± 0.0 %"] in page.rows
+    assert ["none and eaft", f"eaft forgets less: {NASTY}"] in page.rows
+    assert ["none", "0", "51 %", "1.895 ± 0.018", "24.05 ± 0.57", "33.3 % ± 12.1 %"] in page.rows
+    assert f"Left out: dft, seed 0: gained nothing {NASTY}" in page.sections["matched"]
+    assert [
+        "eaft",
+        "2",
+        "0.0001",
+        "0.800",
+        "50",
+        "1.675 ± 0.018",
+        "24.58 ± 0.59",
+        "33.3 % ± 12.1 %",
+        "arms/eaft-2",
+    ] in page.rows
+
+
+def test_a_comparison_of_one_seed_that_is_not_finished(tmp_path):
+    folder = compare_folder(tmp_path / "one", seeds=1)
+    document = json.loads((folder / "compare.json").read_text())
+    document |= {"status": "running", "matched": None, "verdicts": [], "verdict": ""}
+    document["arms"][-1]["scores"] = []
+    (folder / "compare.json").write_text(json.dumps(document))
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    assert "This comparison is not finished: 3 runs of it are there." in page.text
+    assert ["none", "1", "1.000", "1.595", "24.78", "33.3 %"] in page.rows
+    document |= {"table": [], "target": None, "general": None}
+    (folder / "compare.json").write_text(json.dumps(document))
+    assert "Nothing was measured yet." in Read(write_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_an_evaluation(pages):
+    page = pages["eval"]
+    said = "On the target, held-out loss better, exact calls not clearly different; in general, perplexity worse."
+    assert f"new {NASTY} against tiny: {said}" in page.sections[""]
+    assert ["perplexity ↓", "+0.95 ± 0.02", "worse"] in page.rows
+    assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018"] in page.rows
+    assert ["perplexity ↓", "perplexity", f"new {NASTY}", "24.29 ± 0.58", "23.16 to 25.42", "16"] in page.rows
+
+
+def test_a_long_context(pages):
+    page = pages["probe"]
+    assert "plain finds 50 % of the needles at 2,048 tokens (2x)" in page.sections[""]
+    assert ["as is", "1,024 (1x)", "20.09 ± 0.00", "100 (51–100)"] in page.rows
+    assert f"a note {NASTY}" in page.sections["run"]
+
+
+def test_side_by_side(pages):
+    page = pages["side by side"]
+    said = "On the target, held-out loss worse, exact calls not clearly different; in general, perplexity better."
+    assert f"worse against run: {said}" in page.sections[""]
+    assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018", "2.095 ± 0.018"] in page.rows
+    assert ["held-out loss ↓", "+0.300 ± 0.000", "worse"] in page.rows
+
+
+# ---- what is too long ----
+
+
+def test_long_lists_are_cut_and_counted(tmp_path):
+    folder = inspect_folder(tmp_path / "many", conflicts=900)
+    path = write_report(folder)
+    page = Read(path.read_text(encoding="utf-8"))
+    assert path.stat().st_size < MAX_BYTES / 5
+    assert "The worst 40 of 9,000 are shown; the worst 4,500 are in conflicts.jsonl." in page.sections["conflicts"]
+    assert "40 of 900 rows are shown; all of them are in rows.jsonl." in page.sections["rows"]
+
+
+def test_a_long_training_is_drawn_as_means(tmp_path):
+    folder = run_folder(tmp_path / "long", nasty="m")
+    write_lines(folder / "metrics.jsonl", metrics(20_000))
+    samples = [{"prompt": LONG * 100, "reference": LONG * 100, "before": LONG * 100, "after": LONG * 100}] * 50
+    (folder / "samples.json").write_text(json.dumps(samples))
+    path = write_report(folder)
+    assert path.stat().st_size < MAX_BYTES / 5
+    page = Read(path.read_text(encoding="utf-8"))
+    assert "12 of 50 prompts are shown; all of them are in samples.json." in page.sections["samples"]
+    assert f"({len(LONG) * 100 - 1500:,} more characters in samples.json)" in page.sections["samples"]
+
+
+# ---- what goes wrong ----
+
+
+def test_folders_without_results(tmp_path):
+    with pytest.raises(UserError, match=r"nothing is not there: a report is made of one of run\.json, compare\.json"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(UserError, match="holds no results of eaftdrope"):
+        write_report(tmp_path)
+    (tmp_path / "eval.json").write_text("{")
+    with pytest.raises(UserError, match=r"eval\.json is no JSON document"):
+        write_report(tmp_path)
+
+
+def test_what_can_not_be_put_side_by_side(tmp_path):
+    run, other = run_folder(tmp_path / "run", nasty="m"), eval_folder(tmp_path / "eval")
+    with pytest.raises(UserError, match="holds no training run"):
+        write_side_by_side([run, other])
+    (run / "probes_after.json").unlink()
+    with pytest.raises(UserError, match=r"has no probes_after\.json, so there is nothing to compare"):
+        write_side_by_side([run, run])
+
+
+def test_a_report_that_fails_does_not_take_the_result_with_it(tmp_path, capsys):
+    folder = eval_folder(tmp_path / "eval")
+    report_or_say(folder, Console(width=200))
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    (folder / "eval.json").write_text('{"models": 1}')
+    report_or_say(folder, Console(width=200))
+    out = capsys.readouterr().out
+    assert "no report could be drawn: TypeError" in out
+    assert f"The result in {folder} is complete." in out and f"`eaftdrope report {folder}` tries again" in out
+
+
+def test_the_verb(tmp_path, capsys):
+    from eaftdrope.cli import main
+
+    folder = eval_folder(tmp_path / "eval")
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["report", *map(str, arguments)])
+        return ended.value.code, capsys.readouterr()
+
+    code, said = run(folder)
+    assert code == 0 and f"written: {folder / 'report.html'}" in said.out
+    code, said = run(folder, "--output", tmp_path / "else" / "page.html")
+    assert code == 0 and (tmp_path / "else" / "page.html").read_bytes() == (folder / "report.html").read_bytes()
+    code, said = run(tmp_path / "else")
+    assert code == 2 and "holds no results of eaftdrope" in said.err
