@@ -1,0 +1,254 @@
+"""Our probes beside lm-eval on the same rows, item by item, and our bridge to it; on task files of our own, without a hub."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from eaftdrope.errors import UserError
+from eaftdrope.evaluate.choices import MultipleChoice, Question, choice_row
+from eaftdrope.evaluate.likelihood import rows_nll
+from eaftdrope.evaluate.perplexity import Perplexity
+from eaftdrope.evaluate.scores import change_stderr
+
+if importlib.util.find_spec("lm_eval") is None:
+    pytest.skip(
+        "lm-eval is not installed: multiple choice and perplexity are NOT compared with it "
+        "(pip install --no-deps lm-eval, pip install sacrebleu)",
+        allow_module_level=True,
+    )
+
+WORDS = [
+    "rain",
+    "sand",
+    "river",
+    "stone",
+    "cold",
+    "warm",
+    "the",
+    "town",
+    "one",
+    "two",
+    "three",
+    "four",
+    "fell",
+    "on",
+    "and",
+    "slowly",
+    "again",
+    "nobody",
+    "minded",
+]
+CHOICE_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+TEXT_TASK = """
+task: texts
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+"""
+
+
+def _words(generator, least, most):
+    count = torch.randint(least, most + 1, (1,), generator=generator).item()
+    return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (count,), generator=generator).tolist())
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """60 questions whose choices have from one to nine words, some with punctuation and letters of several bytes."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(60):
+        choices = [_words(generator, 1, 9) + mark for mark in ("", ".", " é", "?")[: 2 + i % 3]]
+        rows.append({"question": f"{_words(generator, 3, 12)}?", "choices": choices, "answer": i % len(choices)})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def texts():
+    generator = torch.Generator().manual_seed(1)
+    return [_words(generator, 5, 40) for _ in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, questions, texts):
+    """Task files: two halves of the questions, a group of them with an average, one without, a tag, and the texts."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, rows in {"one": questions[:40], "two": questions[40:], "texts": [{"text": t} for t in texts]}.items():
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = TEXT_TASK if name == "texts" else CHOICE_TASK + "tag: halves\n"
+        (folder / f"{name}.yaml").write_text(task.format(name=name, file=file))
+    average = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    (folder / "both.yaml").write_text("group: both\ntask: [one, two]\n" + average)
+    (folder / "loose.yaml").write_text("group: loose\ntask: [one, two]\n")
+    return folder
+
+
+def make_tokenizer(*, bos):
+    """Learnt from the words, so that a token may reach over what lm-eval calls context and continuation."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    core.train_from_iterator([" ".join(WORDS), "Question: Answer:"] * 3, trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    names = {"bos_token": "<s>"} if bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="</s>", **names)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no BOS", "BOS"])
+def tokenizer(request):
+    return make_tokenizer(bos=request.param)
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def ask(folder):
+    """`ask(model, tokenizer, task)`: lm-eval's whole answer, through our bridge."""
+    from eaftdrope.evaluate.harness import find_tasks, run_tasks
+
+    def run(model, tokenizer, name, **options):
+        tasks = find_tasks([name], include=folder)
+        options = {"batch_size": 4, "limit": None, **options}
+        return run_tasks(model, tokenizer, [name], manager=tasks.manager, **options)
+
+    return run
+
+
+def test_multiple_choice_to_the_item(ask, model, tokenizer, questions):
+    found = ask(model, tokenizer, "one")
+    theirs = sorted(found["samples"]["one"], key=lambda row: row["doc_id"])
+    ours = MultipleChoice([Question(row["question"], tuple(row["choices"]), row["answer"]) for row in questions[:40]])
+    normalised, plain = ours.run(model, tokenizer)
+    assert [mark for mark, _ in plain.units] == [row["acc"] for row in theirs]
+    assert [mark for mark, _ in normalised.units] == [row["acc_norm"] for row in theirs]
+    assert plain.value == found["results"]["one"]["acc,none"]
+    assert normalised.value == found["results"]["one"]["acc_norm,none"]
+    # not by chance: the two rules disagree, and so do the likelihoods behind them, to the last choice
+    assert plain.units != normalised.units and 0.1 < plain.value < 0.9
+    rows = [choice_row(tokenizer, row["question"], choice) for row in questions[:40] for choice in row["choices"]]
+    costs = [cost for cost, _ in rows_nll(model, rows, batch_tokens=512)]
+    likelihoods = [-answer[0][0] for row in theirs for answer in row["resps"]]
+    assert costs == pytest.approx(likelihoods, rel=1e-4)
+
+
+def test_perplexity_to_the_text(folder, model, texts):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    # lm-eval puts BOS before every text; where the tokenizer does so too, it would stand there twice but for this option
+    tokenizer = make_tokenizer(bos=True)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, add_bos_token=False)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(model=wrapped, tasks=["texts"], task_manager=manager, bootstrap_iters=0)
+    theirs = sorted(found["samples"]["texts"], key=lambda row: row["doc_id"])
+    rows = Perplexity(texts, None, window=512).windows(tokenizer)
+    assert [row.input_ids for row in rows] == [tokenizer(text).input_ids for text in texts]
+    costs = [cost for cost, _ in rows_nll(model, rows, batch_tokens=512)]
+    assert costs == pytest.approx([-row["resps"][0][0] for row in theirs], rel=1e-5)
+
+
+def test_the_bridges_scores(ask, model, folder, questions):
+    from eaftdrope.evaluate.harness import harness_scores
+
+    tokenizer = make_tokenizer(bos=False)
+    found = ask(model, tokenizer, "one", limit=16)
+    acc, norm = harness_scores(found, "one")
+    assert [score.metric for score in (acc, norm)] == ["one: acc", "one: acc_norm"]
+    assert (acc.value, acc.stderr, acc.n) == (
+        found["results"]["one"]["acc,none"],
+        found["results"]["one"]["acc_stderr,none"],
+        16,
+    )
+    assert (acc.kind, acc.better, len(acc.units)) == ("share", "higher", 16)
+    # the same rows: a change is compared row by row, and none of 16 rows is a change here
+    assert change_stderr(acc, acc) == pytest.approx(2**0.5 / 18)
+    (group,) = harness_scores(ask(model, tokenizer, "both"), "both")
+    assert (group.metric, group.n, len(group.units)) == ("both: acc", 60, 60)
+    for name in ("loose", "halves"):
+        scores = harness_scores(ask(model, tokenizer, name), name)
+        assert [(score.metric, score.n) for score in scores] == [
+            ("one: acc", 40),
+            ("one: acc_norm", 40),
+            ("two: acc", 20),
+            ("two: acc_norm", 20),
+        ]
+    (perplexity,) = harness_scores(ask(model, tokenizer, "texts"), "texts")
+    assert (perplexity.better, perplexity.kind, perplexity.units) == ("lower", "mean", ())
+    # lm-eval has no error of it
+    assert perplexity.value > 1 and perplexity.stderr is None
+
+
+def test_what_a_task_asks_is_known_by_its_rows(folder, tmp_path):
+    from eaftdrope.evaluate.harness import find_tasks
+
+    def prints():
+        return find_tasks(["one", "both", "halves"], include=folder).prints
+
+    before = prints()
+    assert prints() == before and before["one"] != before["both"]
+    task = (folder / "one.yaml").read_text()
+    (folder / "one.yaml").write_text(task.replace("Question:", "Q:"))
+    changed = prints()
+    (folder / "one.yaml").write_text(task)
+    assert all(changed[name] != before[name] for name in before) and prints() == before
+
+
+def test_tasks_that_are_not_there(folder, tmp_path):
+    from eaftdrope.evaluate.harness import find_tasks
+
+    (tmp_path / "gone.yaml").write_text(CHOICE_TASK.format(name="gone", file=tmp_path / "gone.jsonl"))
+    with pytest.raises(UserError, match=r"lm-eval cannot measure gone: .*gone\.jsonl.* It downloads a task's data"):
+        find_tasks(["gone"], include=tmp_path)
+
+
+@pytest.mark.slow
+def test_lm_evals_own_tasks_by_name(folder):
+    from eaftdrope.evaluate.harness import find_tasks
+
+    with pytest.raises(UserError, match=r"lm-eval has no task 'mmlu_anatomi'\. Did you mean mmlu_anatomy"):
+        find_tasks(["mmlu_anatomi", "one"], include=folder)
