@@ -165,9 +165,9 @@ def test_recipes_ls_show_cp(tmp_path, capsys, monkeypatch):
     assert out.splitlines()[0].startswith("quickstart ")
     code, shown, _ = run("recipes", "show", "quickstart", capsys=capsys)
     assert yaml.safe_load(shown)["model"]["reference"] == "package:smollm2-135m-instruct"
-    code, out, _ = run("recipes", "cp", "medical/qwen3_4b.yaml", "mine.yaml", capsys=capsys)
+    code, out, _ = run("recipes", "cp", "medical/qwen3_4b_thinking.yaml", "mine.yaml", capsys=capsys)
     assert (code, out) == (0, "mine.yaml is yours. Edit it, then: eaftdrope validate mine.yaml\n")
-    assert load_recipe("mine.yaml").output.dir == "runs/medical/qwen3_4b"
+    assert load_recipe("mine.yaml").output.dir == "runs/medical/qwen3_4b_thinking"
     run("recipes", "cp", "quickstart", capsys=capsys)
     assert (tmp_path / "quickstart.yaml").read_text() == shown
 

@@ -20,6 +20,15 @@ from eaftdrope.recipe.training_sections import OPTIMIZERS, Loss, Train
 from eaftdrope.recipe.yaml_lines import read_yaml
 
 SHIPPED = shipped_recipes()
+MODELS = (
+    "gemma3_4b",
+    "glm4_9b",
+    "llama3.1_8b",
+    "qwen2.5_32b",
+    "qwen3_4b_instruct",
+    "qwen3_4b_thinking",
+    "smollm2_135m",
+)
 
 
 def choices(model, field):
@@ -172,12 +181,10 @@ def test_the_shipped_recipes():
         "drope/smollm2_1.7b",
         "drope/smollm2_135m",
         "drope/smollm2_360m",
-        "math/qwen3_4b",
-        "math/smollm2_135m",
-        "medical/qwen3_4b",
-        "medical/smollm2_135m",
+        *(f"math/{model}" for model in MODELS),
+        *(f"medical/{model}" for model in MODELS),
         "pipelines/drope_then_eaft",
-        "tool_use/qwen3_4b_lora",
+        *(f"tool_use/{model}" for model in MODELS),
     ]
 
 
@@ -200,7 +207,8 @@ def test_shipped_recipe_is_explained(name):
     lines = SHIPPED[name].read_text(encoding="utf-8").splitlines()
     header = lines[: lines.index("")]
     assert all(line.startswith("#") for line in header)
-    assert f"train recipes/{name}.yaml" in header[2]
+    # a launch on several devices takes two lines
+    assert f"train recipes/{name}.yaml" in header[3 if header[2].endswith("\\") else 2]
     for word in ("Hardware:", "Data:", "Expect:"):
         assert sum(word in line for line in header) == 1
     assert title(SHIPPED[name]).endswith(".") and len(title(SHIPPED[name])) < 100
@@ -216,15 +224,6 @@ def test_shipped_recipe_is_explained(name):
         elif not stripped.startswith("- "):
             # keys that one comment explains together stand below one another
             assert explained, line
-
-
-@pytest.mark.parametrize("name", ["math/qwen3_4b", "medical/qwen3_4b"])
-def test_the_hyper_parameters_of_the_paper(name):
-    recipe = load_recipe(SHIPPED[name])
-    train = recipe.train
-    assert (train.learning_rate, train.scheduler, train.warmup_ratio, train.epochs) == (1e-5, "cosine", 0.03, 10)
-    assert (recipe.data.max_length, 8 * train.batch_size * train.accumulation) == (16384, 64)
-    assert (recipe.loss.gate, recipe.lora, train.optimizer) == ("eaft", None, "adamw_torch")
 
 
 def test_quickstart_is_small_and_local():
