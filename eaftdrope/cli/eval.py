@@ -153,7 +153,7 @@ def _eval(
         console.print(f"written: {folder / NAME}", highlight=False)
         report_or_say(folder, console)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) -> dict[str, dict[str, list[Score]]]:

@@ -19,27 +19,7 @@ if importlib.util.find_spec("lm_eval") is None:
         allow_module_level=True,
     )
 
-WORDS = [
-    "rain",
-    "sand",
-    "river",
-    "stone",
-    "cold",
-    "warm",
-    "the",
-    "town",
-    "one",
-    "two",
-    "three",
-    "four",
-    "fell",
-    "on",
-    "and",
-    "slowly",
-    "again",
-    "nobody",
-    "minded",
-]
+WORDS = ("rain", "sand", "river", "stone", "cold", "warm", "the", "town", "one", "two", "three", "fell", "on", "nobody")
 CHOICE_TASK = """
 task: {name}
 dataset_path: json
