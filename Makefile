@@ -2,6 +2,7 @@
 #
 #   make test MARKS="not slow"                 fewer tests
 #   make test ARGS="tests/loss -x"             some tests
+#   make test JOBS=8                           more files at once than two
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, without eaftdrope
 #   make test-gguf                             a converted GGUF in llama.cpp, which is compiled for it
@@ -10,6 +11,7 @@
 
 VENV ?= .venv
 RECIPE ?= recipes/quickstart.yaml
+JOBS ?= 2
 # The oldest Python that the pinned trl and triton have releases for.
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
@@ -28,8 +30,10 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 quickstart: $(INSTALLED)
 	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
+# The tests of a file stay in one process: it makes their models once.
 test: lint
-	$(OFFLINE) $(BIN)/python -m pytest -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	  -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
