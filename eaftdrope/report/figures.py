@@ -33,7 +33,7 @@ _COLOURS = dict(
 )
 _MARKERS = dict(zip((AS_IS, *BASELINES), "osD^vX", strict=True))
 _STYLES = ("-", "--", ":", "-.")
-_TEXT = 8
+_TEXT = 8.5
 # A panel more than this in a row would be too small to read.
 _COLUMNS = 4
 

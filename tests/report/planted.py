@@ -224,7 +224,7 @@ def compare_folder(folder: Path, *, gates: tuple[str, ...] = ("none", "eaft", "c
         table.append(
             {
                 "label": gate, "n": seeds, "mean_gate": 1 - 0.2 * i, "target": spread[names[0]],
-                "general": spread[names[2]], "metrics": spread,
+                "general": spread[names[2]], names[1]: spread[names[1]],
             }
         )  # fmt: skip
     document = {

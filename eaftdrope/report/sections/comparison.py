@@ -76,7 +76,8 @@ def _table(document: dict) -> Table:
     base = _ordered(document)
     rows = [["before training", "", "", *(value_text(score) for score in base.values())]]
     for row in document["table"]:
-        texts = [_spread(row["metrics"][name], score.kind) for name, score in base.items()]
+        values = {**row, document["target"]: row["target"], document["general"]: row["general"]}
+        texts = [_spread(values[name], score.kind) for name, score in base.items()]
         rows.append([row["label"], f"{row['n']:,}", number(row["mean_gate"]), *texts])
     head = ["gate", "seeds", "mean gate", *_head(base)]
     note = "± is one standard deviation over seeds; before training, one standard error. ↓ lower is better, ↑ higher."

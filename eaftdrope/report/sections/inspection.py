@@ -126,7 +126,7 @@ def _rows(document: dict) -> list[Section]:
         return []
     rows = [
         [
-            start_of(one["origin"], 80),
+            end_of(one["origin"], 60),
             one["because_of"],
             f"{one['conflicts']:,} of {one['tokens']:,}",
             percent(one["conflict_share"]),
