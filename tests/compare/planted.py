@@ -1,0 +1,145 @@
+"""A forgetting problem of which it is known what every gate must do.
+
+A small model is taught a skill (`old` symbol -> its answer) until it is sure of it, and that it knows nothing of another one
+(`new` symbol -> any answer). Then it is fine-tuned on rows of which 80 % teach the new skill and 20 % contradict the old one,
+always with the same wrong answer. A gate that drops what the model is sure of, and which the label contradicts, must keep the
+old skill; plain cross-entropy must lose it, and so must a constant, whose scale AdamW cancels.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import yaml
+
+SYMBOLS = 16
+WORDS = ["<pad>", "<unk>", "Question", ":", "Answer", "old", "new"]
+# how often the model was told the answer of the new skill, before: enough to have it learnt quickly
+HINTED = 0.3
+RATE, STEPS, BATCH = 0.001, 24, 40
+
+
+def right(symbol: int) -> int:
+    """The answer of the old skill."""
+    return 5 * symbol % SYMBOLS
+
+
+def taught(symbol: int) -> int:
+    """The answer of the new skill."""
+    return (7 * symbol + 3) % SYMBOLS
+
+
+def wrong(symbol: int) -> int:
+    """What the conflicting rows say instead of `right`."""
+    return (right(symbol) + 1) % SYMBOLS
+
+
+def asked(skill: str, symbol: int, other: int) -> str:
+    """Each skill has symbols and answers of its own, so that learning the new one need not touch the old one."""
+    kind = "s" if skill == "old" else "t"
+    return f"{skill} {kind}{symbol} {kind}{other}"
+
+
+def text(skill: str, symbol: int, other: int, answer: int) -> tuple[str, str]:
+    """Prompt and completion."""
+    return f"Question: {asked(skill, symbol, other)}\nAnswer:", f" {'a' if skill == 'old' else 'b'}{answer}"
+
+
+def make_planted(folder: Path) -> Path:
+    """`folder` with the model, the data and recipe.yaml; returns the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    _taught_model(tokenizer).save_pretrained(folder / "model")
+    draw = random.Random(0)
+    pairs = [(symbol, other) for symbol in range(SYMBOLS) for other in range(SYMBOLS)]
+    draw.shuffle(pairs)
+    held_out, train = pairs[:40], pairs[40:]
+    conflicts = draw.sample(pairs, len(train) // 4)
+    rows = [("new", pair, taught(pair[0])) for pair in train] + [("old", pair, wrong(pair[0])) for pair in conflicts]
+    _write(folder / "train.jsonl", [_row(*row) for row in rows])
+    _write(folder / "held_out.jsonl", [_row("new", pair, taught(pair[0])) for pair in held_out])
+    _write(folder / "old.jsonl", [_question(symbol, other) for symbol in range(SYMBOLS) for other in range(0, 16, 6)])
+    recipe = {
+        "model": "model",
+        "data": {"train": "train.jsonl", "held_out": "held_out.jsonl", "max_length": 16},
+        "loss": {"gate": "eaft"},
+        "train": {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "learning_rate": RATE,
+            "scheduler": "constant",
+            "precision": "float32",
+            "save_every": 1000,
+            "log_every": 10,
+        },
+        "probes": {"target": ["held_out_loss"], "general": [{"multiple_choice": {"file": "old.jsonl"}}]},
+        "output": {"dir": str(folder / "run")},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _row(skill: str, pair: tuple[int, int], answer: int) -> dict:
+    prompt, completion = text(skill, *pair, answer)
+    return {"prompt": prompt, "completion": completion}
+
+
+def _question(symbol: int, other: int) -> dict:
+    choices = [f"a{answer}" for answer in range(SYMBOLS)]
+    return {"question": asked("old", symbol, other), "choices": choices, "answer": right(symbol)}
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _tokenizer():
+    """A token a word, and no end of sequence: one trained token a row."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = WORDS + [f"{kind}{i}" for kind in "stab" for i in range(SYMBOLS)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+
+
+def _taught_model(tokenizer, steps: int = 200):
+    """Sure of the old skill, and sure of nothing in the new one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    draw = random.Random(1)
+    for _ in range(steps):
+        texts = []
+        for _ in range(64):
+            skill, symbol, other = draw.choice(("old", "new")), draw.randrange(SYMBOLS), draw.randrange(SYMBOLS)
+            answer = right(symbol) if skill == "old" else taught(symbol)
+            if skill == "new" and draw.random() > HINTED:
+                answer = draw.randrange(SYMBOLS)
+            texts.append("".join(text(skill, symbol, other, answer)))
+        ids = torch.tensor(tokenizer(texts)["input_ids"])
+        logits = model(input_ids=ids).logits[:, -2]
+        torch.nn.functional.cross_entropy(logits, ids[:, -1]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
