@@ -84,8 +84,7 @@ def look(model, rows: list[Row], gate: Gate) -> Tokens:
         sequence=row.to(device),
     )
     conflicts = stats.conflict.nonzero().squeeze(1)
-    # both terms are sums of what is >= 0; the label's own square is taken out of the sum of all
-    squares_T = (torch.cat([part[1] for part in parts]) - stats.probability.square()).clamp_min(0)
+    squares_T = torch.cat([part[1] for part in parts])
     return Tokens(
         stats=stats,
         weight=evaluate_gate(gate, stats),
@@ -107,7 +106,8 @@ def _tiles(
     transform: LogitsTransform,
     topk: int | None,
 ) -> list[tuple[TileStats, Tensor, Tensor]]:
-    """(statistics `[R]`, sum of squared probabilities `[R]`, likeliest token of the conflicts `[C]`) of each tile."""
+    """(statistics `[R]`, squared probabilities of the other tokens `[R]`, likeliest token of the conflicts `[C]`) of each
+    tile."""
     backend: Backend = select_backend("auto", hidden_TH.device, hidden_TH.dtype)
     size = max(1, default_tile_bytes(None, hidden_TH.device, len(head_VH)) // (len(head_VH) * head_VH.element_size()))
     found = []
@@ -116,18 +116,22 @@ def _tiles(
         seen = backend.tile_statistics(logits_RV, labels_R, transform, topk)
         conflict_R = TokenStats(seen.nll, seen.entropy, None, seen.correct, len(head_VH)).conflict
         # scale and softcap keep the order
-        found.append((seen, _square_sum(logits_RV, seen, transform), logits_RV[conflict_R].argmax(-1)))
+        found.append((seen, _other_squares(logits_RV, labels_R, seen, transform), logits_RV[conflict_R].argmax(-1)))
     return found
 
 
-def _square_sum(logits_RV: Tensor, seen: TileStats, transform: LogitsTransform) -> Tensor:
-    """`[R]`: sum over the vocabulary of the squared probabilities."""
+def _other_squares(logits_RV: Tensor, labels_R: Tensor, seen: TileStats, transform: LogitsTransform) -> Tensor:
+    """`[R]`: sum of the squared probabilities of all tokens but the label. The label's is left out rather than taken off,
+    which would leave nothing but rounding where it is nearly all of the sum."""
     budget = _SCRATCH_BYTES.get(logits_RV.device.type, _SCRATCH_BYTES_DEVICE)
     step = max(1, budget // (logits_RV.shape[1] * seen.nll.element_size()))
     sums = []
-    for logits, maximum in zip(logits_RV.split(step), seen.maximum.split(step), strict=True):
+    for logits, labels, maximum in zip(
+        logits_RV.split(step), labels_R.split(step), seen.maximum.split(step), strict=True
+    ):
         # a copy, also of a tile that has this dtype already
         z = logits.to(seen.nll.dtype, copy=True)
         transform.apply_(z)
-        sums.append(z.sub_(maximum[:, None]).mul_(2).exp_().sum(-1))
+        z.sub_(maximum[:, None]).scatter_(1, labels[:, None], -torch.inf)
+        sums.append(z.mul_(2).exp_().sum(-1))
     return torch.cat(sums) / (1 + seen.rest).square()

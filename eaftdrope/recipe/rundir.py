@@ -3,6 +3,7 @@
     run.json            recipe, status ("running" or "finished"), versions; written first, and last
     recipe.yaml         the resolved recipe
     metrics.jsonl       one line a log
+    landscape.jsonl     one line a window of steps: where the trained tokens lay
     probes_before.json, probes_after.json
     checkpoints/        what a killed run goes on from
     and beside them     the result: adapter or weights, tokenizer, README.md

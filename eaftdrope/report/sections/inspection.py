@@ -138,10 +138,11 @@ def _rows(document: dict) -> list[Section]:
     ]
     head = ("row", "because of", "conflicts", "share", "nats a token", "copies", "text")
     note = left_out(len(rows), document["rows"], "rows", "rows.jsonl")
-    words = "Rows with the most confident conflicts first: wrong labels and noise tend to be at the top."
-    table = Table(
-        "Rows by their share of conflicts", head, rows, numeric=(1, 2, 3, 4), long=(5,), stack=True, note=note
+    words = (
+        "Rows that stand out by confident conflicts, by their loss, or because the same text comes again: wrong labels and "
+        "copied noise tend to be at the top."
     )
+    table = Table("Rows, those to look at first", head, rows, numeric=(1, 2, 3, 4), long=(5,), stack=True, note=note)
     return [Section("rows", "Rows to look at", [Text(words), table])]
 
 
