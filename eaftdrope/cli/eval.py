@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -85,6 +86,9 @@ def eval(
     Writes eval.json and report.html. What was measured once, of the same weights with the same probe, comes from a cache: the
     same command goes on where an interrupted one stopped.
     """
+    if not sys.stderr.isatty():
+        # lm-eval's bars, which nothing else turns off; tqdm reads it when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from eaftdrope.cli.measure import device_and_dtype
     from eaftdrope.evaluate.evaluation import Options
     from eaftdrope.evaluate.long_context.plan import short_name
@@ -109,10 +113,19 @@ def eval(
 
 
 def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
-    """The probes of a recipe, whose model and output do not matter here."""
+    """The probes of a recipe, whose model and output do not matter here.
+
+    Raises:
+        UserError: the recipe is wrong, or trains nothing that it could probe.
+    """
+    from eaftdrope.errors import UserError
     from eaftdrope.recipe.load import load_recipe
 
     recipe = load_recipe(path, [f"model={model}", f"output.dir={folder}"])
+    if recipe.data is None:
+        raise UserError(
+            f"--probes {path}: it has no section data, and so no probes of its own. Name a recipe with the stage eaft."
+        )
 
     def build(tokenizer):
         from eaftdrope.recipe.build import build_data, build_run_probes

@@ -146,6 +146,9 @@ def test_a_recipes_own_probes(eval_in, project, tmp_path):
     code, _, err, document = eval_in("other", "--probes", "recipe.yaml", *SMALL, name="both")
     assert code == 0, err
     assert {"perplexity", "perplexity (recipe)", "held-out loss (recipe)"} <= values(document).keys()
+    (tmp_path / "convert.yaml").write_text("stages: [drope]\n")
+    code, _, err, _ = eval_in("other", "--probes", tmp_path / "convert.yaml", name="convert")
+    assert code == 2 and "convert.yaml: it has no section data, and so no probes of its own." in err
     code, _, err, _ = eval_in("other", "--probes", "gone.yaml", name="gone")
     assert code == 2 and "no recipe at gone.yaml." in err
 
