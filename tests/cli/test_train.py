@@ -60,7 +60,7 @@ def test_the_command_as_people_start_it(recipe, tmp_path):
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == [f"step {n}/6" for n in range(1, 7)]
     headings = [line for line in lines if line.startswith(("model ", "probing after", "Before and after", "done in "))]
-    assert [line.split()[0] for line in headings] == ["model", *["probing"] * 3, "Before", "done"]
+    assert [line.split()[0] for line in headings] == ["model", *["probing"] * 4, "Before", "done"]
     assert "\x1b" not in out
 
 
@@ -263,7 +263,7 @@ def test_a_full_disk(start, small_disk, tmp_path, kilobytes):
     run = tmp_path / "run"
     assert re.fullmatch(
         rf"the disk of {run} is full \(.+\)\. What was written whole is kept: make room and run the same command again "
-        rf"\(without --overwrite\) to go on\.|cannot write {run}/metrics\.jsonl: the disk is full\. .+",
+        rf"\(without --overwrite\) to go on\.|cannot write {run}/(metrics|landscape)\.jsonl: the disk is full\. .+",
         last_line(ended),
     )
     assert "Traceback" not in ended.out

@@ -186,7 +186,7 @@ CASES = {
     "no training data": (
         swap("  train: rows.jsonl\n", ""),
         2,
-        ["data.train: missing. A source, or a list of sources"],
+        ["data.train: missing. A source, or a list of them"],
     ),
     "an empty section": (
         swap("  gate: eaft\n  alpha: 1.0\n", ""),
