@@ -71,11 +71,8 @@ def teach(folder):
     """Trains the model on the true rows until it knows them."""
     from transformers import AutoModelForCausalLM
 
-    (folder / "teach.yaml").write_text(
-        yaml.safe_dump(
-            {"model": "model", "data": "clean.jsonl", "output": {"dir": "unused"}} | {"data": {"train": "clean.jsonl"}}
-        )
-    )
+    recipe = {"model": "model", "data": {"train": "clean.jsonl"}, "output": {"dir": "unused"}}
+    (folder / "teach.yaml").write_text(yaml.safe_dump(recipe))
     rows = prepare_inspection(load_recipe(folder / "teach.yaml"), rows=None, on_policy=0).rows
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
@@ -302,8 +299,8 @@ def test_a_recipe_that_trains_on_no_rows(project, tmp_path, capsys):
     assert code == 2 and "this recipe has none: its stages are drope" in output
 
 
-def test_memory_does_not_grow_with_the_rows(project):
-    """Ten times the rows cost 40 bytes each, and what Python keeps beside them."""
+def test_memory_does_not_grow_with_the_rows(project, monkeypatch):
+    """A row costs its 40 bytes of figures; all else is of the size of a window."""
     from transformers import AutoModelForCausalLM
 
     from eaftdrope.loss.gates import resolve_gate
@@ -321,10 +318,10 @@ def test_memory_does_not_grow_with_the_rows(project):
         tracemalloc.stop()
         return memory
 
+    monkeypatch.setattr("eaftdrope.inspection.survey._WINDOW", 32)
     peak(96)
-    # both are more than a window of 512
-    few, many = peak(600), peak(3000)
-    assert many - few < 2400 * 200, (few, many)
+    few, many = peak(96), peak(960)
+    assert many - few < 864 * 100, (few, many)
 
 
 def test_a_window_is_read_once_and_in_order(project):
