@@ -83,18 +83,21 @@ def find_share(loss: Callable[[float], float], level: float, tolerance: float) -
     share, value = line[first]
     if first == 0 or value >= level - tolerance:
         return Found(share, value, monotone)
-    # regula falsi; an end that stays is given half its weight (Illinois), so that both ends come near
+    # regula falsi; an end that stays twice is given half its weight (Illinois), so that both ends come near
     (low, above), (high, below) = line[first - 1], line[first]
     above, below = above - level, below - level
+    moved = None
     for _ in range(_TRIES):
         share = high - below * (high - low) / (below - above)
         difference = loss(share) - level
         if abs(difference) <= tolerance:
             return Found(share, level + difference, monotone)
         if difference > 0:
-            low, above, below = share, difference, below / 2
+            low, above, below = share, difference, below / (2 if moved == "low" else 1)
+            moved = "low"
         else:
-            high, below, above = share, difference, above / 2
+            high, below, above = share, difference, above / (2 if moved == "high" else 1)
+            moved = "high"
     return Found(None, None, monotone)
 
 
