@@ -12,6 +12,8 @@
 VENV ?= .venv
 RECIPE ?= recipes/quickstart.yaml
 JOBS ?= 2
+# the tests of a file stay in one process, which makes their models once
+AT_ONCE = -n $(JOBS) --dist loadfile
 # The oldest Python that the pinned trl and triton have releases for.
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
@@ -30,10 +32,8 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 quickstart: $(INSTALLED)
 	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
-# The tests of a file stay in one process: it makes their models once.
 test: lint
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
-	  -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)

@@ -112,7 +112,7 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
-    assert lines[2].endswith(f'{venv}/bin/python -m pytest -m "not exhaustive and (not slow)" tests/loss -x')
+    assert lines[2].endswith(f'{venv}/bin/python -m pytest -n 2 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x')
     assert "HF_HUB_OFFLINE=1" in lines[2]
     assert len(lines) == 3
 
@@ -123,10 +123,12 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
     text = path.read_text()
     assert "set -euo pipefail" in text and "\nmake test\n" in text
     missing = 'make() { echo "make $*"; }; nvcc() { return 1; }; g++() { echo 12.2.0; }; nvidia-smi() { return 127; }'
+    missing += "; chromium() { echo Chromium 150; }"
     script = missing + "\n" + text.replace('cd "$(dirname "$0")/.."', "")
     lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[1:] == [
         "here:     g++ (12.2.0)",
+        "here:     chromium (Chromium 150)",
         "NOT HERE: nvcc - CUDA sources are not compiled",
         "NOT HERE: NVIDIA GPU - tests marked gpu are skipped",
         "make test",
