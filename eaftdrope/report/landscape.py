@@ -16,7 +16,7 @@ from .style import BLUE, INK, MUTED, ORANGE, SKY, VERMILION, legend_above, new_f
 # Opacity grows with the count, so that few is faint on a light and on a dark page.
 _FEW_TO_MANY = LinearSegmentedColormap.from_list(
     "few to many",
-    [(0.0, (0.0, 0.447, 0.698, 0.25)), (0.5, (0.52, 0.40, 0.72, 0.8)), (1.0, (0.88, 0.39, 0.0, 1.0))],
+    [(0.0, (0.2, 0.55, 0.82, 0.4)), (0.5, (0.52, 0.40, 0.72, 0.85)), (1.0, (0.88, 0.39, 0.0, 1.0))],
 )
 
 
@@ -66,6 +66,19 @@ def landscape_figure(landscape: dict, title: str = "", *, most: int | None = Non
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         bar.ax.minorticks_off()
     return figure
+
+
+def joined(windows: list[dict]) -> dict:
+    """Neighbouring windows of landscape.jsonl as one: what a figure of them needs."""
+    first, last = windows[0], windows[-1]
+    return {
+        "first_step": first["first_step"],
+        "step": last["step"],
+        "density": np.sum([window["density"] for window in windows], axis=0).tolist(),
+        "gate": np.sum([window["gate"] for window in windows], axis=0).tolist(),
+        **{key: first[key] for key in ("entropy_width", "probability_width")},
+        **{key: sum(window[key] for window in windows) for key in ("tokens", "conflicts")},
+    }
 
 
 def gate_figure(landscapes: dict[str, dict]) -> Figure:

@@ -108,6 +108,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(svg, format="svg", metadata=nothing)
+        # laid out once for both
+        figure.set_layout_engine("none")
         partial = folder / f".{name}.partial"
         figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     os.replace(partial, folder / f"{name}.png")

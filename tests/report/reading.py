@@ -64,7 +64,7 @@ class Read(HTMLParser):
         self.text += data
         self.sections[self._section] = self.sections.get(self._section, "") + data
         if self._cell:
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
 
     def _attributes(self, attributes):
         for name, value in attributes:

@@ -11,7 +11,7 @@ from ..blocks import Facts, Folded, Gallery, Page, Picture, Sample, Samples, Sec
 from ..curves import CURVES, curve_figure, gate_over_time, probes_over_time
 from ..drawer import Drawer
 from ..files import read_json, read_lines
-from ..landscape import gate_figure, landscape_figure
+from ..landscape import gate_figure, joined, landscape_figure
 from ..recovery import recovery_figure
 from ..words import arrowed, clip, left_out, number, plural, score_of
 from .changes import change_pictures, change_sentence, change_table, pairs_of, probe_section
@@ -19,6 +19,8 @@ from .inspection import conflict_sections
 
 _SAMPLES = 12
 _SAMPLE_TEXT = 1500
+# Of the training, the first and the last of so many parts are put side by side.
+_PARTS = 4
 
 
 def run_page(folder: Path, drawer: Drawer) -> Page:
@@ -111,21 +113,24 @@ def _during(folder: Path, metrics: list[dict], pairs, drawer: Drawer) -> list[Pi
 
 
 def _landscape(folder: Path, drawer: Drawer) -> list[Section]:
-    windows = read_lines(folder / "landscape.jsonl")
-    windows = [window for window in windows if window["tokens"]]
+    windows = [window for window in read_lines(folder / "landscape.jsonl") if window["tokens"]]
     if not windows:
         return []
-    ends = windows if len(windows) == 1 else [windows[0], windows[-1]]
+    ends = [joined(windows)]
+    if len(windows) > 1:
+        part = max(1, len(windows) // _PARTS)
+        ends = [joined(windows[:part]), joined(windows[-part:])]
     most = max(max(map(max, window["density"])) for window in ends)
-    pictures = []
+    pictures, gates = [], {}
     for name, window in zip(("first", "last"), ends):
-        steps = f"steps {window['first_step']:,} to {window['step']:,}"
+        first, last = window["first_step"], window["step"]
+        steps = f"step {last:,}" if first == last else f"steps {first:,} to {last:,}"
+        gates[steps] = window
         label = (
             f"Tokens by the model's entropy and the label's probability, {steps}: {window['tokens']:,} tokens, "
             f"{window['conflicts']:,} of them confident conflicts."
         )
         pictures.append(drawer.picture(f"landscape_{name}", landscape_figure(window, steps, most=most), label))
-    gates = {f"steps {window['first_step']:,} to {window['step']:,}": window for window in ends}
     pictures.append(drawer.picture("landscape_gates", gate_figure(gates), "Share of the tokens by their gate."))
     words = (
         "Where the trained tokens lay: how sure the model was (left: sure) and what it gave the label (top: all). In the "
