@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from ..evaluate import Score
+    from ..evaluate import Probe, Score
     from ..trainer import EAFTTrainer
     from ..trainer.probing import ProbesCallback
     from .prepare import Prepared
@@ -49,8 +49,7 @@ def probe_run(
     if is_base and compared and not capture.is_file():
         # without it nothing can be compared later
         scores = None
-    for probe in compared:
-        probe.captured = capture
+    _compare_with(capture, prepared.probes)
     if prepared.probes and trainer.accelerator.is_main_process:
         if scores is None:
             scores = _measure(when, trainer, tokenizer, prepared, capture if is_base else None, console)
@@ -74,6 +73,7 @@ def during_callback(
     probes = cheap_probes(prepared.probes, settings.during_limit) if settings.every else []
     if not probes:
         return None
+    _compare_with(folder.path / CAPTURE_FILE, probes)
 
     def measure(model: nn.Module) -> list[dict]:
         with _as_trained(trainer, prepared):
@@ -81,6 +81,15 @@ def during_callback(
         return [{key: value for key, value in asdict(score).items() if key != "units"} for score in scores]
 
     return ProbesCallback(folder.path / "probes_during.jsonl", measure, settings.every)
+
+
+def _compare_with(capture: Path, probes: list[Probe]) -> None:
+    """Tells the probes that need it where to find what the base model says, now or by the time they run."""
+    from ..evaluate.agreement import Agreement
+
+    for probe in probes:
+        if isinstance(probe, Agreement):
+            probe.captured = capture
 
 
 def _measure(when, trainer, tokenizer, prepared: Prepared, capture: Path | None, console: Console) -> list[Score]:

@@ -39,12 +39,18 @@ class ProbesCallback(TrainerCallback):
         self._lines = StepLines(path, "probes during training")
         self._measure = measure
         self._every = every
-        self._due = False
+        self._is_new = self._due = False
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Drop what the run will measure again."""
+        self._is_new = state.global_step == 0
         if state.is_world_process_zero:
             self._lines.begin(state.global_step)
-        if state.global_step == 0:
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        """Measure a run that begins: not earlier, because a base model that is sharded is asked when the training begins."""
+        if self._is_new:
+            self._is_new = False
             self._add(model, state)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -16,7 +16,7 @@ class Run:
         self.state = SimpleNamespace(global_step=step, max_steps=6, is_world_process_zero=main)
         self.log_every, self.logs, self.models = log_every, [], []
         self.callback = ProbesCallback(path, self.measure, every=2)
-        self.callback.on_train_begin(None, self.state, None, model="model")
+        self.callback.on_train_begin(None, self.state, None)
 
     def measure(self, model):
         self.models.append(model)
@@ -24,6 +24,7 @@ class Run:
 
     def go(self, until):
         while self.state.global_step < until:
+            self.callback.on_step_begin(None, self.state, None, model="model")
             self.state.global_step += 1
             control = SimpleNamespace(should_log=self.state.global_step % self.log_every == 0)
             self.callback.on_step_end(None, self.state, control)
