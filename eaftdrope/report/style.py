@@ -145,6 +145,8 @@ def _in_page(key: str, value: str, name: str) -> str:
     value = re.sub(r"url\(#", f"url(#{name}-", value)
     if key != "style":
         return value
+    value = re.sub(r"font-family: [^;]*;? ?", "", value)
+    # as matplotlib before 3.11 has it
     value = re.sub(r"font: (?:(bold) )?([\d.]+px) [^;]*", lambda found: _font(*found.groups()), value)
     return re.sub(r"#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), value)
 
