@@ -25,7 +25,7 @@ def main_metric(scores: dict[str, Score], group: str) -> str:
 
 
 def table_rows(base: list[Score], arms: dict[str, list[list[Score]]], gates: dict[str, list[float]]) -> list[dict]:
-    """Lines of the table: `target` and `general` are those of `main_metric`, and `metrics` has them all by name.
+    """Lines of the table: `target` and `general` are those of `main_metric`, other metrics stand under their names.
 
     Args:
         base: scores of the base model.
@@ -43,12 +43,18 @@ def table_rows(base: list[Score], arms: dict[str, list[list[Score]]], gates: dic
                 "label": label,
                 "n": len(seeds),
                 "mean_gate": statistics.mean(gates[label]),
-                "target": metrics[target],
-                "general": metrics[general],
-                "metrics": metrics,
+                "target": metrics.pop(target),
+                "general": metrics.pop(general),
+                **metrics,
             }
         )
     return rows
+
+
+def spread_of(row: dict, name: str, names: dict[str, Score]) -> dict:
+    """Mean and deviation of a metric in a line of the table."""
+    group = names[name].group
+    return row[group] if name == main_metric(names, group) else row[name]
 
 
 def rich_table(base: list[Score], rows: list[dict]) -> Table:
@@ -91,10 +97,11 @@ def csv_table(base: list[Score], rows: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["label", "group", "metric", "better", "n", "mean", "sd"])
-    for name, score in by_metric(base).items():
+    names = by_metric(base)
+    for name, score in names.items():
         writer.writerow(["base", score.group, name, score.better, 1, score.value, ""])
         for row in rows:
-            spread = row["metrics"][name]
+            spread = spread_of(row, name, names)
             sd = "" if spread["sd"] is None else spread["sd"]
             writer.writerow([row["label"], score.group, name, score.better, row["n"], spread["mean"], sd])
     return text.getvalue()
@@ -108,7 +115,7 @@ def _cells(base: list[Score], rows: list[dict]) -> tuple[list[str], list[list[st
     first = ["base", "", "", *(number_text(names[name].value, names[name].kind) for name in order)]
     lines = [first]
     for row in rows:
-        cells = [_spread_text(row["metrics"][name], names[name].kind) for name in order]
+        cells = [_spread_text(spread_of(row, name, names), names[name].kind) for name in order]
         lines.append([row["label"], str(row["n"]), f"{row['mean_gate']:.3f}", *cells])
     return head, lines
 

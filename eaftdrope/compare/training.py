@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def train_arms(plan: Plan, said: Callable[[Arm, int], None], command: str) -> No
             continue
         said(arm, number)
         # its plan was shown once, for all of them
-        with open("/dev/null", "w") as nowhere:
+        with open(os.devnull, "w") as nowhere:
             run_recipe(recipe, Console(file=nowhere), command=command)
         # as large as three models, and of no use any more
         shutil.rmtree(plan.path(arm) / "checkpoints", ignore_errors=True)
