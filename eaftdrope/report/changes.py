@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -30,10 +31,11 @@ def changes_figure(changes: Sequence[tuple[str, float]]) -> Figure:
             # what lies further out than the axis reaches is an arrow
             marker = "o" if abs(change) < _FAR else (">" if change > 0 else "<")
             axes.plot([x], [y], marker, color=colour, markersize=6, fillstyle="full" if clear else "none")
-        axes.set_yticks(range(len(changes)), [name for name, _ in changes])
+        axes.set_yticks(range(len(changes)), [textwrap.fill(name, 24) for name, _ in changes])
         axes.set_ylim(len(changes) - 0.4, -0.6)
         axes.set_xlim(-_FAR - 2.2, _FAR + 2.2)
-        axes.set_xticks([-8, -4, -2, 0, 2, 4, 8], ["−8", "−4", "−2", "0", "2", "4", "8"])
-        axes.set_xlabel("← worse   |   change in its standard errors   |   better →")
+        axes.set_xticks([-8, -2, 0, 2, 8], ["−8", "−2", "0", "2", "8"])
+        # of the figure: names may leave the panel too narrow for it
+        figure.supxlabel("← worse | change in its standard errors | better →", fontsize=9)
         axes.grid(False)
     return figure
