@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .build import uses_bfloat16
 from .samples import take_samples
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +40,12 @@ def probe_run(
     console: Console,
 ) -> list[Score]:
     """Scores of "before" or "after", and samples of answers, by the main process; those of before from the folder if a
-    former start measured them. Without probes nothing is measured, and nothing sampled."""
+    former start measured them. Without probes nothing is measured, and nothing sampled.
+
+    A model that is sharded over processes is measured by all of them, in step; the main process keeps the result."""
     from ..evaluate.agreement import Agreement
 
+    keeps = trainer.accelerator.is_main_process
     compared = [probe for probe in prepared.probes if isinstance(probe, Agreement)]
     capture, is_base = folder.path / CAPTURE_FILE, when == "before"
     scores = folder.load_scores(when) if is_base else None
@@ -50,15 +53,33 @@ def probe_run(
         # without it nothing can be compared later
         scores = None
     _compare_with(capture, prepared.probes)
-    if prepared.probes and trainer.accelerator.is_main_process:
+    if prepared.probes and (keeps or is_sharded(trainer)):
         if scores is None:
-            scores = _measure(when, trainer, tokenizer, prepared, capture if is_base else None, console)
-            folder.save_scores(when, scores)
+            with _own_file(capture, keeps) as file:
+                scores = _measure(when, trainer, tokenizer, prepared, file if is_base else None, console)
+            if keeps:
+                folder.save_scores(when, scores)
         with _as_trained(trainer, prepared), _progress(console, when) as progress:
-            take_samples(when, trainer.accelerator.unwrap_model(trainer.model), tokenizer, prepared, folder, progress)
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            take_samples(when, model, tokenizer, prepared, folder, progress, keeps=keeps)
     # on every process, whoever measured: others may see the file before they come here
     trainer.accelerator.wait_for_everyone()
     return scores or []
+
+
+def is_sharded(trainer: EAFTTrainer) -> bool:
+    """Whether each process holds but a part of the model, from the beginning of its training on."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+@contextmanager
+def _own_file(file: Path, keeps: bool) -> Iterator[Path]:
+    """`file` for the process that keeps it, one that is thrown away for another."""
+    if keeps:
+        yield file
+    else:
+        with TemporaryDirectory() as place:
+            yield Path(place) / file.name
 
 
 def during_callback(

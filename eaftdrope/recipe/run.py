@@ -13,6 +13,7 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .build import RunData, build_arguments, build_model, let_be_saved, stop_where_trained
@@ -22,7 +23,7 @@ from .finish import finish, push, versions
 from .lock import only_start
 from .machine import keep_freed_memory, training_device
 from .prepare import Prepared, prepare
-from .probing import during_callback, probe_run
+from .probing import during_callback, is_sharded, probe_run
 from .recovery import RECOVERY_FILE, show_recovery
 from .rundir import RunFolder
 from .schema import Recipe
@@ -176,13 +177,20 @@ def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: st
     place.changed = True
 
     place.words = "while probing before training"
-    before = probe_run("before", trainer, tokenizer, prepared, folder, console)
+    if is_sharded(trainer):
+        from ..trainer.probing import ProbeOnceSharded
+
+        probe = partial(probe_run, "before", trainer, tokenizer, prepared, folder, console)
+        trainer.add_callback(ProbeOnceSharded(probe))
+    else:
+        probe_run("before", trainer, tokenizer, prepared, folder, console)
     _train(trainer, tokenizer, prepared, console, place)
     place.words = "after training"
     if prepared.recovery:
         prepared.recovery.note_in(trainer.model.config)
     _save_result(trainer, tokenizer, folder)
     after = probe_run("after", trainer, tokenizer, prepared, folder, console)
+    before = (folder.load_scores("before") or []) if main_process else []
     if main_process:
         if prepared.recovery:
             show_recovery(folder, console)

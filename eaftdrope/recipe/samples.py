@@ -29,8 +29,11 @@ def take_samples(
     prepared: Prepared,
     folder: RunFolder,
     progress: Callable[[str, int, int], None],
+    *,
+    keeps: bool,
 ) -> None:
-    """Answers of "before" or "after", written to the folder; those of before only if a former start has not."""
+    """Answers of "before" or "after", written to the folder by the process that keeps them; those of before only if a former
+    start has not."""
     from ..evaluate.answering import answer
     from ..evaluate.probes import evaluating
 
@@ -47,6 +50,8 @@ def take_samples(
             batch_tokens=prepared.recipe.probes.batch_tokens,
             progress=lambda done, total: progress("samples", done, total),
         )
+    if not keeps:
+        return
     if when == "before":
         samples = [
             {"prompt": _prompt(example), "reference": reference, "before": text, "after": None}

@@ -16,6 +16,17 @@ from .step_lines import StepLines
 PREFIX = "probe/"
 
 
+class ProbeOnceSharded(TrainerCallback):
+    """Calls `probe` when the training begins: the model is then spread over the devices, none of which could hold it."""
+
+    def __init__(self, probe: Callable[[], object]) -> None:
+        self._probe = probe
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self._probe()
+
+
 class ProbesCallback(TrainerCallback):
     """Measures before the first step and every `every` steps; the values go into the log of the step (which is logged in
     any case) as `probe/<metric>`.

@@ -300,11 +300,11 @@ def test_a_recipe_runs_on_a_tiny_model_of_its_architecture(name, lora, tmp_path)
     kind = name.split("/")[1]
     ended = train(tiny_recipe(name, tmp_path, lora=lora))
     assert ended.code == 0, ended.out
-    # the only warning may be of rows that a template cannot hold
     assert "stop token" not in ended.out
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
-    assert ("skipped" in ended.out.split("probing")[0].split(" 0 skipped")[0]) == (name == "tool_use/llama3.1_8b")
+    # Llama's template cannot hold two calls in a turn
+    assert (int(re.search(r"(\d+) skipped", ended.out)[1]) > 0) == (name == "tool_use/llama3.1_8b")
     after = json.loads((run / "probes_after.json").read_text())
     assert {score["probe"] for score in after} == {probe.name for probe in load_recipe(SHIPPED[name]).probes.target}
     end = KINDS[kind][3]
