@@ -139,14 +139,15 @@ def test_what_is_uploaded(pushing, tmp_path, monkeypatch):
 
     def upload_folder(self, *, repo_id, folder_path, ignore_patterns):
         names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        calls.append((repo_id, set(filter_repo_objects(names, ignore_patterns=ignore_patterns))))
+        names = set(filter_repo_objects(names, ignore_patterns=ignore_patterns))
+        calls.append((repo_id, {name for name in names if not name.startswith("figures/")}))
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     pushing()
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     weights = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
-    uploaded = tokenizer | weights | {"README.md", "recipe.yaml", "metrics.jsonl", "landscape.jsonl"}
+    uploaded = tokenizer | weights | {"README.md", "recipe.yaml", "metrics.jsonl", "landscape.jsonl", "report.html"}
     assert calls == [("me/tuned", True, True), ("me/tuned", uploaded)]
     assert (tmp_path / "run" / "merged" / "model.safetensors").exists()
 
