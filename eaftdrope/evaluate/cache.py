@@ -1,6 +1,7 @@
 """Scores that were measured once: kept by what was measured and with what, wherever the model's folder lies.
 
-    scores = cached_scores("runs/mine", tokenizer, probes, load=lambda: subject.load("float32", "cpu"), setting="cpu float32")
+    key = score_key(identity_of(subject, tokenizer), probe, "cpu float32")
+    scores = remembered(key, lambda: run_probes(model, tokenizer, [probe]))
 
     key = sha256(weights and configuration, tokenizer, probe with its options and items, setting,
                  our measuring code, torch, transformers)
@@ -23,49 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from eaftdrope.models import cache_dir
 
-from .probes import Probe, run_probes
 from .scores import Score, scores_from_json, scores_to_json
-from .subject import Subject, find_subject
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-
-def cached_scores(
-    reference: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    probes: list[Probe],
-    *,
-    load: Callable[[], PreTrainedModel],
-    setting: str,
-    batch_tokens: int = 2048,
-    fresh: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> list[Score]:
-    """The scores of a saved model, in the order of the probes; only what is not known yet is measured.
-
-    Args:
-        reference: folder (of a model or an adapter), hub id or `package:NAME`, as it is now.
-        load: called once, and only if something is to be measured.
-        setting: what the numbers are computed in ("cpu float32", "cuda bfloat16"); part of the key.
-        fresh: measure everything anew, and keep that.
-        progress: called with (probe name, done, total) while one is measured.
-
-    Raises:
-        UserError: no such model.
-    """
-    identity = identity_of(find_subject(str(reference)), tokenizer)
-    model = None
-    found: list[Score] = []
-    for probe in probes:
-
-        def measure(probe: Probe = probe) -> list[Score]:
-            nonlocal model
-            model = load() if model is None else model
-            return run_probes(model, tokenizer, [probe], batch_tokens=batch_tokens, progress=progress)
-
-        found += remembered(score_key(identity, probe, setting), measure, fresh=fresh)
-    return found
+    from .subject import Subject
 
 
 def identity_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> str:

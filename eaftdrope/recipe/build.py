@@ -332,7 +332,7 @@ def build_run_probes(recipe: Recipe, data: RunData) -> list[Probe]:
     from ..evaluate import build_probes
 
     wanted = [
-        (probe.name, group, probe.options.model_dump(exclude_none=True))
+        (probe.name, group, probe.options.model_dump())
         for group in ("target", "general")
         for probe in getattr(recipe.probes, group)
     ]

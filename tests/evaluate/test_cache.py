@@ -1,5 +1,6 @@
 """Scores that are kept: found again by content, not found when anything that could change them has changed."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,8 +8,8 @@ import shutil
 import pytest
 import torch
 
-from eaftdrope.evaluate import build_probes, cache
-from eaftdrope.evaluate.cache import cached_scores, plain, tokenizer_fingerprint
+from eaftdrope.evaluate import build_probes, cache, run_probes
+from eaftdrope.evaluate.cache import identity_of, plain, remembered, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.choices import MultipleChoice, Question
 from eaftdrope.evaluate.perplexity import Perplexity
 from eaftdrope.evaluate.subject import find_subject
@@ -29,21 +30,18 @@ def measure(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "cache"))
 
     def run(folder=saved, probes=(TEXT, CHOICE), setting="cpu float32", **options):
-        loads, ran = [], []
+        subject, ran, scores = find_subject(str(folder)), [], []
+        tokenizer = options.pop("tokenizer", None) or subject.tokenizer()
 
-        def load():
-            loads.append(1)
-            return find_subject(str(folder)).load("float32", "cpu")
+        def measured(probe):
+            found = run_probes(subject.load("float32", "cpu"), tokenizer, [probe])
+            ran.append(probe.name)
+            return found
 
-        def progress(name, done, total):
-            ran.append(name)
-
-        tokenizer = options.pop("tokenizer", None) or find_subject(str(folder)).tokenizer()
-        scores = cached_scores(
-            folder, tokenizer, list(probes), load=load, setting=setting, progress=progress, **options
-        )
-        assert len(loads) == bool(ran), "loaded once, and only to measure"
-        return scores, list(dict.fromkeys(ran))
+        for probe in probes:
+            key = score_key(identity_of(subject, tokenizer), probe, setting)
+            scores += remembered(key, functools.partial(measured, probe), **options)
+        return scores, ran
 
     return run
 
