@@ -37,6 +37,8 @@ VERBS = {
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Raises SystemExit with the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # what a verb notes as the command that was typed
+    sys.argv[1:] = arguments
     verb = next((word for word in arguments if not word.startswith("-")), None)
     build_app(verb)(args=arguments, prog_name="eaftdrope")
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 
@@ -41,6 +42,8 @@ def package(tmp_path, monkeypatch):
         (data / f"BFCL_v4_{category}.json").write_text("\n".join(questions))
         (data / "possible_answer" / f"BFCL_v4_{category}.json").write_text("\n".join(answers))
     monkeypatch.syspath_prepend(str(tmp_path))
+    # the real one is there where another test has imported it
+    monkeypatch.delitem(sys.modules, "bfcl_eval", raising=False)
     importlib.invalidate_caches()
     return truth
 

@@ -316,10 +316,10 @@ def test_what_can_not_be_put_side_by_side(tmp_path):
 
 def test_a_report_that_fails_does_not_take_the_result_with_it(tmp_path, capsys):
     folder = eval_folder(tmp_path / "eval")
-    report_or_say(folder, Console(width=200))
+    report_or_say(folder, Console(width=1000))
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
     (folder / "eval.json").write_text('{"models": 1}')
-    report_or_say(folder, Console(width=200))
+    report_or_say(folder, Console(width=1000))
     out = capsys.readouterr().out
     assert "no report could be drawn: TypeError" in out
     assert f"The result in {folder} is complete." in out and f"`eaftdrope report {folder}` tries again" in out
