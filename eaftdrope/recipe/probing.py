@@ -45,6 +45,8 @@ def probe_run(
     A model that is sharded over processes is measured by all of them, in step; the main process keeps the result."""
     from ..evaluate.agreement import Agreement
 
+    if not prepared.probes:
+        return []
     keeps = trainer.accelerator.is_main_process
     compared = [probe for probe in prepared.probes if isinstance(probe, Agreement)]
     capture, is_base = folder.path / CAPTURE_FILE, when == "before"
@@ -53,7 +55,7 @@ def probe_run(
         # without it nothing can be compared later
         scores = None
     _compare_with(capture, prepared.probes)
-    if prepared.probes and (keeps or is_sharded(trainer)):
+    if keeps or is_sharded(trainer):
         if scores is None:
             with _own_file(capture, keeps) as file:
                 scores = _measure(when, trainer, tokenizer, prepared, file if is_base else None, console)

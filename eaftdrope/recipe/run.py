@@ -133,6 +133,8 @@ def _run(stages: list[Stage], console: Console, command: str, place: _Place) -> 
     if training_device().kind == "cpu":
         keep_freed_memory()
     prepared = _prepare(stages, console)
+    # looked at before anything changes: the processes must agree on it
+    converting = [stage for stage in stages if stage.name == "drope" and not stage.folder.finished]
     result = RunResult(stages[-1].folder.path, [], [])
     for stage in stages:
         place.stage = stage
@@ -140,7 +142,7 @@ def _run(stages: list[Stage], console: Console, command: str, place: _Place) -> 
             # what it holds (rows, probes) is not needed once the stage is finished
             result = _train_stage(stage, prepared.pop(stage.name), console, command, place)
             gc.collect()
-        elif stage.name == "drope" and not stage.folder.finished:
+        elif stage in converting:
             place.words = "while converting"
             convert_stage(stage, console)
             place.changed = True

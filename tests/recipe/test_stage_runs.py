@@ -348,3 +348,37 @@ def test_two_processes(project, tmp_path):
     assert points[0] == points[1]
     recoveries = [[point["recovery"] for point in curve["points"]] for curve in curves]
     assert recoveries[0] == pytest.approx(recoveries[1], rel=1e-3)
+
+
+_LATE = """
+import os, sys, time
+from pathlib import Path
+from rich.console import Console
+from eaftdrope.recipe import load_recipe, run
+from tests.trainer.processes import end_together
+
+prepare, folder = run._prepare, Path(sys.argv[2])
+
+def prepare_late(stages, console):
+    prepared = prepare(stages, console)
+    # the other is ready to convert long before
+    until = time.monotonic() + 10
+    while os.environ["RANK"] == "1" and not (folder / "drope" / "run.json").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    return prepared
+
+run._prepare = prepare_late
+run.run_recipe(load_recipe(Path(sys.argv[1]), []), Console(quiet=True), command="")
+end_together()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_late_meets_the_one_that_converts(project, tmp_path):
+    """It has prepared all it needs, and looks up again when the other could have finished the stage."""
+    from tests.trainer.processes import run_two
+
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(f"model: {project / 'model'}\nstages: [drope]\noutput: {{dir: {run}}}\n")
+    run_two(tmp_path, _LATE, recipe, run)
+    assert json.loads((run / "drope" / "run.json").read_text())["status"] == "finished"
