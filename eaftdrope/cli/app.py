@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interru
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import sys
@@ -71,10 +72,7 @@ def build_app(verb: str | None) -> typer.Typer:
         if name == verb:
             function = getattr(importlib.import_module(f"eaftdrope.cli.{name}"), name)
         if isinstance(function, typer.Typer):
-            # a verb with verbs of its own
-            for command in function.registered_commands:
-                command.callback = _guarded(command.callback)
-            app.add_typer(function, name=name)
+            app.add_typer(_with_guarded_commands(function), name=name)
             continue
         app.command(name, help=_help(function, line), no_args_is_help=False)(_guarded(function))
     return app
@@ -87,6 +85,15 @@ def _help(function: Callable, line: str) -> str:
 
 def _not_imported() -> None:
     raise AssertionError("a verb that was not asked for")
+
+
+def _with_guarded_commands(verb: typer.Typer) -> typer.Typer:
+    """A verb with verbs of its own, as a copy: the module's own keeps raising, for whoever calls it from Python."""
+    guarded = copy.copy(verb)
+    guarded.registered_commands = [copy.copy(command) for command in verb.registered_commands]
+    for command in guarded.registered_commands:
+        command.callback = _guarded(command.callback)
+    return guarded
 
 
 def _guarded(function: Callable) -> Callable:

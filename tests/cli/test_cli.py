@@ -11,6 +11,7 @@ import yaml
 import eaftdrope.cli.validate as validate_verb
 from eaftdrope.cli import main
 from eaftdrope.cli.app import VERBS
+from eaftdrope.errors import UserError
 from eaftdrope.recipe import load_recipe
 
 RECIPE = "model: org/model\ndata: {train: org/rows}\noutput: {dir: runs/x}\n"
@@ -110,6 +111,18 @@ def test_in_a_process_too(path):
     assert done.stdout == ""
     assert text.startswith(f"{path} has 1 problem")
     assert "Traceback" not in text
+
+
+def test_the_text_is_only_the_command_lines(capsys):
+    from typer.testing import CliRunner
+
+    from eaftdrope.cli.bench import bench
+
+    arguments = ["drope", "--thetas", "forty"]
+    code, _, said = run("bench", *arguments, capsys=capsys)
+    assert code == 2 and "name numbers above 1" in said
+    # the verb's own module, called from Python afterwards, still raises
+    assert isinstance(CliRunner().invoke(bench, arguments).exception, UserError)
 
 
 def test_an_interrupt_is_one_line_and_130(path, capsys, monkeypatch):
