@@ -4,8 +4,7 @@
 #   make test ARGS="tests/loss -x"             some tests
 #   make test JOBS=8                           more files at once than two
 #   make test-kernels                          every check of the loss kernels, on every architecture
-#   make test-compat                           converted checkpoints in stock transformers 4 and 5, without eaftdrope
-#   make test-gguf                             a converted GGUF in llama.cpp, which is compiled for it
+#   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
 
@@ -26,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kernels test-compat test-gguf lint format bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-kernels test-compat lint format bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -39,14 +38,10 @@ test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
 
 # Environments of their own, because eaftdrope must not be there.
-test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed
+test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT)/llama_cpp/.installed
 	EAFTDROPE_COMPAT_4=$(abspath $(COMPAT)/4/bin/python) EAFTDROPE_COMPAT_5=$(abspath $(COMPAT)/5/bin/python) \
-	  $(OFFLINE) $(BIN)/python -m pytest tests/compat $(ARGS)
-
-# Compiles llama.cpp: a quarter of an hour on two cores.
-test-gguf: $(INSTALLED) $(COMPAT)/llama_cpp/.installed
 	EAFTDROPE_LLAMA_CPP=$(abspath $(COMPAT)/llama_cpp/bin/python) \
-	  $(OFFLINE) $(BIN)/python -m pytest tests/compat/test_llama_cpp.py $(ARGS)
+	  $(OFFLINE) $(BIN)/python -m pytest tests/compat $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

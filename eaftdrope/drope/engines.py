@@ -1,8 +1,8 @@
 """Which engines serve a converted checkpoint right, which would be silently wrong, and what to do then.
 
-The rules are data. "run" means that this project ran the engine; "read" that its source was read at the version named and
-the engine not run; where neither is true the verdict is "unknown". Silent wrongness is what matters: an engine that
-rotates after all gives fluent, worse text and no error.
+The rules are data. "run" means that this project ran the engine; "read" that its source was read at the version named
+and the engine not run, or on a Llama-shaped model alone; where neither is true the verdict is "unknown". Silent
+wrongness is what matters: an engine that rotates after all gives fluent, worse text and no error.
 
 Sources read: vLLM model_executor/layers/rotary_embedding (Llama3RotaryEmbedding, LinearScalingRotaryEmbedding,
 Phi3LongRoPE) and config/model.py; SGLang srt/layers/rotary_embedding (factory, rope_variant), models/gemma3_causal.py,
@@ -23,7 +23,7 @@ VERSIONS = {
     "transformers 4": "4.57 (run)",
     "vLLM": "0.33.0 (read)",
     "SGLang": "0.5.23 (read)",
-    "llama.cpp": "0274f0f (read)",
+    "llama.cpp": "0274f0f (read; a Llama run)",
 }
 # Classes whose rotary embedding was followed through the engine's source.
 _READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
