@@ -1,13 +1,18 @@
 """Every example runs, as its reader would run it, and prints what it promises."""
 
+import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from eaftdrope.recipe import load_recipe
+from eaftdrope.report.page import write_report
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISED = {
@@ -39,6 +44,26 @@ def test_example(name, tmp_path):
     assert re.search(PROMISED[name], run.stdout), run.stdout[-2000:]
     # processor time, which does not depend on what else the machine does: two minutes of two cores
     assert _seconds_of_children() - before < 240
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "study").glob("*.yaml")))
+def test_the_study_s_recipes_are_valid_beside_their_data(recipe, tmp_path, monkeypatch):
+    text = (EXAMPLES / "study" / recipe).read_text()
+    (tmp_path / "data").mkdir()
+    for name in re.findall(r"data/[a-z0-9_]+\.jsonl", text):
+        (tmp_path / name).write_text(json.dumps({"messages": [{"role": "user", "content": "?"}]}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(EXAMPLES / "study" / recipe).train.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize(
+    "result", sorted(path.parent.name for path in (EXAMPLES / "study/results").glob("*/compare.json"))
+)
+def test_the_study_s_results_can_be_drawn_again(result, tmp_path):
+    folder = shutil.copytree(EXAMPLES / "study/results" / result, tmp_path / result)
+    page = write_report(folder).read_text()
+    verdict = json.loads((folder / "compare.json").read_text())["verdict"]
+    assert verdict[:40] in page
 
 
 def _seconds_of_children() -> float:
