@@ -108,11 +108,11 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").write_text("")
     (venv / ".installed").write_text("")
-    result = _make("--dry-run", "test", VENV=venv, MARKS="not slow", ARGS="tests/loss -x")
+    result = _make("--dry-run", "test", VENV=venv, JOBS=3, MARKS="not slow", ARGS="tests/loss -x")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
-    command = f'{venv}/bin/python -m pytest -n 2 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x'
+    command = f'{venv}/bin/python -m pytest -n 3 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x'
     assert lines[2].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[2]
     assert len(lines) == 3
