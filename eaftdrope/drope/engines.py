@@ -23,7 +23,7 @@ VERSIONS = {
     "transformers 4": "4.57 (run)",
     "vLLM": "0.33.0 (read)",
     "SGLang": "0.5.23 (read)",
-    "llama.cpp": "0274f0f (read; a Llama run)",
+    "llama.cpp": "0274f0f (read; a Llama run in xllamacpp 2026.10)",
 }
 # Classes whose rotary embedding was followed through the engine's source.
 _READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")

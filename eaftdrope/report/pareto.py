@@ -24,10 +24,7 @@ def pareto_figure(document: dict) -> Figure:
     with styled():
         figure, axes = new_figure(3.9)
         for i, row in enumerate(document["table"]):
-            colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-            # arms that came out alike (constant and none, under AdamW) are still seen, one around the other
-            size = max(5.0, 10.0 - 1.5 * i)
-            _arm(axes, document, row, (colour, marker, size))
+            _arm(axes, document, row, i)
         start = base[target].value, base[general].value
         axes.plot(*start, marker="*", color=INK, markersize=11, linestyle="none", label="before training")
         axes.axhline(start[1], color=MUTED, linewidth=0.8, linestyle=":")
@@ -42,8 +39,8 @@ def pareto_figure(document: dict) -> Figure:
     return figure
 
 
-def _arm(axes: Axes, document: dict, row: dict, look: tuple[str, str, float]) -> None:
-    colour, marker, size = look
+def _arm(axes: Axes, document: dict, row: dict, i: int) -> None:
+    colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
     names = document["target"], document["general"]
     found = [
         by_metric([score_of(one) for one in arm["scores"]]) for arm in document["arms"] if arm["label"] == row["label"]
@@ -61,7 +58,8 @@ def _arm(axes: Axes, document: dict, row: dict, look: tuple[str, str, float]) ->
         yerr=up["sd"],
         color=colour,
         marker=marker,
-        markersize=size,
+        # arms that came out alike (constant and none, under AdamW) are still seen, one around the other
+        markersize=max(5.0, 10.0 - 1.5 * i),
         linewidth=1.2,
         capsize=2,
         label=row["label"],

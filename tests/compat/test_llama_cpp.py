@@ -60,7 +60,7 @@ def llama_cpp(python, prefixes, tmp_path_factory):
     return run
 
 
-def transformers(folder: Path, prefixes: list[list[int]]) -> torch.Tensor:
+def in_transformers(folder: Path, prefixes: list[list[int]]) -> torch.Tensor:
     """The same from transformers, in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def transformers(folder: Path, prefixes: list[list[int]]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def rotated(prefixes) -> torch.Tensor:
-    return transformers(resolve_checkpoint(SOURCE), prefixes)
+    return in_transformers(resolve_checkpoint(SOURCE), prefixes)
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,11 @@ def test_a_converted_gguf_is_nope(engine, rope_type, llama_cpp, packaged, prefix
     config = json.loads((tmp_path / "nope" / "config.json").read_text())
     assert config["rope_parameters"]["rope_type"] == rope_type
     as_converted(packaged, tmp_path / "nope.gguf", config["rope_parameters"])
-    dropped = transformers(tmp_path / "nope", prefixes)
+    dropped = in_transformers(tmp_path / "nope", prefixes)
     assert_nope(llama_cpp(tmp_path / "nope.gguf"), dropped, rotated, noise)
 
 
 def test_any_gguf_is_nope_with_the_options_of_the_table(llama_cpp, packaged, prefixes, rotated, noise, tmp_path):
     convert(resolve_checkpoint(SOURCE), tmp_path / "nope")
-    dropped = transformers(tmp_path / "nope", prefixes)
+    dropped = in_transformers(tmp_path / "nope", prefixes)
     assert_nope(llama_cpp(packaged, "1e-30"), dropped, rotated, noise)

@@ -1,5 +1,6 @@
 """Every example runs, as its reader would run it, and prints what it promises."""
 
+import html
 import json
 import os
 import re
@@ -46,7 +47,7 @@ def test_example(name, tmp_path):
     assert _seconds_of_children() - before < 240
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (EXAMPLES / "study").glob("*.yaml")))
+@pytest.mark.parametrize("recipe", ["medical.yaml", "math.yaml", "tool_use.yaml"])
 def test_the_study_s_recipes_are_valid_beside_their_data(recipe, tmp_path, monkeypatch):
     text = (EXAMPLES / "study" / recipe).read_text()
     (tmp_path / "data").mkdir()
@@ -56,14 +57,12 @@ def test_the_study_s_recipes_are_valid_beside_their_data(recipe, tmp_path, monke
     assert load_recipe(EXAMPLES / "study" / recipe).train.learning_rate == 5e-4
 
 
-@pytest.mark.parametrize(
-    "result", sorted(path.parent.name for path in (EXAMPLES / "study/results").glob("*/compare.json"))
-)
+@pytest.mark.parametrize("result", ["medical", "medical_constant", "medical_conflict_mask", "math", "tool_use"])
 def test_the_study_s_results_can_be_drawn_again(result, tmp_path):
     folder = shutil.copytree(EXAMPLES / "study/results" / result, tmp_path / result)
     page = write_report(folder).read_text()
     verdict = json.loads((folder / "compare.json").read_text())["verdict"]
-    assert verdict[:40] in page
+    assert html.escape(verdict) in page
 
 
 def _seconds_of_children() -> float:
