@@ -80,13 +80,13 @@ def tested_versions() -> dict[str, str]:
 
 def devices() -> list[str]:
     """The processor, its memory, and every accelerator torch sees."""
-    from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, gib, ram
+    from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, gib, ram, slow_in_bfloat16
 
     flags = cpu_flags()
     shown = ", ".join(name for flag, name in CPU_FLAGS.items() if flag in flags) or "features unknown on this system"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [f"cpu     {cpu_name()}, {cores} cores, {gib(ram())}, {shown}"]
-    if flags and not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
+    if slow_in_bfloat16():
         lines.append("        no bfloat16 instructions: precision auto computes in float32 on this processor")
     for index, device in enumerate(accelerators()):
         size = gib(device.memory) if device.memory else "memory unknown"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from . import memory
 from .adapters import lora_config
 from .gpus import Fit, fit_lines, fits
-from .machine import Device, gib, training_device
+from .machine import Device, gib, slow_in_bfloat16, training_device
 from .modalities import freeze_beside_the_text
 from .stage_sections import TextData
 from .stages import tokens_of_a_step
@@ -185,6 +185,12 @@ def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, est
         yield from _text_notes(recipe, data)
     if data and data.truncated:
         yield f"{data.truncated} of {data.rows} rows ({data.truncated / data.rows:.0%}) are cut at data.max_length."
+    weights = str(config.dtype).removeprefix("torch.") if recipe.model.dtype == "auto" else recipe.model.dtype
+    if device.kind == "cpu" and "bfloat16" in (weights, recipe.train.precision) and slow_in_bfloat16():
+        yield (
+            "This processor has no bfloat16 instructions and is several times as slow in it as in float32: "
+            "model.dtype=float32 train.precision=auto."
+        )
     if device.memory is not None and estimated.total > device.memory:
         ways = ["a smaller train.batch_size (raise train.accumulation as much)", "a smaller data.max_length"]
         if not recipe.train.gradient_checkpointing:

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import torch
 
 from eaftdrope.recipe import make_recipe
 from eaftdrope.recipe.machine import Device, gib
@@ -145,6 +146,27 @@ def test_notes_on_length_and_cut_rows(config):
         "data.max_length 256 is beyond the model's context of 128 tokens.",
         "5 of 50 rows (10%) are cut at data.max_length.",
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "flags", "noted"),
+    [
+        ("bfloat16", "auto", "avx2", True),
+        ("float32", "bfloat16", "avx2", True),
+        ("auto", "auto", "avx2", True),
+        ("float32", "auto", "avx2", False),
+        ("bfloat16", "auto", "avx512_bf16", False),
+        ("bfloat16", "auto", "", False),
+    ],
+)
+def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, flags, noted, config, monkeypatch):
+    monkeypatch.setattr("eaftdrope.recipe.machine.cpu_flags", lambda: set(flags.split()))
+    config.dtype = torch.bfloat16
+    planned = recipe(precision=precision)
+    planned = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})
+    notes = make_plan(planned, config, autocast=False, device=CPU).notes
+    assert any("no bfloat16 instructions" in note and "model.dtype=float32" in note for note in notes) is noted
+    assert not make_plan(planned, config, autocast=False, device=Device("cuda", "a GPU", None)).notes
 
 
 def test_text(config):
