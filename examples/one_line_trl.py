@@ -36,7 +36,9 @@ def main() -> None:
             logging_steps=2,
             save_strategy="no",
             report_to="none",
-            # TRL computes in bfloat16 by default and asks to be told where there is no GPU
+            # TRL computes in bfloat16 by default, which not every processor is fast at, and asks to be told where there is
+            # no GPU
+            bf16=torch.cuda.is_available(),
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=rows,

@@ -80,7 +80,8 @@ def tested_versions() -> dict[str, str]:
 
 def devices() -> list[str]:
     """The processor, its memory, and every accelerator torch sees."""
-    from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, gib, ram, slow_in_bfloat16
+    from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, gib, ram
+    from eaftdrope.recipe.precision import slow_in_bfloat16
 
     flags = cpu_flags()
     shown = ", ".join(name for flag, name in CPU_FLAGS.items() if flag in flags) or "features unknown on this system"

@@ -6,8 +6,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from ..recipe.build import uses_bfloat16
 from ..recipe.plan import make_plan
+from ..recipe.precision import uses_bfloat16
 from .arms import Arm, Plan
 from .training import is_trained, seconds
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..evaluate.scores import change_stderr, verdict
+from ..recipe.precision import weights_dtype
 from .arms import Arm
 from .measuring import Bench, Start
 from .store import Scores
@@ -190,7 +191,7 @@ class _Line:
         self._kept: Scores = bench.scores(arm)
         self._move: Callable[[float], nn.Module] | None = None
         # saved in float32, the ends are the models that were measured
-        self._ends_are_known = bench.plan.recipe.model.dtype == "float32"
+        self._ends_are_known = weights_dtype(bench.plan.recipe) == "float32"
         self._loss = next(key for key, probe in bench.probes.items() if probe.name == "held_out_loss")
         self._general = [key for key, probe in bench.probes.items() if probe.group == "general"]
 

@@ -17,9 +17,9 @@ from ..recipe.build import (
     build_run_probes,
     check_backend,
     stop_where_trained,
-    uses_bfloat16,
 )
 from ..recipe.machine import training_device
+from ..recipe.precision import uses_bfloat16
 from .arms import Arm, Plan
 from .store import Scores, probe_key
 from .training import stamp

@@ -26,6 +26,7 @@ from .backends.tile import LogitsTransform, TileStats
 from .buffers import tile_buffer
 from .gates import Gate, evaluate_gate
 from .gradients import ColumnGradients, Gradients, Needed, sum_dtype
+from .products import multiply_into
 from .rows import TrainedRows
 from .statistics import TokenStats
 from .tail import ROWS_A_SUM, TailSparseGradients
@@ -167,11 +168,8 @@ class _Call:
                 yield at, places, hidden_RH, logits_RV
 
     def matmul(self, hidden_RH: Tensor, columns: slice, out_RC: Tensor) -> None:
-        head_CH = self.head_VH[columns]
-        if self.bias_V is None:
-            torch.mm(hidden_RH, head_CH.t(), out=out_RC)
-        else:
-            torch.addmm(self.bias_V[columns], hidden_RH, head_CH.t(), out=out_RC)
+        bias_C = None if self.bias_V is None else self.bias_V[columns]
+        multiply_into(out_RC, hidden_RH, self.head_VH[columns].t(), bias_C=bias_C)
 
     def statistics(self, logits_RV: Tensor, tile: slice) -> TileStats:
         options = self.options

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
+from .products import is_widened, multiply, multiply_for_sum, multiply_into
 
 # A bfloat16 sum over up to four tiles adds nothing measurable to the rounding of its GEMMs (2.4e-3 over two tiles
 # against 2.1e-3 in one); the error grows like the square root of their number, so beyond that it is kept in float32.
@@ -21,10 +22,6 @@ _LOW_PRECISION_TILES = 4
 # wants fewer launches.
 _ACCUMULATE_ROWS = {"cpu": 2048}
 _ACCUMULATE_ROWS_DEVICE = 16_384
-
-# A tile of fewer rows is padded for the product that sums over the vocabulary: the matrix-vector kernels that libraries
-# take for a handful of rows add in one running sum (relative error 1e-5 over 262,144 tokens, 7e-7 from here on).
-_FEW_ROWS = 16
 
 Needed = tuple[bool, bool, bool]
 """Whether the gradients by hidden, weight and bias are asked for."""
@@ -56,10 +53,7 @@ class Gradients:
     def add(self, rows: Tensor | slice, hidden_RH: Tensor, grad_RV: Tensor) -> None:
         """Adds one tile. `rows` are the places of its rows among the N."""
         if self.hidden is not None:
-            if isinstance(rows, slice) and len(grad_RV) >= _FEW_ROWS:
-                torch.mm(grad_RV, self._head_VH, out=self.hidden[rows])
-            else:
-                self.hidden[rows] = product_over_vocabulary(grad_RV, self._head_VH)
+            self.hidden[rows] = multiply(grad_RV, self._head_VH)
         if self.weight is not None:
             self._add_weight(grad_RV, hidden_RH)
         if self.bias is not None:
@@ -73,17 +67,14 @@ class Gradients:
         return self.hidden, self.weight, self.bias
 
     def _add_weight(self, grad_RV: Tensor, hidden_RH: Tensor) -> None:
-        if self.weight.dtype == hidden_RH.dtype:
+        if self.weight.dtype == hidden_RH.dtype or is_widened(hidden_RH):
             # the first tile writes: no zero fill, no read of fresh memory
-            if self._first:
-                torch.mm(grad_RV.t(), hidden_RH, out=self.weight)
-            else:
-                self.weight.addmm_(grad_RV.t(), hidden_RH)
+            multiply_into(self.weight, grad_RV.t(), hidden_RH, add=not self._first)
             return
         step = _ACCUMULATE_ROWS.get(grad_RV.device.type, _ACCUMULATE_ROWS_DEVICE)
         for start in range(0, self.weight.shape[0], step):
             block = slice(start, start + step)
-            product_BH = product_float32(grad_RV[:, block].t(), hidden_RH)
+            product_BH = multiply_for_sum(grad_RV[:, block].t(), hidden_RH)
             self._backend.accumulate(self.weight[block], product_BH, not self._first)
 
 
@@ -108,11 +99,11 @@ class ColumnGradients:
     def add(self, columns: slice, hidden_OH: Tensor, grad_OC: Tensor) -> None:
         """Adds one slice."""
         if self._sum_OH is not None:
-            self._sum_OH += product_over_vocabulary(grad_OC, self._head_VH[columns])
+            self._sum_OH += multiply(grad_OC, self._head_VH[columns])
         if self._weight is not None and self._weight.dtype == grad_OC.dtype:
-            torch.mm(grad_OC.t(), hidden_OH, out=self._weight[columns])
+            multiply_into(self._weight[columns], grad_OC.t(), hidden_OH)
         elif self._weight is not None:
-            self._weight[columns] = product_float32(grad_OC.t(), hidden_OH)
+            self._weight[columns] = multiply_for_sum(grad_OC.t(), hidden_OH)
         if self._bias is not None:
             self._bias[columns] = grad_OC.sum(0, dtype=self._single)
 
@@ -123,25 +114,6 @@ class ColumnGradients:
             grad_NH = torch.zeros_like(self._hidden_NH)
             grad_NH[self._rows_O] = self._sum_OH.to(grad_NH.dtype)
         return grad_NH, self._weight, self._bias
-
-
-def product_over_vocabulary(grad_RC: Tensor, head_CH: Tensor) -> Tensor:
-    """`grad @ head`, exact enough for any number of rows."""
-    rows = len(grad_RC)
-    if rows >= _FEW_ROWS:
-        return grad_RC @ head_CH
-    padding = grad_RC.new_zeros(_FEW_ROWS - rows, grad_RC.shape[1])
-    return (torch.cat([grad_RC, padding]) @ head_CH)[:rows]
-
-
-def product_float32(left: Tensor, right: Tensor) -> Tensor:
-    """A product of low-precision matrices for a float32 sum, not rounded on the way where the device can do so. A float16
-    one must not be: it can leave the range of float16 within a single tile."""
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    if left.dtype == torch.float16:
-        return torch.mm(left.float(), right.float())
-    return torch.mm(left, right)
 
 
 def _bias_sum(head_VH: Tensor) -> Tensor:

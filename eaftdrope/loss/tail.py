@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
-from .gradients import Gradients, Needed, product_float32, product_over_vocabulary
+from .gradients import Gradients, Needed
+from .products import multiply, multiply_for_sum
 
 # Rows that share one set of kept columns: fewer rows keep fewer columns, but need GEMMs of few rows.
 GROUP_ROWS = 256
@@ -74,7 +75,7 @@ class TailSparseGradients(Gradients):
         self.kept_columns.append(len(columns_C))
         grad_RC = self._backend.gather_columns(grad_RV, columns_C)
         if self.hidden is not None:
-            self.hidden[rows_R] = product_over_vocabulary(grad_RC, self._head_VH[columns_C])
+            self.hidden[rows_R] = multiply(grad_RC, self._head_VH[columns_C])
             tail_R = -grad_RC.sum(1, dtype=torch.float32)
             if not self._rows_sum_to_zero:
                 tail_R += grad_RV.sum(1, dtype=torch.float32)
@@ -82,7 +83,7 @@ class TailSparseGradients(Gradients):
             if len(self._tails) == _GROUPS_AT_ONCE:
                 self._add_tails()
         if self.weight is not None:
-            product_CH = product_float32(grad_RC.t(), hidden_RH)
+            product_CH = multiply_for_sum(grad_RC.t(), hidden_RH)
             self._backend.add_rows_(self.weight, columns_C, product_CH)
         if self.bias is not None:
             # exact: the sums over the rows are known of every column
@@ -96,7 +97,7 @@ class TailSparseGradients(Gradients):
         # normalised by their size first: float16 could not hold them otherwise
         size_G1 = mass_GV.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         total_G1 = (mass_GV / size_G1).sum(1, keepdim=True)
-        mean_GH = product_over_vocabulary((mass_GV / size_G1).to(self._head_VH.dtype), self._head_VH).float() / total_G1
+        mean_GH = multiply((mass_GV / size_G1).to(self._head_VH.dtype), self._head_VH).float() / total_G1
         # no mass was dropped, or what was dropped cancels: there is no mean to speak of; a NaN must be seen
         mean_GH = torch.where(total_G1.abs() <= 0.5, 0, mean_GH)
         for (rows_R, tail_R, _), mean_H in zip(self._tails, mean_GH):

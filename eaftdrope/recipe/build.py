@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, UserError
-from .machine import cpu_flags, training_device
+from .machine import training_device
 from .modalities import freeze_beside_the_text
 from .plan import DataStats, steps_of
+from .precision import uses_bfloat16, weights_dtype
 from .probes import GENERATED
 from .samples import SAMPLES
 from .schema import Recipe
@@ -173,7 +174,7 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
     chosen = recipe.model
     model = load_model(
         chosen.reference,
-        dtype=chosen.dtype,
+        dtype=weights_dtype(recipe),
         attn_implementation=chosen.attn_implementation,
         revision=chosen.revision,
         trust_remote_code=chosen.trust_remote_code,
@@ -214,20 +215,6 @@ def let_be_saved(model: PreTrainedModel) -> None:
             ) from error
 
 
-def uses_bfloat16(recipe: Recipe) -> bool:
-    """Whether the run computes under bfloat16 autocast; `auto` says yes where the device is fast at it."""
-    if recipe.train.precision != "auto":
-        return recipe.train.precision == "bfloat16"
-    device = training_device()
-    if device.kind == "cuda":
-        import torch
-
-        return torch.cuda.is_bf16_supported()
-    if device.kind == "cpu":
-        return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
-    return device.kind == "xpu"
-
-
 def check_backend(recipe: Recipe) -> None:
     """A loss backend that the recipe or the environment names, on the device that training takes, before anything is
     loaded.
@@ -249,7 +236,7 @@ def check_backend(recipe: Recipe) -> None:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     device = training_device().kind
-    dtype = torch.bfloat16 if uses_bfloat16(recipe) or recipe.model.dtype == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if uses_bfloat16(recipe) or weights_dtype(recipe) == "bfloat16" else torch.float32
     reason = unavailable(name, torch.device(device), dtype)
     if reason is not None:
         raise UserError(f"{where}: {name} can not work on this machine's {device}: {reason}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .build import build_model, encode_rows, uses_bfloat16
+from .build import build_model, encode_rows
 from .dump import dump_recipe
 from .machine import gib, keep_freed_memory, training_device
+from .precision import precision_line, uses_bfloat16
 from .schema import Recipe
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def plan_lines(inspection: Inspection, folder: Path) -> list[tuple[str, str]]:
         tokens += sum(map(len, batch["labels"]))
         trained += sum(label != -100 for labels in batch["labels"] for label in labels[1:])
     device = training_device()
-    precision = f"{recipe.model.dtype} weights" + (", bfloat16 autocast" if uses_bfloat16(recipe) else "")
+    precision = precision_line(recipe, uses_bfloat16(recipe), device)
     memory = "" if device.memory is None else f", which has {gib(device.memory)}"
     lines = [
         ("model", recipe.model.reference),

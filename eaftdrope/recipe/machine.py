@@ -69,12 +69,6 @@ def cpu_flags() -> set[str]:
     return set(_cpuinfo("flags").split()) | set(_cpuinfo("Features").split())
 
 
-def slow_in_bfloat16() -> bool:
-    """Whether the processor is known to have no bfloat16 instructions: it is then several times as fast in float32."""
-    flags = cpu_flags()
-    return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
-
-
 def cpu_name() -> str:
     import platform
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from . import memory
 from .adapters import lora_config
 from .gpus import Fit, fit_lines, fits
-from .machine import Device, gib, slow_in_bfloat16, training_device
+from .machine import Device, gib, training_device
 from .modalities import freeze_beside_the_text
+from .precision import precision_line, slow_in_bfloat16, weights_dtype
 from .stage_sections import TextData
 from .stages import tokens_of_a_step
 
@@ -86,7 +87,7 @@ def make_plan(
         device: what to compare the memory with; the device that training takes by default.
     """
     device = device or training_device()
-    model = meta_model(recipe, config)
+    model = meta_model(recipe, config, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = recipe.train.batch_size * recipe.train.accumulation * processes
@@ -102,7 +103,7 @@ def make_plan(
         trained_parameters=trained,
         method=f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
         gate=_gate(recipe),
-        precision=f"{recipe.model.dtype} weights" + (", bfloat16 autocast" if autocast else ""),
+        precision=precision_line(recipe, autocast, device),
         processes=processes,
         rows_per_step=rows,
         tokens_per_step=round(rows * mean),
@@ -117,12 +118,13 @@ def make_plan(
     )
 
 
-def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
-    """The model of the recipe on the meta device, with its adapters and with `requires_grad` as in training."""
+def meta_model(recipe: Recipe, config: PretrainedConfig, device: Device | None = None) -> nn.Module:
+    """The model of the recipe on the meta device, with its adapters and with `requires_grad` as in training; in the types
+    of a training on `device`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, recipe.model.dtype, None) or config.dtype or torch.float32
+    dtype = getattr(torch, weights_dtype(recipe, device), None) or config.dtype or torch.float32
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code)
         freeze_beside_the_text(model)
@@ -185,7 +187,8 @@ def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, est
         yield from _text_notes(recipe, data)
     if data and data.truncated:
         yield f"{data.truncated} of {data.rows} rows ({data.truncated / data.rows:.0%}) are cut at data.max_length."
-    weights = str(config.dtype).removeprefix("torch.") if recipe.model.dtype == "auto" else recipe.model.dtype
+    chosen = weights_dtype(recipe, device)
+    weights = str(config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
     if device.kind == "cpu" and "bfloat16" in (weights, recipe.train.precision) and slow_in_bfloat16():
         yield (
             "This processor has no bfloat16 instructions and is several times as slow in it as in float32: "

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .build import RunData, build_data, build_run_probes, check_backend, uses_bfloat16
+from .build import RunData, build_data, build_run_probes, check_backend
 from .conversion import planned_config
 from .plan import make_plan, plan_table, plan_text
+from .precision import uses_bfloat16
 from .recovery import RecoveryProbe, recovery_probe
 from .schema import Recipe
 from .stages import Stage, training_recipe, with_steps

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .build import uses_bfloat16
+from .precision import uses_bfloat16
 from .samples import take_samples
 
 if TYPE_CHECKING:

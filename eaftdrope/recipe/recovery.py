@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .build import RunData, build_model, uses_bfloat16
+from .build import RunData, build_model
 from .machine import training_device
+from .precision import uses_bfloat16
 from .rundir import RunFolder
 from .stages import Stage
 

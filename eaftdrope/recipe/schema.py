@@ -46,8 +46,10 @@ class Model(Section):
 
     reference: str = Field(min_length=1, description="Hub id, local folder, or `package:NAME` of a pip package.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    dtype: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32", description="Type the weights are loaded in; auto: as the checkpoint says."
+    dtype: Literal["float32", "bfloat16", "auto", "fast"] = Field(
+        "float32",
+        description="Type the weights are loaded in; auto: as the checkpoint says; fast: bfloat16 where the device is fast "
+        "at it, else float32.",
     )
     attn_implementation: str | None = Field(
         None, description="Attention of transformers: sdpa, eager, flash_attention_2, ... (null: its own choice)."

@@ -157,10 +157,12 @@ def test_notes_on_length_and_cut_rows(config):
         ("float32", "auto", "avx2", False),
         ("bfloat16", "auto", "avx512_bf16", False),
         ("bfloat16", "auto", "", False),
+        ("fast", "auto", "avx2", False),
+        ("fast", "bfloat16", "avx2", True),
     ],
 )
 def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, flags, noted, config, monkeypatch):
-    monkeypatch.setattr("eaftdrope.recipe.machine.cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr("eaftdrope.recipe.precision.cpu_flags", lambda: set(flags.split()))
     config.dtype = torch.bfloat16
     planned = recipe(precision=precision)
     planned = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})
