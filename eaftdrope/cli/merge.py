@@ -1,4 +1,4 @@
-"""`eaftdrope merge`: an adapter and its base model become one ordinary checkpoint."""
+"""`eaftdrope merge`: a trained model and its base become one ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Annotated
 import typer
 
 from eaftdrope.cli.quiet import quieten
+from eaftdrope.errors import UserError
 
 
 def merge(
-    adapter: Annotated[
-        Path, typer.Argument(metavar="ADAPTER_DIR", help="Folder with adapter_config.json.", show_default=False)
+    trained: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRAINED_DIR",
+            help="Folder with an adapter; or a whole model, with --share and --base.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT_DIR", help="New folder for the merged model.", show_default=False)
@@ -22,17 +28,35 @@ def merge(
         str | None,
         typer.Option(help="float32, bfloat16 or float16; by default the base model's own.", show_default=False),
     ] = None,
+    share: Annotated[
+        float,
+        typer.Option(help="How far to go from the base model (0) to the trained one (1).", show_default=True),
+    ] = 1.0,
+    base: Annotated[
+        str | None,
+        typer.Option(help="What a whole model was trained from; an adapter says it itself.", show_default=False),
+    ] = None,
 ) -> None:
     """Merge an adapter into its base model, save an ordinary checkpoint, reload it with stock transformers and compare
-    the logits. Nothing is left under OUTPUT_DIR unless they agree."""
-    from eaftdrope.trainer.merge import merge_adapter
+    the logits. Nothing is left under OUTPUT_DIR unless they agree. With --share, only part of the way is gone: `compare
+    --match target` tells at which share a run has gained as much as another, and forgotten less."""
+    from eaftdrope.adapters import CONFIG
+    from eaftdrope.trainer.merge import draw_back, merge_adapter
 
     quieten(bars=sys.stdout.isatty())
-    report = merge_adapter(adapter, output, dtype=dtype)
-    typer.echo(f"merged     {adapter} into {report.base_model}")
+    if base is None:
+        report = merge_adapter(trained, output, dtype=dtype, share=share)
+        typer.echo(f"merged     {trained} into {report.base_model}")
+    elif (trained / CONFIG).is_file():
+        raise UserError(f"{trained} is an adapter, which names its base model itself: leave --base out.")
+    else:
+        report = draw_back(trained, base, output, share=share, dtype=dtype)
+        typer.echo(f"taken      {trained} and {report.base_model}")
+    if share != 1:
+        typer.echo(f"share      {share:g} of the way from the base model")
     typer.echo(f"written    {report.output_dir}: {report.parameters / 1e6:,.1f} M parameters in {report.dtype}")
     typer.echo(
-        f"checked    reloaded logits differ from base + adapter by at most {report.max_abs_difference:.1e}, "
+        f"checked    reloaded logits differ from the live model's by at most {report.max_abs_difference:.1e}, "
         f"KL {max(report.kl, 0):.1e} nats"
         + ("" if report.dtype == "float32" else " (rounding of the weights included)")
     )

@@ -1,10 +1,7 @@
 """Retention at equal target gain: a gate that learns less forgets less, so every arm is drawn back towards the base model
 until it has gained as much as the one that gained least.
 
-    theta(a) = theta_base + a (theta - theta_base)      a in [0, 1], weights in float32
-
-This is the line of WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903). For adapters, a scales their update, and modules that
-were trained in full are interpolated.
+The line between the two is that of ../trainer/line.py, in float32; share is its a.
 
     level      of the arms of one seed and learning rate that take part, the highest final held-out loss
     share      the smallest a whose held-out loss is the level: looked for at 1/4, 1/2, 3/4 and 1, then between two of them
@@ -23,16 +20,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..evaluate.scores import change_stderr, verdict
 from ..recipe.precision import weights_dtype
+from ..trainer.line import adapter_line, full_line
 from .arms import Arm
 from .measuring import Bench, Start
 from .store import Scores
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..evaluate import Score
 
@@ -233,41 +229,3 @@ def line_between(bench: Bench, arm: Arm) -> Callable[[float], nn.Module]:
         return adapter_line(model)
     base = bench.load(None, dtype="float32")
     return full_line(model, {name: weight.detach().to("cpu") for name, weight in base.named_parameters()})
-
-
-def full_line(model: nn.Module, base: dict[str, Tensor]) -> Callable[[float], nn.Module]:
-    """The line from `base` to the weights that `model` has now; its ends are exact.
-
-    Needs memory for three copies of the model, two of them on the processor.
-    """
-    trained = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
-
-    def move(share: float) -> nn.Module:
-        for name, weight in model.named_parameters():
-            weight.data.copy_(torch.lerp(base[name], trained[name], share))
-        return model
-
-    return move
-
-
-def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
-    """The line from a LoRA model without its adapter to the model as it is now."""
-    from peft.tuners.lora import LoraLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    whole = []
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            base = dict(module.original_module.named_parameters())
-            for name, weight in module.modules_to_save["default"].named_parameters():
-                whole.append((weight, base[name].detach().to(weight), weight.detach().clone()))
-
-    def move(share: float) -> nn.Module:
-        for layer in layers:
-            layer.set_scale("default", share)
-        for weight, start, end in whole:
-            weight.data.copy_(torch.lerp(start, end, share))
-        return model
-
-    return move

@@ -7,9 +7,13 @@ import io
 import statistics
 from typing import TYPE_CHECKING
 
+import yaml
+
 from ..evaluate.table import by_metric, number_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from ..evaluate import Score
@@ -69,16 +73,17 @@ def rich_table(base: list[Score], rows: list[dict]) -> Table:
     return table
 
 
-def markdown_text(base: list[Score], document: dict) -> str:
+def markdown_text(base: list[Score], document: dict, folder: Path) -> str:
     """The table, and what the comparison says."""
     head, lines = _cells(base, document["table"])
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
-    return "\n\n".join([table, NOTE, *sentences(document)]) + "\n"
+    return "\n\n".join([table, NOTE, *sentences(document, folder)]) + "\n"
 
 
-def sentences(document: dict) -> list[str]:
-    """Of a finished comparison: the verdict first, then each pair, then what was not matched."""
+def sentences(document: dict, folder: Path) -> list[str]:
+    """Of a finished comparison in `folder`: the verdict first, then each pair, then what was not matched, and how to save
+    what was."""
     said = [document["verdict"], *(entry["text"] for entry in document["verdicts"])]
     matched = document["matched"]
     if matched:
@@ -89,7 +94,19 @@ def sentences(document: dict) -> list[str]:
             for one in matched["arms"]
             if not one["monotone"]
         ]
+        if matched["arms"]:
+            said.append(_how_to_save(document, matched["arms"][0], folder))
     return said
+
+
+def _how_to_save(document: dict, matched: dict, folder: Path) -> str:
+    """The command that writes a model of the comparison at equal target loss."""
+    recipe = yaml.safe_load(document["recipe"])
+    arm = next(a for a in document["arms"] if (a["label"], a["seed"]) == (matched["label"], matched["seed"]))
+    command = f"eaftdrope merge {folder / arm['folder']} OUTPUT --share {matched['share']:.4g}"
+    if not recipe.get("lora"):
+        command += f" --base {recipe['model']['reference']}"
+    return f"{matched['label']}, seed {matched['seed']}, as it is compared at equal target loss, is saved by: {command}"
 
 
 def csv_table(base: list[Score], rows: list[dict]) -> str:

@@ -192,7 +192,7 @@ def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, est
     if device.kind == "cpu" and "bfloat16" in (weights, recipe.train.precision) and slow_in_bfloat16():
         yield (
             "This processor has no bfloat16 instructions and is several times as slow in it as in float32: "
-            "model.dtype=float32 train.precision=auto."
+            "model.dtype=fast train.precision=auto."
         )
     if device.memory is not None and estimated.total > device.memory:
         ways = ["a smaller train.batch_size (raise train.accumulation as much)", "a smaller data.max_length"]

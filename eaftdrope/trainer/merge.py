@@ -1,8 +1,10 @@
-"""Merging an adapter into its base model, and proof that the saved folder is the same model.
+"""One checkpoint of a trained model and its base, and proof that the saved folder is the same model.
 
     live      base + adapter                in float32
     merged    base with W + scale * B A     in float32; live and merged logits must agree
     saved     merged in the chosen dtype    reloaded with stock transformers; its logits must agree with what was saved
+
+A share of the way from the base model (line.py) is taken before merging; without an adapter that is all there is to do.
 
 Tied embeddings are the trap. When the input embeddings and the head are one tensor, an adapter that changes one of them
 changes both on merging; and a configuration that says "tied" makes loaders drop a head of its own. So the two are
@@ -11,7 +13,6 @@ separated before merging, compared afterwards, and the configuration says what i
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 import warnings
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from eaftdrope.adapters import CONFIG, adapter_settings, adapter_tokenizer, misfit
 from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
-from eaftdrope.models import load_config, load_model
+from eaftdrope.models import load_config, load_model, load_tokenizer
+
+from .line import adapter_line, full_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +42,7 @@ _PROMPT = (
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was written, and how far its logits [T, V] on a fixed prompt are from base + adapter, both run in float32.
+    """What was written, and how far its logits [T, V] on a fixed prompt are from the live model's, both run in float32.
 
     `kl` is the mean over T of KL(live || reloaded) in nats. In a half-precision folder both figures contain the
     rounding of the weights. `untied` says that the base's tied embeddings had to become two tensors.
@@ -54,7 +57,9 @@ class MergeReport:
     kl: float
 
 
-def merge_adapter(adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None) -> MergeReport:
+def merge_adapter(
+    adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None, share: float = 1.0
+) -> MergeReport:
     """Merge the adapter into its base model and save an ordinary checkpoint (safetensors, tokenizer with template).
 
     The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for one
@@ -64,55 +69,102 @@ def merge_adapter(adapter_dir: str | Path, output_dir: str | Path, *, dtype: str
         adapter_dir: folder with adapter_config.json; its `base_model_name_or_path` is any model reference.
         output_dir: must not exist, or be empty.
         dtype: "float32", "bfloat16" or "float16"; None keeps the base model's own.
+        share: how far to go from the base model (0) to base + adapter (1).
 
     Raises:
-        UserError: not a mergeable adapter, a quantised base, an output that is occupied or too large for its disk, or
-            logits that differ.
+        UserError: not a mergeable adapter, a quantised base, an output that is occupied or too large for its disk, a
+            share that is out of range or that the adapter has no line for, or logits that differ.
     """
     adapter_dir, output_dir = Path(adapter_dir), Path(output_dir)
+    _check_settings(output_dir, dtype, share)
     reference, revision = _adapter_base(adapter_dir)
-    _check_output(output_dir)
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     config = load_config(reference, revision=revision)
     _check_not_quantised(adapter_dir, reference, config)
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
 
     tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
-    prompt = torch.tensor([tokenizer(_PROMPT)["input_ids"] + sorted(tokenizer.all_special_ids)])
+    prompt = _prompt(tokenizer)
     base = load_model(reference, dtype="float32", revision=revision).eval()
-    model, live, untied = _merge(base, adapter_dir, prompt)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    _check_space(output_dir, parameters * saved_dtype.itemsize)
+    model, live, untied = _merge(base, adapter_dir, prompt, share)
+    return _write(model, tokenizer, adapter_dir, output_dir, saved_dtype, prompt, live, reference, untied)
 
+
+def draw_back(
+    model_dir: str | Path, base: str, output_dir: str | Path, *, share: float, dtype: str | None = None
+) -> MergeReport:
+    """Save the model that lies at a share of the way from its base to a model whose weights were all trained.
+
+    The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for three
+    float32 copies of the model.
+
+    Args:
+        model_dir: folder with config.json and weights.
+        base: reference of the model it was trained from.
+        output_dir: must not exist, or be empty.
+        share: how far to go from the base model (0) to the trained one (1).
+        dtype: "float32", "bfloat16" or "float16"; None keeps the trained model's own.
+
+    Raises:
+        UserError: no such model, another architecture than its base, an output that is occupied or too large for its
+            disk, a share that is out of range, or logits that differ.
+    """
+    model_dir, output_dir = Path(model_dir), Path(output_dir)
+    _check_settings(output_dir, dtype, share)
+    config = load_config(str(model_dir))
+    saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
+    tokenizer = load_tokenizer(str(model_dir))
+    model, start = (load_model(reference, dtype="float32").eval() for reference in (str(model_dir), base))
+    weights = dict(start.named_parameters())
+    _check_same_tensors(model, weights, model_dir, base)
+    full_line(model, weights)(share)
+    del start, weights
+    prompt = _prompt(tokenizer)
+    return _write(model, tokenizer, model_dir, output_dir, saved_dtype, prompt, _logits(model, prompt), base, False)
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source_dir: Path,
+    output_dir: Path,
+    dtype: torch.dtype,
+    prompt: Tensor,
+    live: Tensor,
+    reference: str,
+    untied: bool,
+) -> MergeReport:
+    """Saves what was merged, reloads it and compares; the folder takes its name last."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _check_space(output_dir, parameters * dtype.itemsize)
     partial = output_dir.with_name(f".{output_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
     try:
-        _cast(model, saved_dtype)
-        _save(model, tokenizer, adapter_dir, partial)
+        _cast(model, dtype)
+        _save(model, tokenizer, source_dir, partial)
         _cast(model, torch.float32)
         saved = _logits(model, prompt)
-        del base, model  # two float32 copies would double the memory that is needed
-        gc.collect()
+        model.to("meta")  # whoever still holds it: a second float32 copy would double the memory that is needed
         reloaded = _reloaded_logits(partial, prompt)
         difference = _largest(saved - reloaded)
         if not difference <= TOLERANCE:
             raise UserError(
-                f"the merged model of {adapter_dir} does not survive saving: reloaded from disk its logits differ by "
-                f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use the adapter "
-                "itself with peft, and please report the model type."
+                f"the merged model of {source_dir} does not survive saving: reloaded from disk its logits differ by "
+                f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {source_dir} as it is, "
+                "an adapter with peft, and please report the model type."
             )
         if output_dir.exists():
             output_dir.rmdir()
         partial.rename(output_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    name = str(saved_dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
     kl = _mean_kl(live, reloaded)
     return MergeReport(str(output_dir), reference, name, parameters, untied, _largest(live - reloaded), kl)
 
 
-def _merge(base: PreTrainedModel, adapter_dir: Path, prompt: Tensor) -> tuple[PreTrainedModel, Tensor, bool]:
+def _merge(
+    base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, share: float
+) -> tuple[PreTrainedModel, Tensor, bool]:
     """Return the merged model, the live logits, and whether tied embeddings had to be separated."""
     from peft import PeftModel
 
@@ -123,6 +175,8 @@ def _merge(base: PreTrainedModel, adapter_dir: Path, prompt: Tensor) -> tuple[Pr
         if "size mismatch" not in str(error):
             raise
         raise misfit(adapter_dir, error) from error
+    if share != 1:
+        adapter_line(live_model)(share)
     live = _logits(live_model, prompt)
     try:
         with warnings.catch_warnings():
@@ -189,6 +243,10 @@ def _reloaded_logits(folder: Path, prompt: Tensor) -> Tensor:
     return _logits(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval(), prompt)
 
 
+def _prompt(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    return torch.tensor([tokenizer(_PROMPT)["input_ids"] + sorted(tokenizer.all_special_ids)])
+
+
 @torch.no_grad()
 def _logits(model: nn.Module, prompt: Tensor) -> Tensor:
     return model(input_ids=prompt).logits[0]
@@ -204,6 +262,25 @@ def _mean_kl(live: Tensor, reloaded: Tensor) -> float:
 
 
 # ---- refusals, before anything heavy is loaded ----
+
+
+def _check_settings(output_dir: Path, dtype: str | None, share: float) -> None:
+    _check_output(output_dir)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    if not 0 <= share <= 1:
+        raise UserError(f"share {share:g} is not between 0 (the base model) and 1 (the trained one).")
+
+
+def _check_same_tensors(model: PreTrainedModel, base: dict[str, Tensor], model_dir: Path, reference: str) -> None:
+    trained = {name: weight.shape for name, weight in model.named_parameters()}
+    shapes = {name: weight.shape for name, weight in base.items()}
+    differing = sorted(name for name in trained | shapes if trained.get(name) != shapes.get(name))
+    if differing:
+        raise UserError(
+            f"{model_dir} was not trained from {reference!r}: {len(differing)} of their tensors differ in name or shape, "
+            f"{differing[0]} among them. Name the model it was trained from."
+        )
 
 
 def _adapter_base(adapter_dir: Path) -> tuple[str, str | None]:
@@ -227,7 +304,10 @@ def _no_adapter_text(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}. Name the folder that holds adapter_config.json."
     if (folder / "config.json").is_file():
-        return f"{folder} is a full model, not an adapter: there is nothing to merge. Use it as it is."
+        return (
+            f"{folder} is a full model, not an adapter: there is nothing to merge. Use it as it is, or draw it back towards "
+            "the model it was trained from: --share 0.5 --base MODEL."
+        )
     inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     hint = f" Did you mean {inside[-1]}?" if inside else " Name the folder that holds it."
     return f"{folder} is not an adapter: it has no adapter_config.json.{hint}"

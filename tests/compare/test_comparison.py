@@ -3,13 +3,17 @@
 import gc
 import io
 import json
+import re
 from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
+from eaftdrope.cli import main
 from eaftdrope.compare import run as comparison
 from eaftdrope.compare.arms import plan_comparison
+from eaftdrope.compare.measuring import open_bench
 from eaftdrope.compare.training import is_trained, mean_gate
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import run_probes, scores_from_json
@@ -173,6 +177,19 @@ def test_matching_trains_nothing_and_brings_the_arms_together(recorded):
     assert "at equal target loss" in document["verdict"]
     again, _ = recorded.start(recorded.plan(match=True))
     assert recorded.measured == [] and again == document
+
+
+def test_the_command_it_names_saves_the_model_that_was_compared(recorded, tmp_path):
+    document, shown = recorded.start(recorded.plan(match=True))
+    (command,) = re.findall(r"is saved by: eaftdrope (merge .+)", shown)
+    with pytest.raises(SystemExit) as ended:
+        main(command.replace("OUTPUT", str(tmp_path / "saved")).split())
+    assert ended.value.code == 0
+    bench = open_bench(recorded.plan(match=True))
+    key = next(key for key, probe in bench.probes.items() if probe.name == "held_out_loss")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="float32").eval()
+    (loss,) = bench.run(saved, key, lambda done, total: None)
+    assert loss.value == pytest.approx(document["matched"]["arms"][0]["loss"], abs=1e-4)
 
 
 def test_a_dry_run_writes_nothing(recorded, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
 from eaftdrope.trainer import merge
-from eaftdrope.trainer.merge import merge_adapter
+from eaftdrope.trainer.merge import draw_back, merge_adapter
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -206,7 +206,7 @@ def test_not_an_adapter(base, tmp_path):
 
     missing, run, empty = tmp_path / "missing", tmp_path / "run", tmp_path / "empty"
     assert refused(missing) == f"there is no folder {missing}. Name the folder that holds adapter_config.json."
-    assert refused(base) == f"{base} is a full model, not an adapter: there is nothing to merge. Use it as it is."
+    assert refused(base).startswith(f"{base} is a full model, not an adapter: there is nothing to merge.")
     assert refused(run) == (
         f"{run} is not an adapter: it has no adapter_config.json. Did you mean {run / 'checkpoint-5'}?"
     )
@@ -301,6 +301,77 @@ def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
     )
 
 
+# ---- a share of the way ----
+
+
+def _trained(base, folder, *, seed=2):
+    """A model whose weights were all moved, saved with its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_whole_model_is_drawn_back_on_the_line_to_its_base(base, tmp_path, share):
+    trained = _trained(base, tmp_path / "trained")
+    report = draw_back(trained, str(base), tmp_path / "drawn", share=share)
+    start, end, found = _tensors(base), _tensors(trained), _tensors(tmp_path / "drawn")
+    assert found.keys() == end.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, start[name] + share * (end[name] - start[name]), rtol=0, atol=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "drawn")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert (report.base_model, report.dtype, report.untied) == (str(base), "float32", False)
+    assert report.max_abs_difference <= 1e-5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_share_of_an_adapter(base, tmp_path, share):
+    adapter = _adapter(base)
+    merge_adapter(adapter, tmp_path / "whole")
+    merge_adapter(adapter, tmp_path / "part", share=share)
+    start, end, found = _tensors(base), _tensors(tmp_path / "whole"), _tensors(tmp_path / "part")
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, start[name] + share * (end[name] - start[name]), rtol=0, atol=1e-6)
+    assert any((end[name] - start[name]).abs().max() > 0.01 for name in end)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "lora_only"}, "trained biases"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_without_a_line_to_its_base_is_refused(base, tmp_path, options, why):
+    with pytest.raises(UserError, match=f"an adapter with {why} has no line to its base model"):
+        merge_adapter(_adapter(base, **options), tmp_path / "merged", share=0.5)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_can_not_be_drawn_back_is_refused(base, tmp_path):
+    trained = _trained(base, tmp_path / "trained")
+    for share in (-0.1, 1.01, float("nan")):
+        with pytest.raises(UserError, match="is not between 0"):
+            draw_back(trained, str(base), tmp_path / "drawn", share=share)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        UserError, match=r"was not trained from '.*other': \d+ of their tensors differ in name or shape"
+    ):
+        draw_back(trained, str(tmp_path / "other"), tmp_path / "drawn", share=0.5)
+    assert not (tmp_path / "drawn").exists()
+
+
 def _command(*arguments):
     with pytest.raises(SystemExit) as ended:
         main(["merge", *map(str, arguments)])
@@ -315,10 +386,22 @@ def test_the_verb_reports_what_was_written_and_checked(base, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"merged     {adapter} into {base}"
     assert lines[1] == f"written    {output}: 0.0 M parameters in bfloat16"
-    assert lines[2].startswith("checked    reloaded logits differ from base + adapter by at most ")
+    assert lines[2].startswith("checked    reloaded logits differ from the live model's by at most ")
     assert lines[2].endswith(" nats (rounding of the weights included)")
     assert lines[3].startswith("untied     ")
     assert _command(adapter, output) == 2
     assert capsys.readouterr().err == (
         f"the output {output} exists already and is not empty. Name a new folder, or remove it.\n"
     )
+
+
+def test_the_verb_takes_a_share(base, tmp_path, capsys):
+    trained, adapter = _trained(base, tmp_path / "trained"), _adapter(base)
+    assert _command(trained, tmp_path / "drawn", "--share", "0.25", "--base", base) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"taken      {trained} and {base}"
+    assert lines[1] == "share      0.25 of the way from the base model"
+    assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--base", base) == 2
+    assert "is an adapter, which names its base model itself: leave --base out." in capsys.readouterr().err
+    assert _command(trained, tmp_path / "merged", "--share", "0.25") == 2
+    assert "draw it back towards the model it was trained from: --share 0.5 --base MODEL." in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""Models on the line between the base model and a trained one.
+
+    theta(a) = theta_base + a (theta - theta_base)      a in [0, 1], the share of the way
+
+This is the line of WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903). For a LoRA adapter, a scales its update, and modules
+that were trained in full are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def full_line(model: nn.Module, base: dict[str, Tensor]) -> Callable[[float], nn.Module]:
+    """The line from `base`, weights by name, to the weights that `model` has now; its ends are exact.
+
+    Needs memory for three copies of the model, two of them on the processor.
+    """
+    trained = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
+
+    def move(share: float) -> nn.Module:
+        for name, weight in model.named_parameters():
+            weight.data.copy_(torch.lerp(base[name], trained[name], share))
+        return model
+
+    return move
+
+
+def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
+    """The line from a peft model without its adapter to the model as it is now.
+
+    Raises:
+        UserError: an adapter that is not a sum of LoRA updates and whole modules: no scale takes it back to the base.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    _check_linear(model)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    whole = []
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            base = dict(module.original_module.named_parameters())
+            for name, weight in module.modules_to_save["default"].named_parameters():
+                whole.append((weight, base[name].detach().to(weight), weight.detach().clone()))
+
+    def move(share: float) -> nn.Module:
+        for layer in layers:
+            layer.set_scale("default", share)
+        for weight, start, end in whole:
+            weight.data.copy_(torch.lerp(start, end, share))
+        return model
+
+    return move
+
+
+def _check_linear(model: nn.Module) -> None:
+    config = model.peft_config["default"]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    odd = [
+        name
+        for name, given in (
+            (f"{kind} layers", kind != "LORA"),
+            ("use_dora", getattr(config, "use_dora", False)),
+            ("trained biases", getattr(config, "bias", "none") != "none"),
+            ("trainable_token_indices", bool(getattr(config, "trainable_token_indices", None))),
+        )
+        if given
+    ]
+    if odd:
+        raise UserError(
+            f"an adapter with {', '.join(odd)} has no line to its base model that a scale follows: take share 1, or train "
+            "plain LoRA."
+        )
