@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -40,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # what a verb notes as the command that was typed
     sys.argv[1:] = arguments
+    # torch's own variable, read at its first tensor: tensors of 2 MB and more begin at a page, a huge one where there is one.
+    # Begun inside a page, a freed tensor leaves a hole that glibc finds too small for the next of its size: half as much
+    # memory again in training on a processor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     verb = next((word for word in arguments if not word.startswith("-")), None)
     build_app(verb)(args=arguments, prog_name="eaftdrope")
 
