@@ -64,12 +64,13 @@ def is_widened(operand: Tensor) -> bool:
     """Whether products of such tensors are formed in float32 because the processor has no instructions for them."""
     if operand.device.type != "cpu" or operand.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return not _has_instructions(operand.dtype)
+    return not has_instructions(operand.dtype)
 
 
 @cache
-def _has_instructions(dtype: torch.dtype) -> bool:
-    """Asks torch, which takes oneDNN's product where it says so; a build without oneDNN has no fast one."""
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies matrices of bfloat16 or float16 fast. Asks torch, which takes oneDNN's product where
+    it says so; a build without oneDNN has no fast one."""
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     return supported is not None and supported()

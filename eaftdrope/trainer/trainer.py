@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 
 import torch
@@ -11,10 +12,16 @@ from trl import SFTTrainer
 from ..errors import UserError
 from ..loss.gates import GateLike, resolve_gate
 from ..loss.landscape import Landscape
+from ..loss.products import has_instructions
 from .config import EAFTConfig
 from .meter import TokenClock, log_names
 from .packing import check_packing
 from .patch import install, pop_landscape, pop_meter, refuse_applied
+
+_SLOW_BFLOAT16 = (
+    "bf16 is on, as TRL has it by default, but this processor has no instructions for it: the model's matrix products are "
+    "many times as slow as in float32. Set bf16=False."
+)
 
 
 class EAFTTrainer(SFTTrainer):
@@ -65,6 +72,8 @@ class EAFTTrainer(SFTTrainer):
             check_packing(self.model)
         self.model_accepts_loss_kwargs = True
         self._clock = TokenClock()
+        if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
+            warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.training:

@@ -24,7 +24,7 @@ SHAPES = [
 @pytest.fixture
 def no_instructions(monkeypatch):
     """A processor that knows neither bfloat16 nor float16, and blocks of a few hundred bytes."""
-    monkeypatch.setattr(products, "_has_instructions", lambda dtype: False)
+    monkeypatch.setattr(products, "has_instructions", lambda dtype: False)
     monkeypatch.setattr(products, "_BLOCK_BYTES", 700)
 
 
@@ -91,7 +91,7 @@ def test_no_operand_of_the_size_of_a_head_is_widened_whole(no_instructions, monk
     "settings", [{}, {"gate": "conflict-mask"}, {"recompute": True}, {"tail": "sparse"}, {"tile_bytes": 1}]
 )
 def test_the_loss_is_the_same_either_way(dtype, instructions, settings, monkeypatch):
-    monkeypatch.setattr(products, "_has_instructions", lambda dtype: instructions)
+    monkeypatch.setattr(products, "has_instructions", lambda dtype: instructions)
     random = torch.Generator().manual_seed(1)
     hidden = torch.randn(40, 24, generator=random).to(dtype).requires_grad_()
     weight = (torch.randn(600, 24, generator=random) * 0.3).to(dtype).requires_grad_()

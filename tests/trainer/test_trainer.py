@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -206,6 +207,17 @@ def test_bfloat16_autocast(tmp_path, word_tokenizer):
     losses = [entry["eaft/cross_entropy"] for entry in trainer.state.log_history if "eaft/cross_entropy" in entry]
     assert losses[-1] < losses[0] - 0.3
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("bf16", "instructions", "warned"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_bfloat16_that_the_processor_does_not_know_is_told(
+    tmp_path, word_tokenizer, monkeypatch, bf16, instructions, warned
+):
+    monkeypatch.setattr("eaftdrope.trainer.trainer.has_instructions", lambda dtype: instructions)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        make_trainer(tmp_path, word_tokenizer, bf16=bf16)
+    assert sum("bf16 is on, as TRL has it by default" in str(one.message) for one in seen) == warned
 
 
 def test_packed_rows_train_as_if_alone(tmp_path, word_tokenizer):
