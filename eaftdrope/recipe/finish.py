@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .machine import training_device
+from .precision import precision_line, uses_bfloat16
 from .probing import CAPTURE_FILE
 from .recovery import read_curve, recovery_markdown
 from .schema import Recipe
@@ -33,7 +34,8 @@ def finish(
     from ..trainer.merge import merge_adapter
 
     folder, recalibrated, method = stage.folder, stage.name == "recalibrate", _method(stage, recipe)
-    hardware = training_device().name
+    device = training_device()
+    hardware = f"{device.name}, {precision_line(recipe, uses_bfloat16(recipe), device)}"
     is_adapter = recipe.lora is not None
     write_model_card(
         folder.path,

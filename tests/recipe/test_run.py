@@ -1,6 +1,7 @@
 """Whole runs on a tiny random model: what they leave, and that killed ones end as undisturbed ones do."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,9 @@ def test_what_a_run_leaves(start, tmp_path, overrides, expected):
     assert again.model_dump(mode="json", exclude={"output"}) == state["recipe"]
     assert str(tmp_path) not in (run / "recipe.yaml").read_text().replace(f"dir: {run}", "")
     card = (run / "README.md").read_text()
+    weights = "bfloat16" if "model.dtype=bfloat16" in overrides else "float32"
+    autocast = ", bfloat16 autocast" if "train.precision=bfloat16" in overrides else ""
+    assert re.search(rf"^- Hardware: .+, {weights} weights{autocast}", card, re.MULTILINE)
     if "probes_after.json" in expected:
         before, after = (
             next(s for s in scores(run, when) if s["probe"] == "held_out_loss") for when in ("before", "after")
