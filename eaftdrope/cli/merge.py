@@ -36,6 +36,9 @@ def merge(
         str | None,
         typer.Option(help="What a whole model was trained from; an adapter says it itself.", show_default=False),
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of --base on the hub.", show_default=False)
+    ] = None,
 ) -> None:
     """Merge an adapter into its base model, save an ordinary checkpoint, reload it with stock transformers and compare
     the logits. Nothing is left under OUTPUT_DIR unless they agree. With --share, only part of the way is gone: `compare
@@ -44,13 +47,15 @@ def merge(
     from eaftdrope.trainer.merge import draw_back, merge_adapter
 
     quieten(bars=sys.stdout.isatty())
+    if base is None and revision is not None:
+        raise UserError("--revision is of --base, which is not given; an adapter names its base model itself.")
     if base is None:
         report = merge_adapter(trained, output, dtype=dtype, share=share)
         typer.echo(f"merged     {trained} into {report.base_model}")
     elif (trained / CONFIG).is_file():
         raise UserError(f"{trained} is an adapter, which names its base model itself: leave --base out.")
     else:
-        report = draw_back(trained, base, output, share=share, dtype=dtype)
+        report = draw_back(trained, base, output, share=share, dtype=dtype, revision=revision)
         typer.echo(f"taken      {trained} and {report.base_model}")
     if share != 1:
         typer.echo(f"share      {share:g} of the way from the base model")

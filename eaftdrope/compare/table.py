@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import statistics
 from typing import TYPE_CHECKING
 
@@ -103,10 +104,14 @@ def _how_to_save(document: dict, matched: dict, folder: Path) -> str:
     """The command that writes a model of the comparison at equal target loss."""
     recipe = yaml.safe_load(document["recipe"])
     arm = next(a for a in document["arms"] if (a["label"], a["seed"]) == (matched["label"], matched["seed"]))
-    command = f"eaftdrope merge {folder / arm['folder']} OUTPUT --share {matched['share']:.4g}"
+    words = ["eaftdrope", "merge", str(folder / arm["folder"]), "OUTPUT", "--share", f"{matched['share']:.4g}"]
     if not recipe.get("lora"):
-        command += f" --base {recipe['model']['reference']}"
-    return f"{matched['label']}, seed {matched['seed']}, as it is compared at equal target loss, is saved by: {command}"
+        words += ["--base", recipe["model"]["reference"]]
+        words += ["--revision", recipe["model"]["revision"]] if recipe["model"].get("revision") else []
+    return (
+        f"{matched['label']}, seed {matched['seed']}, as it is compared at equal target loss, is saved by: "
+        f"{shlex.join(words)}"
+    )
 
 
 def csv_table(base: list[Score], rows: list[dict]) -> str:

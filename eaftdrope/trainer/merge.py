@@ -90,7 +90,13 @@ def merge_adapter(
 
 
 def draw_back(
-    model_dir: str | Path, base: str, output_dir: str | Path, *, share: float, dtype: str | None = None
+    model_dir: str | Path,
+    base: str,
+    output_dir: str | Path,
+    *,
+    share: float,
+    dtype: str | None = None,
+    revision: str | None = None,
 ) -> MergeReport:
     """Save the model that lies at a share of the way from its base to a model whose weights were all trained.
 
@@ -103,6 +109,7 @@ def draw_back(
         output_dir: must not exist, or be empty.
         share: how far to go from the base model (0) to the trained one (1).
         dtype: "float32", "bfloat16" or "float16"; None keeps the trained model's own.
+        revision: branch, tag or commit of a base on the hub.
 
     Raises:
         UserError: no such model, another architecture than its base, an output that is occupied or too large for its
@@ -113,7 +120,8 @@ def draw_back(
     config = load_config(str(model_dir))
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
     tokenizer = load_tokenizer(str(model_dir))
-    model, start = (load_model(reference, dtype="float32").eval() for reference in (str(model_dir), base))
+    model = load_model(str(model_dir), dtype="float32").eval()
+    start = load_model(base, dtype="float32", revision=revision).eval()
     weights = dict(start.named_parameters())
     _check_same_tensors(model, weights, model_dir, base)
     full_line(model, weights)(share)

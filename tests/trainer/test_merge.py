@@ -403,5 +403,7 @@ def test_the_verb_takes_a_share(base, tmp_path, capsys):
     assert lines[1] == "share      0.25 of the way from the base model"
     assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--base", base) == 2
     assert "is an adapter, which names its base model itself: leave --base out." in capsys.readouterr().err
+    assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--revision", "main") == 2
+    assert "--revision is of --base" in capsys.readouterr().err
     assert _command(trained, tmp_path / "merged", "--share", "0.25") == 2
     assert "draw it back towards the model it was trained from: --share 0.5 --base MODEL." in capsys.readouterr().err
