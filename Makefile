@@ -35,7 +35,7 @@ test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kernels: lint
-	$(OFFLINE) $(BIN)/python -m pytest tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest $(AT_ONCE) tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)
 
 # Environments of their own, because eaftdrope must not be there.
 test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT)/llama_cpp/.installed

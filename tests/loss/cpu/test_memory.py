@@ -160,7 +160,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_caught(library, tmp_path, bug):
     file, old, new = PLANTED[bug]

@@ -159,6 +159,7 @@ BUGS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_caught(bug, tmp_path):
     need_host_compiler()
@@ -170,6 +171,7 @@ def test_a_planted_bug_is_caught(bug, tmp_path):
     assert bug.message in done.stderr, done.stderr[:2000]
 
 
+@pytest.mark.exhaustive
 def test_planted_32_bit_offsets_are_caught(of_twin, tmp_path):
     """They wrap below the tile: a crash, or values that are not those of the rows."""
     need_host_compiler()
@@ -183,6 +185,7 @@ def test_planted_32_bit_offsets_are_caught(of_twin, tmp_path):
     assert_equal_to_twin(run_driver(driver, tmp_path, near), tmp_path, near, of_twin)
 
 
+@pytest.mark.exhaustive
 def test_planted_use_of_unwritten_shared_memory_is_caught(of_twin, tmp_path):
     """Shared memory starts as NaN bytes, not as the zeros that hide a missing initialisation."""
     need_host_compiler()
@@ -193,6 +196,7 @@ def test_planted_use_of_unwritten_shared_memory_is_caught(of_twin, tmp_path):
         assert_equal_to_twin(done, tmp_path, few(), of_twin)
 
 
+@pytest.mark.exhaustive
 def test_planted_order_of_arrival_is_caught(tmp_path):
     """Candidates summed as they arrive, not by rank: another order of threads gives other bits."""
     need_host_compiler()
