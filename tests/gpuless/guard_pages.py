@@ -10,6 +10,7 @@ up to a page of slack. An access that jumps more than GUARD bytes, or lands in a
 """
 
 import ctypes
+import faulthandler
 import math
 import mmap
 import os
@@ -55,6 +56,8 @@ def dies(function):
     """
     child = os.fork()
     if child == 0:
+        # pytest's, which would print every thread's stack of a death that is wanted
+        faulthandler.disable()
         # os._exit: what the parent left unflushed is the parent's to write
         try:
             function()
