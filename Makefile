@@ -11,8 +11,9 @@
 VENV ?= .venv
 RECIPE ?= recipes/quickstart.yaml
 JOBS ?= 2
-# the tests of a file stay in one process, which makes their models once
-AT_ONCE = -n $(JOBS) --dist loadfile
+# the tests of a file stay in one process, which makes their models once; in their own order, since by number the files of few
+# and long tests would come last
+AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # The oldest Python that the pinned trl and triton have releases for.
 CHECK_PYTHON = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\

@@ -112,7 +112,8 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
-    command = f'{venv}/bin/python -m pytest -n 3 --dist loadfile -m "not exhaustive and (not slow)" tests/loss -x'
+    at_once = "-n 3 --dist loadfile --no-loadscope-reorder"
+    command = f'{venv}/bin/python -m pytest {at_once} -m "not exhaustive and (not slow)" tests/loss -x'
     assert lines[2].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[2]
     assert len(lines) == 3

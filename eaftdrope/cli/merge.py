@@ -43,7 +43,6 @@ def merge(
     """Merge an adapter into its base model, save an ordinary checkpoint, reload it with stock transformers and compare
     the logits. Nothing is left under OUTPUT_DIR unless they agree. With --share, only part of the way is gone: `compare
     --match target` tells at which share a run has gained as much as another, and forgotten less."""
-    from eaftdrope.adapters import CONFIG
     from eaftdrope.trainer.merge import draw_back, merge_adapter
 
     quieten(bars=sys.stdout.isatty())
@@ -52,8 +51,6 @@ def merge(
     if base is None:
         report = merge_adapter(trained, output, dtype=dtype, share=share)
         typer.echo(f"merged     {trained} into {report.base_model}")
-    elif (trained / CONFIG).is_file():
-        raise UserError(f"{trained} is an adapter, which names its base model itself: leave --base out.")
     else:
         report = draw_back(trained, base, output, share=share, dtype=dtype, revision=revision)
         typer.echo(f"taken      {trained} and {report.base_model}")

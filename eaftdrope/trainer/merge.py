@@ -117,6 +117,8 @@ def draw_back(
     """
     model_dir, output_dir = Path(model_dir), Path(output_dir)
     _check_settings(output_dir, dtype, share)
+    if (model_dir / CONFIG).is_file():
+        raise UserError(f"{model_dir} is an adapter, which names its base model itself: leave --base out.")
     config = load_config(str(model_dir))
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
     tokenizer = load_tokenizer(str(model_dir))

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from eaftdrope.bench.loss.runner import Settings, resolve_device, worker_environ
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
 from eaftdrope.loss.backends import VARIABLE
+from tests.clock import seconds_of_children
 
 CASE = Case("tiny", "tiny", 32, 16, 256, "float32")
 SETTINGS = Settings(device="cpu", threads=1, repeat=2, seconds=60)
@@ -262,9 +262,9 @@ def test_help_is_fast_and_quiet(verb):
     command = [sys.executable, "-X", "importtime", "-m", "eaftdrope", "bench", *verb, "--help"]
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = seconds_of_children()
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(seconds_of_children() - before)
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ") and "eaftdrope bench" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -13,6 +12,7 @@ from eaftdrope.cli import main
 from eaftdrope.cli.app import VERBS
 from eaftdrope.errors import UserError
 from eaftdrope.recipe import load_recipe
+from tests.clock import seconds_of_children
 
 RECIPE = "model: org/model\ndata: {train: org/rows}\noutput: {dir: runs/x}\n"
 
@@ -26,9 +26,9 @@ def run(*arguments, capsys):
 
 def in_a_process(*arguments):
     command = [sys.executable, "-X", "importtime", "-m", "eaftdrope", *arguments]
-    start = time.perf_counter()
+    before = seconds_of_children()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done, time.perf_counter() - start
+    return done, seconds_of_children() - before
 
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate", "numpy", "matplotlib", "rich.console")
@@ -51,7 +51,7 @@ def test_answers_within_a_second_and_loads_nothing_heavy(arguments, tmp_path):
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "yaml" in loaded or arguments == ["--help"]
     assert loaded.isdisjoint(HEAVY)
-    # the best of three: the machine may be busy with something else
+    # the best of three, in processor time: the machine may be busy with something else
     assert min(seconds for _, seconds in runs) < 1.0
 
 

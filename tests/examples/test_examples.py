@@ -4,7 +4,6 @@ import html
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from eaftdrope.recipe import load_recipe
 from eaftdrope.report.page import write_report
+from tests.clock import seconds_of_children
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISED = {
@@ -32,7 +32,7 @@ def test_every_example_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROMISED)
 def test_example(name, tmp_path):
-    before = _seconds_of_children()
+    before = seconds_of_children()
     run = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=tmp_path,
@@ -44,7 +44,7 @@ def test_example(name, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     assert re.search(PROMISED[name], run.stdout), run.stdout[-2000:]
     # processor time, which does not depend on what else the machine does: two minutes of two cores
-    assert _seconds_of_children() - before < 240
+    assert seconds_of_children() - before < 240
 
 
 @pytest.mark.parametrize("recipe", ["medical.yaml", "math.yaml", "tool_use.yaml"])
@@ -63,8 +63,3 @@ def test_the_study_s_results_can_be_drawn_again(result, tmp_path):
     page = write_report(folder).read_text()
     verdict = json.loads((folder / "compare.json").read_text())["verdict"]
     assert html.escape(verdict) in page
-
-
-def _seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
