@@ -57,7 +57,10 @@ def test_the_study_s_recipes_are_valid_beside_their_data(recipe, tmp_path, monke
     assert load_recipe(EXAMPLES / "study" / recipe).train.learning_rate == 5e-4
 
 
-@pytest.mark.parametrize("result", ["medical", "medical_constant", "medical_conflict_mask", "math", "tool_use"])
+@pytest.mark.parametrize(
+    "result",
+    ["medical", "medical_constant", "medical_conflict_mask", "medical_gates", "math", "tool_use", "tool_use_dft"],
+)
 def test_the_study_s_results_can_be_drawn_again(result, tmp_path):
     folder = shutil.copytree(EXAMPLES / "study/results" / result, tmp_path / result)
     page = write_report(folder).read_text()
