@@ -75,9 +75,9 @@ def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
     document = results.store("finished")
     base = bench.known(None)
     write_whole(plan.folder / "compare.csv", csv_table(base, document["table"]))
-    write_whole(plan.folder / "compare.md", markdown_text(base, document, plan.folder))
+    write_whole(plan.folder / "compare.md", markdown_text(base, document, plan))
     console.print(rich_table(base, document["table"]))
-    for line in sentences(document, plan.folder):
+    for line in sentences(document, plan):
         console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False)
     report_or_say(plan.folder, console)

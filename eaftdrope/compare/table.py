@@ -8,16 +8,13 @@ import shlex
 import statistics
 from typing import TYPE_CHECKING
 
-import yaml
-
 from ..evaluate.table import by_metric, number_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.table import Table
 
     from ..evaluate import Score
+    from .arms import Plan
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 NOTE = "Mean over seeds ± standard deviation; ↓ lower is better, ↑ higher is better."
@@ -74,16 +71,16 @@ def rich_table(base: list[Score], rows: list[dict]) -> Table:
     return table
 
 
-def markdown_text(base: list[Score], document: dict, folder: Path) -> str:
+def markdown_text(base: list[Score], document: dict, plan: Plan) -> str:
     """The table, and what the comparison says."""
     head, lines = _cells(base, document["table"])
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
-    return "\n\n".join([table, NOTE, *sentences(document, folder)]) + "\n"
+    return "\n\n".join([table, NOTE, *sentences(document, plan)]) + "\n"
 
 
-def sentences(document: dict, folder: Path) -> list[str]:
-    """Of a finished comparison in `folder`: the verdict first, then each pair, then what was not matched, and how to save
+def sentences(document: dict, plan: Plan) -> list[str]:
+    """Of a finished comparison: the verdict first, then each pair, then what was not matched, and how to save
     what was."""
     said = [document["verdict"], *(entry["text"] for entry in document["verdicts"])]
     matched = document["matched"]
@@ -96,18 +93,18 @@ def sentences(document: dict, folder: Path) -> list[str]:
             if not one["monotone"]
         ]
         if matched["arms"]:
-            said.append(_how_to_save(document, matched["arms"][0], folder))
+            said.append(_how_to_save(document, matched["arms"][0], plan))
     return said
 
 
-def _how_to_save(document: dict, matched: dict, folder: Path) -> str:
+def _how_to_save(document: dict, matched: dict, plan: Plan) -> str:
     """The command that writes a model of the comparison at equal target loss."""
-    recipe = yaml.safe_load(document["recipe"])
+    model = plan.recipe.model
     arm = next(a for a in document["arms"] if (a["label"], a["seed"]) == (matched["label"], matched["seed"]))
-    words = ["eaftdrope", "merge", str(folder / arm["folder"]), "OUTPUT", "--share", f"{matched['share']:.4g}"]
-    if not recipe.get("lora"):
-        words += ["--base", recipe["model"]["reference"]]
-        words += ["--revision", recipe["model"]["revision"]] if recipe["model"].get("revision") else []
+    words = ["eaftdrope", "merge", str(plan.folder / arm["folder"]), "OUTPUT", "--share", f"{matched['share']:.4g}"]
+    if not plan.recipe.lora:
+        words += ["--base", model.reference]
+        words += ["--revision", model.revision] if model.revision else []
     return (
         f"{matched['label']}, seed {matched['seed']}, as it is compared at equal target loss, is saved by: "
         f"{shlex.join(words)}"

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from eaftdrope.cli import main
 from eaftdrope.compare import run as comparison
 from eaftdrope.compare.arms import plan_comparison
 from eaftdrope.compare.measuring import open_bench
+from eaftdrope.compare.table import sentences
 from eaftdrope.compare.training import is_trained, mean_gate
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import run_probes, scores_from_json
@@ -190,6 +192,20 @@ def test_the_command_it_names_saves_the_model_that_was_compared(recorded, tmp_pa
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="float32").eval()
     (loss,) = bench.run(saved, key, lambda done, total: None)
     assert loss.value == pytest.approx(document["matched"]["arms"][0]["loss"], abs=1e-4)
+
+
+def test_the_command_names_the_base_model_where_it_lies(recorded):
+    """From where the comparison was started, not from its folder, as the recipe in its document does."""
+    plan = recorded.plan("lora=null", match=True)
+    document = {
+        "verdict": "",
+        "verdicts": [],
+        "arms": [{"label": "none", "seed": 42, "folder": "arms/none-seed42"}],
+        "matched": {"left_out": [], "arms": [{"label": "none", "seed": 42, "share": 0.25, "monotone": True}]},
+    }
+    words = sentences(document, plan)[-1].split("is saved by: ")[1].split()
+    assert words[:4] == ["eaftdrope", "merge", str(plan.folder / "arms/none-seed42"), "OUTPUT"]
+    assert words[4:7] == ["--share", "0.25", "--base"] and (Path(words[7]) / "config.json").is_file()
 
 
 def test_a_dry_run_writes_nothing(recorded, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eaftdrope.trainer.line import adapter_line, full_line
+from tests.trainer.tiny import tiny_model
 
 
 def test_the_line_of_full_weights_is_exact_at_its_ends():
@@ -27,19 +28,10 @@ def test_the_line_of_full_weights_is_exact_at_its_ends():
 def test_the_line_of_an_adapter_is_that_of_its_merged_weights(use_rslora):
     """Logits of a scaled adapter, with a head that was trained in full, against interpolated merged weights."""
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
+    base = tiny_model(
+        tie_word_embeddings=False, scale=0.02, vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1
     )
-    base = LlamaForCausalLM(config)
     start = {name: weight.detach().clone() for name, weight in base.named_parameters()}
     lora = LoraConfig(
         r=2, lora_alpha=8, target_modules="all-linear", modules_to_save=["lm_head"], use_rslora=use_rslora
