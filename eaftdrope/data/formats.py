@@ -82,6 +82,8 @@ class Example:
         text (`str`, *optional*): a document, trained whole.
         ground_truth (`list[dict]`, *optional*): accepted values of each argument, per call: `{name: {argument: [...]}}`.
         origin (`str`): where the row came from, for messages.
+        fields_read (`tuple[str, ...]`): paths of the row's keys that were read, indices left out (`messages[].role`).
+        fields_ignored (`tuple[str, ...]`): paths of the row's keys that were not read (`id`, `messages[].name`).
     """
 
     messages: list[dict[str, Any]] | None = None
@@ -91,6 +93,8 @@ class Example:
     text: str | None = None
     ground_truth: list[dict[str, Any]] | None = None
     origin: str = ""
+    fields_read: tuple[str, ...] = ()
+    fields_ignored: tuple[str, ...] = ()
 
     @property
     def prompt_messages(self) -> list[dict[str, Any]]:
