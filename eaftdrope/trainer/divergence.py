@@ -25,13 +25,13 @@ from .finite import (
     over_processes,
     refuse_non_finite_weights,
 )
-from .optimizer import check_optimizer
+from .optimizer import check_gradients, check_optimizer
 
 _NEVER = torch.iinfo(torch.int64).max
 # Weights of trained models are at most some hundreds.
 _ORDINARY_WEIGHT = 1e4
 # Steps within which a damaged optimiser state shows.
-_AFTER_RESUMING = 2
+_AFTER_RESUMING = 5
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class Guard(TrainerCallback):
         """Once, after the first backward: shards are in their places by then, whatever was evaluated before."""
         if not self._optimizer_checked and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
             check_optimizer(model, optimizer, str(args.optim))
+            check_gradients(model)
         self._optimizer_checked = True
 
     def check(
@@ -201,7 +202,9 @@ def _what_is_left(args: TrainingArguments, step: int) -> str:
     newest = max((number for number in folders if number <= step), default=None)
     if newest is None:
         return "No checkpoint was written before it: start again (a recipe with --overwrite)."
-    return (
+    text = (
         f"Nothing was deleted: {folders[newest]} holds finite weights, and the same command resumes from it (in a script: "
         "trainer.train(resume_from_checkpoint=True)). With other settings, train in another output folder."
     )
+    # finite, but the next forward with them was not
+    return text + (" If it stops at this step again, move that folder away too." if newest == step else "")

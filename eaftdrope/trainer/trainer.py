@@ -125,7 +125,12 @@ class EAFTTrainer(SFTTrainer):
         return norm
 
     def create_optimizer(self, model=None):
+        # what an evaluation before the training left: FSDP2 with gathered parameters in place of its shards, and accelerate
+        # with a mark on the model for which it would not wrap it in DDP, so that each process would train its own
         reshard(self.model)
+        if self.model_wrapped is self.model and hasattr(self.model, "_is_accelerate_prepared"):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            del self.model._is_accelerate_prepared
         optimizer = super().create_optimizer(model)
         check_optimizer(self.model if model is None else model, optimizer, str(self.args.optim))
         return optimizer
