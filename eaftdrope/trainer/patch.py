@@ -141,7 +141,8 @@ def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, flo
         state.warned_of_gate = True
         warnings.warn(
             f"the gate {state.gate.formula} gave the last {metrics['tokens']:,.0f} trained tokens a mean weight of "
-            f"{metrics['gate']:.1e}: nothing is trained. Check its options.",
+            f"{metrics['gate']:.1e} (and cross-entropy is {metrics['nll']:.3g}): nothing is trained. Check its options; if "
+            "the cross-entropy rose, the training diverged, and the first suspect is the learning rate.",
             stacklevel=3,
         )
     return metrics
