@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from eaftdrope import EAFTTrainer, UserError, apply_eaft
 from eaftdrope.trainer.divergence import Watch
 from eaftdrope.trainer.finite import non_finite_weights
+from tests.trainer.processes import run_two
 from tests.trainer.test_invariance import arguments
 from tests.trainer.tiny import ragged_rows, tiny_model
 
@@ -194,3 +195,53 @@ def test_an_overflow_of_float16_is_the_scalers_business(tmp_path, word_tokenizer
     monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
     trainer._get_grad_norm(trainer.model, torch.tensor(math.inf))
     assert trainer._guard.watch.read() is None
+
+
+def test_noting_waits_for_no_device():
+    """On the meta device a read of a value is an error."""
+    device = torch.device("meta")
+    watch = Watch(device, accumulation=2)
+    for step in (1, 2):
+        for _ in range(2):
+            watch.add_loss(step, torch.zeros((), device=device), torch.zeros((), dtype=torch.bool, device=device))
+        watch.add_gradient(step, torch.zeros((), device=device))
+    with pytest.raises(NotImplementedError):
+        watch.read()
+
+
+WORKER = """
+import sys, math, os
+from pathlib import Path
+from tests.conftest import make_word_tokenizer
+from eaftdrope import UserError
+from tests.trainer.processes import end_together
+from tests.trainer.test_divergence import make_trainer
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+saving = dict(save_strategy="steps", save_steps=1, save_total_limit=2, gradient_accumulation_steps=2)
+trainer = make_trainer(folder, make_word_tokenizer(), per_device_train_batch_size=1, **saving)
+original, seen = trainer.compute_loss, []
+def compute_loss(model, inputs, *args, **kwargs):
+    seen.append(inputs["input_ids"])
+    loss = original(model, inputs, *args, **kwargs)
+    return loss * math.nan if rank == 1 and len(seen) == 6 else loss
+trainer.compute_loss = compute_loss
+try:
+    trainer.train()
+except UserError as error:
+    (folder / f"error-{rank}").write_text(str(error))
+    (folder / f"length-{rank}").write_text(str(seen[5].shape[1]))
+end_together()
+"""
+
+
+@pytest.mark.slow
+def test_processes_stop_together(tmp_path):
+    """A loss is NaN in one process: both stop at the save after it, and name the row of that process."""
+    run_two(tmp_path, WORKER, tmp_path)
+    first, second = ((tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    row = [len(row["input_ids"]) for row in ragged_rows(8)].index(int((tmp_path / "length-1").read_text()))
+    assert first.startswith(
+        f"training diverged: the loss became NaN or infinite in step 3 (rows {row} of the training set, from 0)."
+    )
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]
