@@ -318,9 +318,9 @@ def _folder_method(name: str, where):
 
 
 def _while_rotating(die):
-    from transformers import trainer
+    from eaftdrope.recipe.checkpoints import Checkpoints
 
-    _before(trainer, "rotate_checkpoints", die, 2)
+    _before(Checkpoints, "rotate", die, 2)
 
 
 def _while_probing(call: int):
@@ -345,8 +345,8 @@ MOMENTS = {
     "in a checkpoint, in its state": (2, _half_a_state),
     "in step 6, after two checkpoints": (4, _in_step(6)),
     "while deleting old checkpoints": (4, _while_rotating),
-    "after training": (6, _run_function("_save_result", _before)),
-    "after the result": (6, _run_function("_save_result", _after)),
+    "after training": (6, _run_function("save_result", _before)),
+    "after the result": (6, _run_function("save_result", _after)),
     "while probing after": (6, _while_probing(2)),
     "before the last word": (6, _folder_method("finish", _before)),
 }
@@ -358,7 +358,7 @@ STAGE_MOMENTS = {
     "after the conversion": (["recalibrate", "eaft"], _folder_method("take", _after)),
     "while the original is measured": (["recalibrate", "eaft"], _run_function("build_trainer", _before)),
     "in step 4 of the recalibration": (["recalibrate from 2", "eaft"], _in_step(4)),
-    "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("_save_result", _before)),
+    "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("save_result", _before)),
     "between recalibration and eaft": (["eaft"], _folder_method("finish", _after)),
     "in step 4 of eaft": (["eaft from 2"], _in_step(8)),
 }

@@ -150,10 +150,10 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
 
     from eaftdrope.recipe import load_recipe, run
 
-    save_result = run._save_result
+    save_result = run.save_result
 
-    def save_and_look(trainer, tokenizer, folder):
-        save_result(trainer, tokenizer, folder)
+    def save_and_look(trainer, tokenizer, folder, recipe):
+        save_result(trainer, tokenizer, folder, recipe)
         model = trainer.model.eval()
         messages = [{"role": "user", "content": "What is 3 plus 3?"}]
         inputs = tokenizer.apply_chat_template(
@@ -168,7 +168,7 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
         torch.save(live, folder.path.parent / "live.pt")
         torch.save(live, folder.path / "live.pt")
 
-    monkeypatch.setattr(run, "_save_result", save_and_look)
+    monkeypatch.setattr(run, "save_result", save_and_look)
     console = Console(quiet=True)
     for name, overrides in {"lora": ["output.merge=true"], "full": list(FULL)}.items():
         where = f"output.dir={tmp_path / name / 'run'}"
@@ -234,11 +234,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, mo
     assert start(*overrides, moment=moment).code == -signal.SIGKILL
     run = tmp_path / "run"
     if run.exists() and (run / "run.json").exists():
-        assert json.loads((run / "run.json").read_text())["status"] == "running"
+        status = json.loads((run / "run.json").read_text())["status"]
+        assert status == ("trained" if moment == "before the last word" else "running")
     ended = start(*overrides)
     assert ended.code == 0, ended.out
     assert results(run) == undisturbed(*overrides)
-    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0)
+    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
     # not one step more than needed
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("step ")] == [
         f"{number}/6" for number in range(step + 1, 7)
@@ -263,16 +264,3 @@ def test_killed_again_and_again(start, undisturbed, tmp_path, overrides):
     ended = start(*overrides)
     assert ended.code == 0, ended.out
     assert results(tmp_path / "run") == undisturbed(*overrides)
-
-
-def test_the_last_checkpoint_needs_no_optimizer(start, undisturbed, tmp_path):
-    """All its steps are done: the weights are loaded, and that is all."""
-    assert start(*FULL, moment="after training").code == -signal.SIGKILL
-    run = tmp_path / "run"
-    last = run / "checkpoints" / "checkpoint-6"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        (last / name).unlink()
-    rows = (run / "metrics.jsonl").read_bytes()
-    assert start(*FULL).code == 0
-    assert results(run) == undisturbed(*FULL)
-    assert (run / "metrics.jsonl").read_bytes() == rows
