@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.tiny_run import MOMENTS, hashes, make_project, metrics, train
+from tests.tiny_run import MOMENTS, make_project, metrics, results, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 RESULT = {"README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -185,16 +185,6 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
 # ---- killed and started again ----
 
 
-def results(run):
-    """Hashes of all that a run leaves, checkpoints apart; the logs without times."""
-    found = {name: value for name, value in hashes(run).items() if not name.startswith("checkpoints/")}
-    found["metrics.jsonl"] = metrics(run)
-    # the command's folder is in the card and the recipe, and in the report of both
-    for name in ("README.md", "recipe.yaml", "run.json", "report.html"):
-        del found[name]
-    return found
-
-
 @pytest.fixture(scope="module")
 def undisturbed(project, tmp_path_factory):
     """The results of runs that nothing disturbed, by their overrides."""
@@ -246,7 +236,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, mo
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("overrides", [FULL, ("train.keep_checkpoints=1", "train.eval_every=2")], ids=["full", "lora"])
 def test_killed_again_and_again(start, undisturbed, tmp_path, overrides):
     """One run, killed at moment after moment. Calls are counted in each process anew: the third one saves at steps 2 and
