@@ -11,6 +11,7 @@ from .machine import training_device
 from .precision import precision_line, uses_bfloat16
 from .probing import CAPTURE_FILE
 from .recovery import read_curve, recovery_markdown, show_recovery
+from .result import loaded_by_one_process
 from .schema import Recipe
 from .stages import Stage
 
@@ -49,7 +50,8 @@ def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]
     folder, merged = stage.folder, stage.folder.path / "merged"
     _write_card(stage, recipe, before, after)
     if recipe.output.merge and recipe.lora and not merged.is_dir():
-        report = merge_adapter(folder.path, merged)
+        with loaded_by_one_process():
+            report = merge_adapter(folder.path, merged)
         console.print(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,23 @@ def save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder, recipe: Reci
         check_adapter(folder.path, trainer.accelerator.unwrap_model(trainer.model))
 
 
+@contextmanager
+def loaded_by_one_process() -> Iterator[None]:
+    """Has transformers load a model as if there were no ZeRO-3, which would have every process take part."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = reference and reference()
+    if config is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
 def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Loads the names and shapes of a saved model with stock transformers, and no values: no memory is needed.
 
@@ -60,9 +79,10 @@ def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(_not_whole(folder, "there is no config.json"))
     try:
-        _, info = AutoModelForCausalLM.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, trust_remote_code=trust_remote_code
-        )
+        with loaded_by_one_process():
+            _, info = AutoModelForCausalLM.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, trust_remote_code=trust_remote_code
+            )
     # a file that is missing, cut or of other shapes: each library has an error of its own
     except Exception as error:
         raise UserError(_not_whole(folder, " ".join(str(error).split()))) from error

@@ -154,6 +154,35 @@ def test_zero_3_gathers_its_weights_when_a_model_is_saved():
     gather_on_save(SimpleNamespace(accelerator=SimpleNamespace(state=object()), is_deepspeed_enabled=False))
 
 
+def test_a_result_is_looked_at_without_zero_3(saved, monkeypatch):
+    """transformers would shard it over all processes, of which one looks; and afterwards it is on again."""
+    from transformers import PreTrainedModel
+    from transformers.integrations import deepspeed
+
+    from eaftdrope.recipe.result import check_weights
+
+    class Config:
+        def is_zero3(self):
+            return True
+
+    monkeypatch.setattr(deepspeed, "is_accelerate_available", lambda: True)
+    monkeypatch.setattr(deepspeed, "is_deepspeed_available", lambda: True)
+    config, seen = Config(), []
+    deepspeed.set_hf_deepspeed_config(config)
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def looked(cls, *args, **kwargs):
+        seen.append(deepspeed.is_deepspeed_zero3_enabled())
+        return load(cls, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(looked))
+    try:
+        check_weights(saved)
+        assert (seen, deepspeed.is_deepspeed_zero3_enabled()) == ([False], True)
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+
+
 @pytest.fixture
 def saved(tmp_path):
     from tests.tiny_run import save_model
