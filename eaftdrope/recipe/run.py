@@ -141,7 +141,9 @@ def _prepare(stages: list[Stage], console: Console) -> dict[str, Prepared]:
 def _print_trained(stage: Stage, console: Console) -> None:
     name = f"{stage.heading}, " if stage.heading else ""
     missing = ", ".join(stage.folder.missing) or "its last entry in run.json"
-    console.print(f"\n{name}trained in {stage.folder.path}; missing: {missing}", highlight=False, markup=False)
+    console.print(
+        f"\n{name}trained in {stage.folder.path}; missing: {missing}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _print_notes(notes: list[str], console: Console) -> None:
