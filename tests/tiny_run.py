@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,26 +200,40 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(_PRELOADED))
 
 
-def train(*arguments: object, moment: str | None = None, signal_number: int = signal.SIGKILL, tty: str | None = None):
+def train(
+    *arguments: object,
+    moment: str | None = None,
+    signal_number: int = signal.SIGKILL,
+    tty: str | None = None,
+    killed: Callable[[], bool] | None = None,
+    report: bool = True,
+):
     """`eaftdrope train ...` in a process of its own, forked from one that has the libraries loaded.
 
     Args:
         moment: a name in `MOMENTS` or `STAGE_MOMENTS`, where the process sends itself `signal_number`.
         tty: device to use as its terminal; `out` is then empty.
+        killed: called again and again while it runs; the process is killed from outside once it returns true.
+        report: draw the report, which takes as long as the rest of so small a run; else an empty page stands for it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
         environment = dict(os.environ)
-        work = (list(map(str, arguments)), tty or str(output), moment, signal_number, environment)
+        work = (list(map(str, arguments)), tty or str(output), moment, signal_number, environment, report)
         process = _context.Process(target=_in_the_child, args=work)
         process.start()
+        while killed and process.exitcode is None:
+            if killed():
+                process.kill()
+                break
+            process.join(0.002)
         process.join(120)
         assert process.exitcode is not None, "the run hangs"
         return Ended(process.exitcode, output.read_text(encoding="utf-8") if output.exists() else "")
 
 
-def _in_the_child(arguments, output, moment, signal_number, environment):
+def _in_the_child(arguments, output, moment, signal_number, environment, report):
     import torch
 
     from eaftdrope.cli import main
@@ -232,6 +247,10 @@ def _in_the_child(arguments, output, moment, signal_number, environment):
     torch.set_num_threads(1)
     # the Trainer collects garbage once, which takes long among a million objects of the libraries
     gc.freeze()
+    if not report:
+        from eaftdrope.report import page
+
+        page.report_or_say = lambda folder, console: (folder / "report.html").write_text("")
     if moment:
         {**MOMENTS, **STAGE_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
     main(["train", *arguments])
@@ -318,9 +337,9 @@ def _folder_method(name: str, where):
 
 
 def _while_rotating(die):
-    from transformers import trainer
+    from eaftdrope.recipe.checkpoints import Checkpoints
 
-    _before(trainer, "rotate_checkpoints", die, 2)
+    _before(Checkpoints, "rotate", die, 2)
 
 
 def _while_probing(call: int):
@@ -345,8 +364,8 @@ MOMENTS = {
     "in a checkpoint, in its state": (2, _half_a_state),
     "in step 6, after two checkpoints": (4, _in_step(6)),
     "while deleting old checkpoints": (4, _while_rotating),
-    "after training": (6, _run_function("_save_result", _before)),
-    "after the result": (6, _run_function("_save_result", _after)),
+    "after training": (6, _run_function("save_result", _before)),
+    "after the result": (6, _run_function("save_result", _after)),
     "while probing after": (6, _while_probing(2)),
     "before the last word": (6, _folder_method("finish", _before)),
 }
@@ -358,7 +377,7 @@ STAGE_MOMENTS = {
     "after the conversion": (["recalibrate", "eaft"], _folder_method("take", _after)),
     "while the original is measured": (["recalibrate", "eaft"], _run_function("build_trainer", _before)),
     "in step 4 of the recalibration": (["recalibrate from 2", "eaft"], _in_step(4)),
-    "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("_save_result", _before)),
+    "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("save_result", _before)),
     "between recalibration and eaft": (["eaft"], _folder_method("finish", _after)),
     "in step 4 of eaft": (["eaft from 2"], _in_step(8)),
 }
@@ -387,3 +406,13 @@ def hashes(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the hash of its content."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def results(run):
+    """Hashes of all that a run leaves, checkpoints apart; the logs without times."""
+    found = {name: value for name, value in hashes(run).items() if not name.startswith("checkpoints/")}
+    found["metrics.jsonl"] = metrics(run)
+    # the command's folder is in the card and the recipe, and in the report of both
+    for name in ("README.md", "recipe.yaml", "run.json", "report.html"):
+        del found[name]
+    return found

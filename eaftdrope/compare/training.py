@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ..errors import UserError
-from ..recipe.rundir import RunFolder, differences
+from ..recipe.run_record import differences, read_record
+from ..recipe.rundir import RunFolder
 from ..recipe.schema import Recipe
 from .arms import Arm, Plan, arm_recipe
 
@@ -159,4 +160,5 @@ def _training(record: dict, path: Path) -> dict:
 
 
 def _read(file: Path) -> dict | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """run.json of an arm; None where there is none, or it is damaged: training the arm again looks into that."""
+    return read_record(file.parent)

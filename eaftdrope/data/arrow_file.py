@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 # A batch is written when it has this many rows, or tokens: rows of text can be whole books.
 _ROWS, _TOKENS = 1000, 1_000_000
+_PREFIX, _LOCK = "eaftdrope-data-", "in_use"
+# open files of the locks: the system lets go of them when the process ends, however it ends
+_held: list[int] = []
 
 
 def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> Dataset:
@@ -24,9 +29,7 @@ def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> D
 
     numbers = pa.list_(pa.int32())
     schema = pa.schema({name: pa.string() if name == "origin" else numbers for name in columns})
-    folder = tempfile.mkdtemp(prefix="eaftdrope-data-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = str(Path(folder) / "rows.arrow")
+    path = str(_own_folder() / "rows.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         batch: list[dict[str, object]] = []
         tokens = 0
@@ -39,3 +42,45 @@ def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> D
                 tokens = 0
         writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     return Dataset.from_file(path)
+
+
+def _own_folder() -> Path:
+    """A temporary folder for this process. It is deleted at the end, or, if the process is killed, by the next that makes
+    one."""
+    _remove_stale()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # It has another name until it is locked: one that is found unlocked is nobody's. A disk without locks keeps folders.
+    unlocked = folder / f".{_LOCK}"
+    with contextlib.suppress(OSError, ImportError):
+        _held.append(_lock(unlocked, os.O_CREAT))
+        unlocked.rename(folder / _LOCK)
+    return folder
+
+
+def _remove_stale() -> None:
+    """Deletes the folders of processes that are gone, on this machine and in its containers alike: their locks are free.
+    Folders without a lock are of older versions, and may be in use."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ImportError):
+            descriptor = _lock(folder / _LOCK)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock(file: Path, flags: int = 0) -> int:
+    """The descriptor of a file that is locked for this process.
+
+    Raises:
+        OSError: it is not there, another process holds it, or its disk has no locks.
+        ImportError: the system has no flock.
+    """
+    import fcntl
+
+    descriptor = os.open(file, os.O_RDWR | flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

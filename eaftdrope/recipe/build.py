@@ -284,7 +284,8 @@ def build_arguments(recipe: Recipe, checkpoints: Path, data: DataStats) -> EAFTC
         gradient_checkpointing=train.gradient_checkpointing,
         save_strategy="steps",
         save_steps=train.save_every,
-        save_total_limit=train.keep_checkpoints,
+        # the run deletes them itself, once a newer one is complete
+        save_total_limit=None,
         logging_steps=train.log_every,
         # a NaN must be seen
         logging_nan_inf_filter=False,

@@ -68,13 +68,13 @@ def convert_stage(stage: Stage, console: Console) -> None:
         UserError: the model has no safetensors weights, or it cannot be converted as the recipe asks.
     """
     # not before all of them have seen what is to be done: a slow one would find the stage finished, and not come here
-    _wait_for_everyone()
+    wait_for_everyone()
     if int(os.environ.get("RANK", "0")) == 0:
         _convert(stage, console)
-    _wait_for_everyone()
+    wait_for_everyone()
 
 
-def _wait_for_everyone() -> None:
+def wait_for_everyone() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .lock import LOCK_FILE
 from .machine import training_device
 from .precision import precision_line, uses_bfloat16
 from .probing import CAPTURE_FILE
-from .recovery import read_curve, recovery_markdown
+from .recovery import read_curve, recovery_markdown, show_recovery
+from .result import loaded_by_one_process
 from .schema import Recipe
 from .stages import Stage
 
@@ -24,52 +25,72 @@ if TYPE_CHECKING:
 _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
-def finish(
-    stage: Stage, recipe: Recipe, before: list[Score], after: list[Score], command: str, console: Console
-) -> None:
-    """Card, merged model, table and report of a trained stage; says in its folder that it is finished."""
+def about_run(stage: Stage, recipe: Recipe, command: str) -> dict[str, str]:
+    """When and how a run was made, for its card and its report."""
+    device = training_device()
+    return {
+        "command": command,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "device": f"{device.name}, {precision_line(recipe, uses_bfloat16(recipe), device)}",
+        "method": _method(stage, recipe),
+    }
+
+
+def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score], console: Console) -> None:
+    """Card, merged model, table, report and upload of a stage whose result and scores are there; then, as the last thing,
+    records that it is finished. A start that is killed in between is completed by the next.
+
+    Raises:
+        UserError: the adapter cannot be merged, or the result cannot be uploaded.
+    """
     from ..evaluate import comparison
-    from ..report.card import write_model_card
     from ..report.page import report_or_say
     from ..trainer.merge import merge_adapter
 
-    folder, recalibrated, method = stage.folder, stage.name == "recalibrate", _method(stage, recipe)
-    device = training_device()
-    hardware = f"{device.name}, {precision_line(recipe, uses_bfloat16(recipe), device)}"
+    folder, merged = stage.folder, stage.folder.path / "merged"
+    _write_card(stage, recipe, before, after)
+    if recipe.output.merge and recipe.lora and not merged.is_dir():
+        with loaded_by_one_process():
+            report = merge_adapter(folder.path, merged)
+        console.print(
+            f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
+            highlight=False,
+        )
+    if stage.name == "recalibrate":
+        show_recovery(folder, console)
+    if after:
+        console.print()
+        console.print(comparison(before, after))
+    # the run is complete, whether or not its report can be drawn
+    report_or_say(folder.path, console)
+    (folder.path / CAPTURE_FILE).unlink(missing_ok=True)
+    if folder.uploads:
+        _push(recipe, folder.path)
+    folder.finish()
+
+
+def _write_card(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]) -> None:
+    from ..report.card import write_model_card
+
+    folder, recalibrated, about = stage.folder, stage.name == "recalibrate", stage.folder.about
     is_adapter = recipe.lora is not None
     write_model_card(
         folder.path,
         recipe_yaml=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
         # adapters fit the model that they were trained on and no other, even where that is a stage of ours
         base_model=recipe.model.reference if is_adapter else stage.record.model.reference,
-        method=method,
+        method=about["method"],
         before=before,
         after=after,
-        versions=versions(),
-        hardware=hardware,
-        command=command,
+        versions=folder.versions,
+        hardware=about["device"],
+        command=about["command"],
         is_adapter=is_adapter,
         datasets=[source.path for source in recipe.data.train],
         title=f"{folder.path.resolve().parent.name}: {stage.name}" if stage.heading else None,
         tags=[] if recalibrated and recipe.loss.gate == "none" else ["eaft"],
         more=[recovery_markdown(read_curve(folder))] if recalibrated else [],
     )
-    if recipe.output.merge and recipe.lora:
-        # what a start left that was killed after merging
-        shutil.rmtree(folder.path / "merged", ignore_errors=True)
-        report = merge_adapter(folder.path, folder.path / "merged")
-        console.print(
-            f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
-            highlight=False,
-        )
-    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    folder.finish({"command": command, "date": date, "device": hardware, "method": method})
-    (folder.path / CAPTURE_FILE).unlink(missing_ok=True)
-    if after:
-        console.print()
-        console.print(comparison(before, after))
-    # last: the run is complete, whether or not its report can be drawn
-    report_or_say(folder.path, console)
 
 
 def _method(stage: Stage, recipe: Recipe) -> str:
@@ -96,7 +117,7 @@ def _recalibration(recipe: Recipe, formula: str) -> str:
     )
 
 
-def push(recipe: Recipe, folder: Path) -> None:
+def _push(recipe: Recipe, folder: Path) -> None:
     """Uploads the result, without what only a resumed run or this machine needs."""
     from huggingface_hub import HfApi
 
@@ -105,13 +126,14 @@ def push(recipe: Recipe, folder: Path) -> None:
     try:
         api = HfApi()
         name = api.create_repo(repository, private=recipe.output.private, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=left_out)
+        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[*left_out, LOCK_FILE])
     # an HTTP library's errors pass through the hub's client, and which library that is depends on its version
     except Exception as error:
         options = " ".join(f"--exclude '{pattern}'" for pattern in left_out)
         raise UserError(
             f"the run is complete in {folder}, but uploading it to {repository!r} failed: {error} Once the hub can "
-            f"be reached and `hf auth login` was done: hf upload {repository} {folder} {options}"
+            "be reached and `hf auth login` was done, run the same command again, which only uploads, or: hf upload "
+            f"{repository} {folder} {options}"
         ) from error
 
 

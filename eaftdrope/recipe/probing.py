@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from .checkpoints import unreadable
 from .precision import uses_bfloat16
 from .samples import take_samples
 
@@ -52,12 +53,16 @@ def probe_run(
     compared = [probe for probe in prepared.probes if isinstance(probe, Agreement)]
     capture, is_base = folder.path / CAPTURE_FILE, when == "before"
     scores = folder.load_scores(when) if is_base else None
-    if is_base and compared and not capture.is_file():
+    if is_base and compared and (not capture.is_file() or unreadable(capture)):
         # without it nothing can be compared later
         scores = None
+        if keeps:
+            capture.unlink(missing_ok=True)
     _compare_with(capture, prepared.probes)
     if keeps or is_sharded(trainer):
         if scores is None:
+            if is_base and keeps and (folder.path / "probes_before.json").exists():
+                console.print("what was measured before training is damaged: measured again", highlight=False)
             with _own_file(capture, keeps) as file:
                 scores = _measure(when, trainer, tokenizer, prepared, file if is_base else None, console)
             if is_base:

@@ -60,13 +60,22 @@ class RecoveryProbe:
         main process, before anything else is loaded; the caller writes it once the folder is the run's.
 
         Raises:
-            UserError: the original cannot be loaded, or it is not known what it was.
+            UserError: the original cannot be loaded, or it is not known what it was; the curve of a training that is to
+                be resumed is damaged.
         """
         from ..trainer.recovery import RecoveryCurve
 
-        kept = self.stage.folder.kept(RECOVERY_FILE)
-        if kept is not None:
-            return RecoveryCurve.from_json(kept)
+        folder = self.stage.folder
+        curve = _kept_curve(folder)
+        resumed = folder.resume_point().checkpoint
+        if curve is not None and (curve.points or not resumed):
+            return curve
+        if resumed:
+            raise UserError(
+                f"{folder.path / RECOVERY_FILE} is damaged or missing, and what was measured before {resumed.name} cannot be "
+                "measured again. Put back a copy and run the same command again, or pass --overwrite to delete the run "
+                "and start from scratch."
+            )
         console.print(f"measuring the original model, {self.original} ...", highlight=False)
         model = self.recipe.model.model_copy(
             update={"reference": self.original, "revision": self.stage.revision(self.original)}
@@ -139,10 +148,27 @@ def original_of(stage: Stage, recipe: Recipe, config: PretrainedConfig) -> str:
 
 
 def read_curve(folder: RunFolder) -> RecoveryCurve:
-    """The curve of a run, with what was measured until now."""
+    """The curve of a run, with what was measured until now.
+
+    Raises:
+        UserError: it is damaged or missing.
+    """
+    curve = _kept_curve(folder)
+    if curve is None:
+        raise UserError(
+            f"{folder.path / RECOVERY_FILE} is damaged or missing. Put back a copy and run the same command again."
+        )
+    return curve
+
+
+def _kept_curve(folder: RunFolder) -> RecoveryCurve | None:
+    """The curve in a folder; None where there is none that can be read."""
     from ..trainer.recovery import RecoveryCurve
 
-    return RecoveryCurve.from_json((folder.path / RECOVERY_FILE).read_text(encoding="utf-8"))
+    try:
+        return RecoveryCurve.from_json(folder.kept(RECOVERY_FILE) or "")
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def recovery_markdown(curve: RecoveryCurve) -> str:

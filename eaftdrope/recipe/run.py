@@ -17,17 +17,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .build import RunData, build_arguments, build_model, let_be_saved, stop_where_trained
-from .conversion import convert_stage, show_conversion
+from .conversion import convert_stage, show_conversion, wait_for_everyone
 from .dump import dump_recipe
-from .finish import finish, push, versions
+from .fingerprint import fingerprints
+from .finish import about_run, finish, versions
 from .lock import only_start
 from .machine import keep_freed_memory, training_device
 from .prepare import Prepared, prepare
 from .probing import during_callback, is_sharded, probe_run
-from .recovery import RECOVERY_FILE, show_recovery
+from .recovery import RECOVERY_FILE
+from .result import gather_on_save, save_result
 from .rundir import RunFolder
 from .schema import Recipe
-from .stages import Stage, open_stages
+from .stages import Stage, open_stages, training_recipe
 from .stops import RunInterrupted, told_about_disk
 
 if TYPE_CHECKING:
@@ -70,13 +72,16 @@ def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: boo
         UserError: anything the user can correct: the folder, the data, the model, a full disk, a diverged training.
         RunInterrupted: Ctrl-C.
     """
-    main_process = int(os.environ.get("RANK", "0")) == 0
-    console.quiet = not main_process
-    with only_start(recipe.output.dir) if main_process else nullcontext():
-        result = _run_stages(recipe, console, command=command, overwrite=overwrite)
-        if main_process and recipe.output.push_to_hub:
-            push(recipe, result.folder)
-    return result
+    console.quiet = not _is_main()
+    # what is refused is refused before a lock is made in it
+    open_stages(recipe, overwrite=overwrite)
+    with only_start(recipe.output.dir) if _is_main() else nullcontext():
+        return _run_stages(recipe, console, command=command, overwrite=overwrite)
+
+
+def _is_main() -> bool:
+    """Whether this is the main process; known before the processes meet."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _run_stages(recipe: Recipe, console: Console, *, command: str, overwrite: bool) -> RunResult:
@@ -120,13 +125,30 @@ def _prepare(stages: list[Stage], console: Console) -> dict[str, Prepared]:
     """What the stages that are still to be run need, by their names: all of it is checked before the first begins."""
     prepared = {}
     for stage in stages:
-        if stage.folder.finished:
-            console.print(f"\n{stage.heading}, finished in {stage.folder.path}", highlight=False)
+        if stage.folder.trained:
+            _print_trained(stage, console)
+        elif stage.folder.finished:
+            console.print(f"\n{stage.heading}, finished in {stage.folder.path}", highlight=False, markup=False)
         elif stage.name == "drope":
             show_conversion(stage, console)
         else:
+            if _is_main():
+                _print_notes([*stage.folder.resume_point().notes(), *stage.folder.pop_notes()], console)
             prepared[stage.name] = prepare(stage, console)
     return prepared
+
+
+def _print_trained(stage: Stage, console: Console) -> None:
+    name = f"{stage.heading}, " if stage.heading else ""
+    missing = ", ".join(stage.folder.missing) or "its last entry in run.json"
+    console.print(
+        f"\n{name}trained in {stage.folder.path}; missing: {missing}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+def _print_notes(notes: list[str], console: Console) -> None:
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(stages: list[Stage], console: Console, command: str, place: _Place) -> RunResult:
@@ -135,10 +157,15 @@ def _run(stages: list[Stage], console: Console, command: str, place: _Place) -> 
     prepared = _prepare(stages, console)
     # looked at before anything changes: the processes must agree on it
     converting = [stage for stage in stages if stage.name == "drope" and not stage.folder.finished]
+    if any(stage.folder.trained for stage in stages):
+        # the main process alone completes it; a slow one would find it finished
+        wait_for_everyone()
     result = RunResult(stages[-1].folder.path, [], [])
     for stage in stages:
         place.stage = stage
-        if stage.name in prepared:
+        if stage.folder.trained:
+            result = _complete_stage(stage, console, place)
+        elif stage.name in prepared:
             # what it holds (rows, probes) is not needed once the stage is finished
             result = _train_stage(stage, prepared.pop(stage.name), console, command, place)
             gc.collect()
@@ -147,6 +174,17 @@ def _run(stages: list[Stage], console: Console, command: str, place: _Place) -> 
             convert_stage(stage, console)
             place.changed = True
     return result
+
+
+def _complete_stage(stage: Stage, console: Console, place: _Place) -> RunResult:
+    """Writes what a stage lacks whose training and measuring are done: a start was killed after them, or somebody has
+    deleted it."""
+    place.words, place.changed = "after training", True
+    if not _is_main():
+        return RunResult(stage.folder.path, [], [])
+    before, after = (stage.folder.load_scores(when) or [] for when in ("before", "after"))
+    finish(stage, training_recipe(stage), before, after, console)
+    return RunResult(stage.folder.path, before, after)
 
 
 def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: str, place: _Place) -> RunResult:
@@ -165,14 +203,16 @@ def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: st
         tokenizer = load_tokenizer(
             recipe.model.reference, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
         )
-    if prepared.recovery and int(os.environ.get("RANK", "0")) == 0:
+    if prepared.recovery and _is_main():
         curve = prepared.recovery.begin(console)
     trainer = build_trainer(recipe, data, tokenizer, folder)
     main_process = trainer.accelerator.is_main_process
     if main_process:
         for later in stage.later:
             later.discard()
-        folder.begin(dump_recipe(stage.record, folder=folder.path), versions(), data.stats)
+        record = dump_recipe(stage.record, folder=folder.path)
+        folder.begin(record, versions(), data.stats, fingerprints(prepared))
+        _print_notes(folder.pop_notes(), console)
         if curve:
             folder.write(RECOVERY_FILE, curve.to_json())
     trainer.accelerator.wait_for_everyone()
@@ -190,13 +230,12 @@ def _train_stage(stage: Stage, prepared: Prepared, console: Console, command: st
     place.words = "after training"
     if prepared.recovery:
         prepared.recovery.note_in(trainer.model.config)
-    _save_result(trainer, tokenizer, folder)
+    save_result(trainer, tokenizer, folder, recipe)
     after = probe_run("after", trainer, tokenizer, prepared, folder, console)
     before = (folder.load_scores("before") or []) if main_process else []
     if main_process:
-        if prepared.recovery:
-            show_recovery(folder, console)
-        finish(stage, recipe, before, after, command, console)
+        folder.note_trained(about_run(stage, recipe, command))
+        finish(stage, recipe, before, after, console)
     trainer.accelerator.wait_for_everyone()
     return RunResult(folder.path, before, after)
 
@@ -214,7 +253,7 @@ def build_trainer(recipe: Recipe, data: RunData, tokenizer, folder: RunFolder) -
         adapters.revision = recipe.model.revision
     stop_where_trained(model, tokenizer, data.report.stop_tokens)
     let_be_saved(model)
-    return EAFTTrainer(
+    trainer = EAFTTrainer(
         model,
         arguments,
         train_dataset=data.train,
@@ -222,6 +261,8 @@ def build_trainer(recipe: Recipe, data: RunData, tokenizer, folder: RunFolder) -
         processing_class=tokenizer,
         peft_config=adapters,
     )
+    gather_on_save(trainer)
+    return trainer
 
 
 def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console, place: _Place) -> None:
@@ -232,17 +273,21 @@ def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console
     from ..trainer.landscape_file import LandscapeFileCallback
     from ..trainer.metrics_file import MetricsFileCallback
     from ..trainer.progress import use_progress_display
+    from .resuming import agreed_checkpoint, check_measured_before, lost_lines, only_load
+    from .sealing import SealCheckpoints
 
     folder = place.stage.folder
-    checkpoint = folder.last_checkpoint()
+    checkpoint, passed_over = agreed_checkpoint(trainer, folder)
     recovery = prepared.recovery.callback() if prepared.recovery else None
     if checkpoint:
+        check_measured_before(trainer, prepared, folder)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         step = state["global_step"]
         console.print(f"going on from {checkpoint.name} of {state['max_steps']}", highlight=False)
         if step >= state["max_steps"] or (recovery and recovery.curve.stopped_after(step)):
-            trainer._load_from_checkpoint(str(checkpoint))
+            only_load(trainer, checkpoint)
             return
+        _print_notes(lost_lines(folder.path, state), console)
     # The order of the rows is drawn here, also by a run that goes on and has not probed before.
     set_seed(trainer.args.seed)
     if recovery:
@@ -253,6 +298,8 @@ def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console
         trainer.callback_handler.callbacks.insert(0, during)
     trainer.add_callback(MetricsFileCallback(folder.path / "metrics.jsonl"))
     trainer.add_callback(LandscapeFileCallback(folder.path / "landscape.jsonl", trainer.pop_landscape))
+    # after those that write what belongs to a checkpoint
+    trainer.add_callback(SealCheckpoints(folder.sealed, prepared.recipe.train.keep_checkpoints, passed_over))
     display = use_progress_display(trainer)
     place.words = "while training"
     try:
@@ -262,16 +309,3 @@ def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console
         raise
     finally:
         display.close()
-
-
-def _save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder) -> None:
-    """Adapter or weights, with everything stock loaders look for beside them."""
-    from ..drope.config import complete
-
-    trainer.save_model(str(folder.path))
-    if trainer.accelerator.is_main_process:
-        tokenizer.save_pretrained(folder.path)
-        trainer.model.generation_config.save_pretrained(folder.path)
-        complete(folder.path)
-        # pickled trainer arguments: of no use to anyone who loads the result
-        (folder.path / "training_args.bin").unlink(missing_ok=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.json"
 SAMPLES = 4
 _LONGEST = 128
+_KEYS = {"prompt", "reference", "before", "after"}
 
 
 def take_samples(
@@ -37,7 +38,7 @@ def take_samples(
     from ..evaluate.answering import answer
     from ..evaluate.probes import evaluating
 
-    kept = folder.kept(SAMPLES_FILE)
+    kept = kept_samples(folder)
     if when == "before" and kept is not None:
         return
     examples, references = _choose(prepared)
@@ -58,8 +59,20 @@ def take_samples(
             for example, reference, text in zip(examples, references, answers)
         ]
     else:
-        samples = [{**sample, "after": text} for sample, text in zip(json.loads(kept), answers)]
+        samples = [{**sample, "after": text} for sample, text in zip(kept, answers)]
     folder.write(SAMPLES_FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+
+
+def kept_samples(folder: RunFolder) -> list[dict] | None:
+    """The samples of a run; None where there are none, or the file is damaged."""
+    try:
+        samples = json.loads(folder.kept(SAMPLES_FILE) or "")
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(samples, list) and all(
+        isinstance(sample, dict) and sample.keys() >= _KEYS for sample in samples
+    )
+    return samples if is_ours and samples else None
 
 
 def asks(example: Example) -> bool:

@@ -76,7 +76,8 @@ def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
             is to be run of which a later one has a run.
     """
     if recipe.stages is None:
-        return [Stage("eaft", recipe, RunFolder(recipe.output.dir, recipe, overwrite=overwrite))]
+        uploads = recipe.output.push_to_hub
+        return [Stage("eaft", recipe, RunFolder(recipe.output.dir, recipe, overwrite=overwrite, uploads=uploads))]
     top = Path(recipe.output.dir).expanduser()
     if (top / "run.json").exists():
         raise UserError(
@@ -84,10 +85,17 @@ def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
         )
     records = [_up_to(recipe, stage) for stage in recipe.stages]
     folders = [
-        RunFolder(top / name, record, overwrite=overwrite, keep_finished=True)
+        RunFolder(
+            top / name,
+            record,
+            overwrite=overwrite,
+            keep_finished=True,
+            # the last stage's result is the run's
+            uploads=recipe.output.push_to_hub if record is records[-1] else None,
+        )
         for name, record in zip(recipe.stages, records, strict=True)
     ]
-    if all(folder.finished for folder in folders):
+    if all(folder.finished and not folder.missing for folder in folders):
         raise UserError(f"{top} holds a finished run. {WAYS_OUT}")
     stages: list[Stage] = []
     for index, (name, record, folder) in enumerate(zip(recipe.stages, records, folders, strict=True)):

@@ -11,6 +11,8 @@ from pathlib import Path
 from ..errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# `ulimit -f`, or the largest file of the file system
+_TOO_LARGE = errno.EFBIG
 # what torch.save says instead, as torch 2.13 words it
 _FULL_FOR_TORCH = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -34,6 +36,12 @@ def told_about_disk(folder: str) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         texts = [*(os.strerror(known) for known in _FULL), *_FULL_FOR_TORCH]
+        if number == _TOO_LARGE or os.strerror(_TOO_LARGE) in str(error) or f"os error {_TOO_LARGE}" in str(error):
+            raise UserError(
+                f"a file of {folder} may not become as large as it must ({_first_line(error)}): raise the limit of this "
+                "shell (ulimit -f) or name a folder on another disk. What was written whole is kept: run the same command "
+                "again (without --overwrite) to resume."
+            ) from error
         if number in _FORBIDDEN and _is_within(error.filename, folder):
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}: {error.filename}). Name another folder with "

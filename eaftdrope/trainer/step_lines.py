@@ -38,7 +38,7 @@ class StepLines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._kept(step, again) if step else []
             rewritten = self.path.with_name(self.path.name + ".new")
-            with open(rewritten, "w", encoding="utf-8") as file:
+            with open(rewritten, "wb") as file:
                 file.writelines(kept)
                 file.flush()
                 os.fsync(file.fileno())
@@ -52,19 +52,20 @@ class StepLines:
         with self._told_to_user(), open(self.path, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def _kept(self, step: int, again: Callable[[dict], bool]) -> list[str]:
+    def _kept(self, step: int, again: Callable[[dict], bool]) -> list[bytes]:
         """The lines (with line ends) that a run resumed from `step` will not write again."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # bytes: a line that is not UTF-8 is named like any other that is not ours
+        lines = self.path.read_bytes().splitlines(keepends=True)
         kept = []
         for number, line in enumerate(lines, start=1):
-            if number == len(lines) and not line.endswith("\n"):
+            if number == len(lines) and not line.endswith(b"\n"):
                 break  # the process was killed, or the disk was full, in the middle of this line
             try:
                 row = json.loads(line)
                 dropped = row["step"] > step or again(row)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
                     f"{self.path}:{number}: not a line of {self._what}, so the file cannot be continued. "
                     "Move the file away and start again; the run then resumes with a new file."

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,18 +137,44 @@ def test_overwrite_starts_anew(start, tmp_path):
 
 
 def test_other_data_under_the_same_name_are_refused(start, tmp_path):
-    """The recipe is the same, its file is not."""
+    """The recipe is the same, its file is not: other rows, and as many of the same lengths. How often is saved may change."""
     rows = save_rows(tmp_path / "rows.jsonl")
     override = f"data.train={rows}"
     assert start(override, moment="in step 4, after a checkpoint").code == -signal.SIGKILL
+    text = rows.read_text()
     save_rows(rows, 20)
     ended = start(override)
     assert ended.code == 2
     assert re.search(
         r"holds an unfinished run on other data: 24 rows .* then, 20 rows .* now\. Nothing", last_line(ended)
     )
-    save_rows(rows)
-    assert start(override).code == 0
+    rows.write_text(text.replace("It is", "No ix"))
+    ended = start(override)
+    assert ended.code == 2
+    assert "holds an unfinished run, and the training rows changed since the start. Put back what" in last_line(ended)
+    rows.write_text(text)
+    ended = start(override, "train.save_every=1", "train.keep_checkpoints=3", "train.log_every=2", report=False)
+    assert ended.code == 0, ended.out
+    run = tmp_path / "run"
+    assert sorted(os.listdir(run / "checkpoints")) == ["README.md", "checkpoint-4", "checkpoint-5", "checkpoint-6"]
+    assert [row["step"] for row in metrics(run)] == [1, 2, 4, 6]
+
+
+def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    card = (run / "README.md").read_text()
+    for name in ("README.md", "report.html"):
+        (run / name).unlink()
+    before = hashes(run)
+    ended = train(recipe, f"output.dir={run}", "probes.general=[]")
+    assert ended.code == 0, ended.out
+    assert f"trained in {run}; missing: README.md, report.html" in ended.out.replace("\n", " ")
+    assert "step " not in ended.out and "probing" not in ended.out and "Before and after" in ended.out
+    # the heading is the folder's name
+    assert (run / "README.md").read_text() == card.replace("# finished\n", "# run\n")
+    after = hashes(run)
+    assert {name for name in after if after[name] != before.get(name)} == {"README.md", "report.html"}
 
 
 # ---- Ctrl-C ----

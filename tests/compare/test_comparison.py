@@ -159,7 +159,9 @@ def test_finished_arms_are_not_trained_again_but_for_a_reason(recorded):
         assert is_trained(plan, plan.arms[0])
     finally:
         file.write_text(text)
-    with pytest.raises(UserError, match=r"none-seed42 holds a finished run .* \(different: train.learning_rate\)"):
+    with pytest.raises(
+        UserError, match=r"none-seed42 holds a finished run .* \(different: train.learning_rate: 0.01 then, 0.02 now\)"
+    ):
         recorded.start(recorded.plan("train.learning_rate=0.02"))
     assert recorded.trained == []
 

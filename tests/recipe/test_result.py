@@ -124,8 +124,9 @@ def pushing(project, tmp_path):
     return lambda: run_recipe(recipe, Console(quiet=True), command="test")
 
 
-def test_what_is_uploaded(pushing, tmp_path, monkeypatch):
-    """The result, without checkpoints and without what names this machine."""
+@pytest.fixture
+def hub(monkeypatch):
+    """Names what is uploaded, in the order of the calls."""
     from types import SimpleNamespace
 
     from huggingface_hub import HfApi
@@ -144,23 +145,44 @@ def test_what_is_uploaded(pushing, tmp_path, monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return calls
+
+
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
+UPLOADED = TOKENIZER | ADAPTER | {"README.md", "recipe.yaml", "metrics.jsonl", "landscape.jsonl", "report.html"}
+
+
+def test_what_is_uploaded(pushing, hub, tmp_path):
+    """The result, without checkpoints and without what names this machine."""
     pushing()
-    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    weights = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
-    uploaded = tokenizer | weights | {"README.md", "recipe.yaml", "metrics.jsonl", "landscape.jsonl", "report.html"}
-    assert calls == [("me/tuned", True, True), ("me/tuned", uploaded)]
+    assert hub == [("me/tuned", True, True), ("me/tuned", UPLOADED)]
     assert (tmp_path / "run" / "merged" / "model.safetensors").exists()
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (state["status"], state["uploaded"]) == ("finished", "me/tuned")
+    with pytest.raises(UserError, match="holds a finished run"):
+        pushing()
 
 
-def test_an_upload_that_fails(pushing, tmp_path):
-    """Offline (the tests' setting): the run is finished all the same, and the text says how to upload it later."""
-    run = tmp_path / "run"
+def test_an_upload_that_fails_is_made_by_the_same_command(pushing, request, tmp_path, monkeypatch):
+    """Offline (the tests' setting): the text says how to upload it later. Nothing is trained or merged twice."""
+    from eaftdrope.recipe import run
+
+    folder = tmp_path / "run"
     with pytest.raises(UserError) as error:
         pushing()
     assert str(error.value).startswith(
-        f"the run is complete in {run}, but uploading it to 'me/tuned' failed: Cannot reach "
+        f"the run is complete in {folder}, but uploading it to 'me/tuned' failed: Cannot reach "
     )
     assert str(error.value).endswith(
-        f" hf upload me/tuned {run} --exclude 'checkpoints/*' --exclude 'merged/*' --exclude 'run.json'"
+        f" run the same command again, which only uploads, or: hf upload me/tuned {folder} --exclude 'checkpoints/*' "
+        "--exclude 'merged/*' --exclude 'run.json'"
     )
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert json.loads((folder / "run.json").read_text())["status"] == "trained"
+    weights = (folder / "merged" / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(run, "build_trainer", None)
+    hub = request.getfixturevalue("hub")
+    pushing()
+    assert hub == [("me/tuned", True, True), ("me/tuned", UPLOADED)]
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert (folder / "merged" / "model.safetensors").stat().st_mtime_ns == weights

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.tiny_run import MOMENTS, hashes, make_project, metrics, train
+from tests.tiny_run import MOMENTS, make_project, metrics, results, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 RESULT = {"README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -150,10 +150,10 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
 
     from eaftdrope.recipe import load_recipe, run
 
-    save_result = run._save_result
+    save_result = run.save_result
 
-    def save_and_look(trainer, tokenizer, folder):
-        save_result(trainer, tokenizer, folder)
+    def save_and_look(trainer, tokenizer, folder, recipe):
+        save_result(trainer, tokenizer, folder, recipe)
         model = trainer.model.eval()
         messages = [{"role": "user", "content": "What is 3 plus 3?"}]
         inputs = tokenizer.apply_chat_template(
@@ -168,7 +168,7 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
         torch.save(live, folder.path.parent / "live.pt")
         torch.save(live, folder.path / "live.pt")
 
-    monkeypatch.setattr(run, "_save_result", save_and_look)
+    monkeypatch.setattr(run, "save_result", save_and_look)
     console = Console(quiet=True)
     for name, overrides in {"lora": ["output.merge=true"], "full": list(FULL)}.items():
         where = f"output.dir={tmp_path / name / 'run'}"
@@ -183,16 +183,6 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
 
 
 # ---- killed and started again ----
-
-
-def results(run):
-    """Hashes of all that a run leaves, checkpoints apart; the logs without times."""
-    found = {name: value for name, value in hashes(run).items() if not name.startswith("checkpoints/")}
-    found["metrics.jsonl"] = metrics(run)
-    # the command's folder is in the card and the recipe, and in the report of both
-    for name in ("README.md", "recipe.yaml", "run.json", "report.html"):
-        del found[name]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -234,18 +224,19 @@ def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, mo
     assert start(*overrides, moment=moment).code == -signal.SIGKILL
     run = tmp_path / "run"
     if run.exists() and (run / "run.json").exists():
-        assert json.loads((run / "run.json").read_text())["status"] == "running"
+        status = json.loads((run / "run.json").read_text())["status"]
+        assert status == ("trained" if moment == "before the last word" else "running")
     ended = start(*overrides)
     assert ended.code == 0, ended.out
     assert results(run) == undisturbed(*overrides)
-    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0)
+    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
     # not one step more than needed
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("step ")] == [
         f"{number}/6" for number in range(step + 1, 7)
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("overrides", [FULL, ("train.keep_checkpoints=1", "train.eval_every=2")], ids=["full", "lora"])
 def test_killed_again_and_again(start, undisturbed, tmp_path, overrides):
     """One run, killed at moment after moment. Calls are counted in each process anew: the third one saves at steps 2 and
@@ -263,16 +254,3 @@ def test_killed_again_and_again(start, undisturbed, tmp_path, overrides):
     ended = start(*overrides)
     assert ended.code == 0, ended.out
     assert results(tmp_path / "run") == undisturbed(*overrides)
-
-
-def test_the_last_checkpoint_needs_no_optimizer(start, undisturbed, tmp_path):
-    """All its steps are done: the weights are loaded, and that is all."""
-    assert start(*FULL, moment="after training").code == -signal.SIGKILL
-    run = tmp_path / "run"
-    last = run / "checkpoints" / "checkpoint-6"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        (last / name).unlink()
-    rows = (run / "metrics.jsonl").read_bytes()
-    assert start(*FULL).code == 0
-    assert results(run) == undisturbed(*FULL)
-    assert (run / "metrics.jsonl").read_bytes() == rows

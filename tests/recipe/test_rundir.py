@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -42,18 +41,21 @@ def refused(path, which=None, *, overwrite=False):
     return str(error.value)
 
 
-def checkpoint(folder, step, *, processes=1, state='{"global_step": 1}'):
-    """A folder with the files that tell whether a checkpoint is whole."""
-    import torch
-
+def checkpoint(folder, step):
+    """A sealed checkpoint."""
     path = folder.checkpoints / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    for rank in range(processes):
-        name = "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
-        torch.save({"cpu": torch.zeros(8)}, path / name)
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
+    (path / "trainer_state.json").write_text('{"global_step": 1}')
+    folder.sealed.seal(step)
     return path
+
+
+def complete(folder):
+    """What a trained run leaves for `finish` to record."""
+    for name in ("README.md", "report.html", "model.safetensors"):
+        (folder.path / name).write_text("written")
+    folder.note_trained({"command": "eaftdrope train r.yaml"})
+    folder.finish()
 
 
 def test_looking_writes_nothing(tmp_path):
@@ -68,8 +70,8 @@ def test_a_run_from_its_beginning_to_its_end(tmp_path):
     assert (run["status"], run["versions"], run["processes"]) == ("running", VERSIONS, 1)
     assert run["data"] == {"rows": 24, "tokens": 1271, "trained_tokens": 355, "truncated": 0, "skipped": 0}
     assert "output" not in run["recipe"]
-    begun(folder.path)  # an unfinished one goes on
-    folder.finish({"command": "eaftdrope train r.yaml"})
+    begun(folder.path)  # an unfinished one is resumed
+    complete(folder)
     finished = {**run, "status": "finished", "about": {"command": "eaftdrope train r.yaml"}}
     assert json.loads((folder.path / "run.json").read_text()) == finished
     assert refused(folder.path) == f"{folder.path} holds a finished run. {WAYS_OUT}"
@@ -84,11 +86,20 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path):
     begun(tmp_path, recipe(train={"steps": 5, "learning_rate": 0.1}, lora={"r": 4}))
     other = recipe(train={"steps": 6, "learning_rate": 0.1})
     assert refused(tmp_path, other) == (
-        f"{tmp_path} holds an unfinished run of another recipe (different: lora.r, lora.alpha, lora.dropout, "
-        f"lora.target_modules, lora.modules_to_save, lora.use_rslora, ...). {WAYS_OUT}"
+        f"{tmp_path} holds an unfinished run of another recipe (different: lora.r: 4 then, null now; lora.alpha: 8.0 then, "
+        'null now; lora.dropout: 0.0 then, null now; lora.target_modules: "all-linear" then, null now; '
+        f"lora.modules_to_save: [] then, null now; lora.use_rslora: false then, null now; ...). {WAYS_OUT}"
     )
     other = recipe(train={"steps": 6, "learning_rate": 0.1}, lora={"r": 4})
-    assert "(different: train.steps)" in refused(tmp_path, other)
+    assert "(different: train.steps: 5 then, 6 now)" in refused(tmp_path, other)
+
+
+def test_keys_that_decide_nothing_of_what_is_trained_may_change(tmp_path):
+    free = {"save_every": 7, "keep_checkpoints": 3, "log_every": 2}
+    begun(tmp_path, recipe(train={"steps": 5}))
+    folder = begun(tmp_path, recipe(train={"steps": 5, **free}))
+    train = json.loads((folder.path / "run.json").read_text())["recipe"]["train"]
+    assert {key: train[key] for key in free} == free
 
 
 def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
@@ -162,7 +173,7 @@ def test_a_deletion_that_was_cut_short_leaves_a_run(tmp_path, monkeypatch):
     old = begun(tmp_path)
     for step in (2, 4):
         checkpoint(old, step)
-    old.finish({})
+    complete(old)
 
     def killed(path):
         raise KeyboardInterrupt
@@ -171,39 +182,9 @@ def test_a_deletion_that_was_cut_short_leaves_a_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         RunFolder(tmp_path, recipe(), overwrite=True).begin("", VERSIONS, DATA)
     monkeypatch.undo()
-    assert "holds a finished run" in refused(tmp_path)
+    assert RunFolder(tmp_path, recipe()).begun
     RunFolder(tmp_path, recipe(), overwrite=True).begin("", VERSIONS, DATA)
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "recipe.yaml"}
-
-
-def test_the_newest_whole_checkpoint(tmp_path):
-    """By number, not by name; broken ones go when the run begins."""
-    folder = begun(tmp_path)
-    assert folder.last_checkpoint() is None
-    for step in (8, 9, 10):
-        checkpoint(folder, step)
-    checkpoint(folder, 11, state=None)
-    checkpoint(folder, 12, state='{"global_st')
-    cut = checkpoint(folder, 13) / "rng_state.pth"
-    cut.write_bytes(cut.read_bytes()[:-20])
-    (checkpoint(folder, 14) / "rng_state.pth").unlink()
-    (folder.checkpoints / "checkpoint-best").mkdir()
-    assert folder.last_checkpoint().name == "checkpoint-10"
-    begun(tmp_path)
-    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
-        "checkpoint-10",
-        "checkpoint-8",
-        "checkpoint-9",
-        "checkpoint-best",
-    ]
-
-
-def test_a_checkpoint_of_two_processes_is_whole_with_both(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    folder = begun(tmp_path)
-    checkpoint(folder, 2, processes=2)
-    (checkpoint(folder, 4, processes=2) / "rng_state_1.pth").unlink()
-    assert folder.last_checkpoint().name == "checkpoint-2"
 
 
 def test_scores(tmp_path):
@@ -253,23 +234,167 @@ def test_keys_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
     file.write_text(json.dumps(run))
     RunFolder(tmp_path / "run", recipe())
     text = refused(tmp_path / "run", recipe(probes={"batch_tokens": 64}))
-    assert "(different: probes.batch_tokens)" in text
+    assert "(different: probes.batch_tokens: 2048 then, 64 now)" in text
 
 
-def test_a_second_start_of_a_run_that_is_on_is_refused(tmp_path):
+# ---- what a run was begun with ----
+
+ROWS, MODEL = "the training rows", "the base model"
+
+
+def test_what_changed_since_the_start_is_named(tmp_path):
+    folder = RunFolder(tmp_path, recipe())
+    folder.begin("model: org/model\n", VERSIONS, DATA, {ROWS: "a", MODEL: "b", "the chat template": "c"})
+    RunFolder(tmp_path, recipe()).begin("", VERSIONS, DATA, {ROWS: "a", MODEL: "b", "the chat template": "c"})
+    before = hashes(tmp_path)
+    with pytest.raises(UserError) as error:
+        RunFolder(tmp_path, recipe()).begin("", VERSIONS, DATA, {ROWS: "x", MODEL: "b", "the chat template": "y"})
+    assert str(error.value) == (
+        f"{tmp_path} holds an unfinished run, and the training rows and the chat template changed since the start. Put back "
+        f"what there was and run the same command again. {WAYS_OUT}"
+    )
+    assert hashes(tmp_path) == before
+    RunFolder(tmp_path, recipe(), overwrite=True).begin("", VERSIONS, DATA, {ROWS: "x"})
+
+
+def test_a_run_of_an_older_version_is_resumed_with_a_note(tmp_path):
+    begun(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["fingerprints"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    folder = RunFolder(tmp_path, recipe())
+    folder.begin("", VERSIONS, DATA, {ROWS: "a"})
+    assert folder.pop_notes() == [
+        f"{tmp_path} was begun by an older version, which kept no fingerprints: whether data and base model are as they were "
+        "at its start cannot be checked"
+    ]
+    assert json.loads((tmp_path / "run.json").read_text())["fingerprints"] == {ROWS: "a"}
+    with pytest.raises(UserError, match="the training rows changed since the start"):
+        RunFolder(tmp_path, recipe()).begin("", VERSIONS, DATA, {ROWS: "b"})
+
+
+# ---- a damaged run.json ----
+
+
+@pytest.fixture
+def recipe_yaml(tmp_path):
+    """The text of a recipe that `load_recipe` reads, and the recipe."""
+    from eaftdrope.recipe import load_recipe
+    from eaftdrope.recipe.dump import dump_recipe
+
+    file = tmp_path / "first.yaml"
+    file.write_text(f"model: org/model\ndata: {{train: org/rows}}\noutput: {{dir: {tmp_path / 'run'}}}\n")
+    loaded = load_recipe(file)
+    return dump_recipe(loaded), loaded
+
+
+DAMAGES = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "data": lambda text: json.dumps({**json.loads(text), "data": {}}),
+    "recipe": lambda text: json.dumps({**json.loads(text), "recipe": []}),
+    "status": lambda text: json.dumps({**json.loads(text), "status": "?"}),
+    "deleted": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_json_is_rebuilt_from_recipe_yaml(tmp_path, recipe_yaml, damage):
+    text, loaded = recipe_yaml
+    folder = RunFolder(tmp_path / "run", loaded)
+    folder.begin(text, VERSIONS, DATA, {ROWS: "a"})
+    kept = checkpoint(folder, 3)
+    file = folder.path / "run.json"
+    if damage == "deleted":
+        file.unlink()
+    else:
+        file.write_text(DAMAGES[damage](file.read_text()))
+    again = RunFolder(folder.path, loaded)
+    assert again.pop_notes() == [
+        f"{file} is damaged or missing and was rebuilt from recipe.yaml: whether data and base model are those that the run "
+        "began with cannot be checked"
+    ]
+    again.begin(text, VERSIONS, DATA, {ROWS: "b"})
+    assert again.resume_point().checkpoint == kept
+    assert RunFolder(folder.path, loaded).pop_notes() == []
+
+
+def test_a_damaged_run_json_of_another_recipe(tmp_path, recipe_yaml):
+    text, loaded = recipe_yaml
+    RunFolder(tmp_path / "run", loaded).begin(text, VERSIONS, DATA)
+    (tmp_path / "run" / "run.json").write_text("")
+    other = loaded.model_copy(update={"train": loaded.train.model_copy(update={"steps": 9})})
+    assert "holds an unfinished run of another recipe (different: train.steps: " in refused(tmp_path / "run", other)
+    again = RunFolder(tmp_path / "run", other, overwrite=True)
+    again.begin("", VERSIONS, DATA)
+    assert again.pop_notes() == []
+
+
+def test_a_damaged_run_json_without_a_recipe_beside_it(tmp_path, recipe_yaml):
+    _, loaded = recipe_yaml
+    folder = RunFolder(tmp_path / "run", loaded)
+    folder.begin("model: [", VERSIONS, DATA)
+    checkpoint(folder, 3)
+    (folder.path / "run.json").write_text("{")
+    assert refused(folder.path, loaded) == (
+        f"{folder.path / 'run.json'} is damaged or missing, and so is recipe.yaml beside it, from which it could be rebuilt. "
+        f"Put back a copy of either and run the same command again. {WAYS_OUT}"
+    )
+    RunFolder(folder.path, loaded, overwrite=True).begin("", VERSIONS, DATA)
+    assert {path.name for path in folder.path.iterdir()} == {"run.json", "recipe.yaml"}
+
+
+# ---- a finished run that lacks something ----
+
+
+def test_a_finished_run_that_lacks_its_report_is_completed(tmp_path):
+    folder = begun(tmp_path)
+    complete(folder)
+    (tmp_path / "report.html").unlink()
+    again = RunFolder(tmp_path, recipe())
+    assert (again.finished, again.trained, again.missing) == (True, True, ["report.html"])
+    uploaded = RunFolder(tmp_path, recipe(), uploads="me/tuned")
+    assert uploaded.missing == ["report.html", "upload to me/tuned"]
+    complete(uploaded)
+    assert "holds a finished run" in refused(tmp_path)
+    with pytest.raises(UserError, match="holds a finished run"):
+        RunFolder(tmp_path, recipe(), uploads="me/tuned")
+
+
+def test_a_finished_run_that_lost_its_weights_is_made_again_from_its_last_checkpoint(tmp_path):
+    folder = begun(tmp_path)
+    kept = checkpoint(folder, 3)
+    complete(folder)
+    assert "holds a finished run" in refused(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    again = RunFolder(tmp_path, recipe())
+    assert again.pop_notes() == [f"{tmp_path} has no weights any more: made again from the last checkpoint"]
+    assert (again.finished, again.trained, again.resume_point().checkpoint) == (False, False, kept)
+    shutil.rmtree(kept)
+    assert "holds a finished run" in refused(tmp_path)
+    folder.note_trained({})
+    assert refused(tmp_path) == (
+        f"{tmp_path} has no weights any more, nor a checkpoint to make it again from. {WAYS_OUT}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (
+            "link",
+            "{path} is a link to {target}, which does not exist. Make that folder, or name another one with output.dir=...",
+        ),
+        ("/proc/x", "/proc/x cannot be made (No such file or directory). Name another folder with output.dir=..."),
+    ],
+)
+def test_a_place_where_no_folder_can_be(tmp_path, path, text):
     from rich.console import Console
 
-    from eaftdrope.recipe.lock import only_start
     from eaftdrope.recipe.run import run_recipe
 
-    elsewhere = str(tmp_path / "x" / ".." / "run")
-    script = f"from eaftdrope.recipe.lock import only_start\nwith only_start({elsewhere!r}): pass"
-    with only_start(str(tmp_path / "run")):
-        with only_start(str(tmp_path / "other")):
-            pass
-        second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        assert "another start is at work on" in second.stderr and "Nothing was touched" in second.stderr
-        with pytest.raises(UserError, match="another start is at work"):
-            run_recipe(recipe(output={"dir": elsewhere}), Console(quiet=True), command="")
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
+    where = tmp_path / path
+    with pytest.raises(UserError) as error:
+        run_recipe(recipe(output={"dir": str(where)}), Console(quiet=True), command="")
+    assert str(error.value) == text.format(path=where, target=tmp_path / "nowhere" / "at all")

@@ -249,9 +249,14 @@ def test_a_changed_stage_is_refused_and_a_new_one_begins(project, undisturbed, t
     shutil.copytree(undisturbed[0], run)
     ended = train(project / "staged.yaml", f"output.dir={run}", "drope.max_length=2048")
     assert ended.code == 2
-    assert f"{run / 'drope'} holds a finished run of another recipe (different: drope.max_length)." in ended.out
+    assert (
+        f"{run / 'drope'} holds a finished run of another recipe (different: drope.max_length: 1024 then, 2048 now)."
+        in ended.out
+    )
     ended = train(project / "staged.yaml", f"output.dir={run}", "train.steps=2")
-    assert f"{run / 'eaft'} holds a finished run of another recipe (different: train.steps)." in ended.out
+    assert (
+        f"{run / 'eaft'} holds a finished run of another recipe (different: train.steps: 4 then, 2 now)." in ended.out
+    )
     shutil.rmtree(run / "eaft")
     ended = train(project / "staged.yaml", f"output.dir={run}", "train.steps=2")
     assert ended.code == 0, ended.out

@@ -35,6 +35,22 @@ def test_a_full_disk_by_all_its_names(error):
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
+    ],
+    ids=repr,
+)
+def test_a_file_that_may_not_become_so_large(error):
+    """`ulimit -f`."""
+    assert told(error, "runs/a") == (
+        f"a file of runs/a may not become as large as it must ({error}): raise the limit of this shell (ulimit -f) or name a "
+        "folder on another disk. What was written whole is kept: run the same command again (without --overwrite) to resume."
+    )
+
+
 def test_the_full_disk_may_be_another_one(tmp_path):
     other = str(tmp_path / "cache" / "rows.arrow")
     error = OSError(errno.ENOSPC, "No space left on device", other)

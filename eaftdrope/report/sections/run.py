@@ -47,7 +47,7 @@ def _scores(path: Path):
 
 
 def _summary(run: dict, pairs) -> str:
-    if run["status"] != "finished" and not any(pair.new for pair in pairs):
+    if run["status"] == "running" and not any(pair.new for pair in pairs):
         return "This run is not finished: what is here was measured until now."
     if not pairs:
         return "Nothing was measured: the recipe has no probes."
