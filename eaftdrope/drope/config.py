@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from .checkpoint import read_json, write_json
 from .layers import Layers
+from .reading import text_part
 from .rope import changed_ropes, identity_rope, rotary_dim
 
 if TYPE_CHECKING:
@@ -35,11 +36,8 @@ _ROPE_KEYS = (
     "no_rope_layers",
     "layer_types",
 )
-
-
-def text_part(raw: dict) -> dict:
-    """The mapping inside a config.json that describes the language model."""
-    return raw.get("text_config", raw)
+# Classes with a rotary embedding for each attention type that transformers 4 has.
+_NESTED_IN_4 = ("gemma3_text", "gemma3n_text", "olmo3")
 
 
 def trained_length(config: PretrainedConfig) -> int:
@@ -77,6 +75,7 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
     part, text = text_part(raw), config.get_text_config()
     original = {key: copy.deepcopy(part.get(key)) for key in _ROPE_KEYS}
     part["max_position_embeddings"] = length
+    part.setdefault("model_type", text.model_type)
     if layers.indices is not None:
         chosen = set(layers.indices)
         part["no_rope_layers"] = [0 if i in chosen else has for i, has in enumerate(text.no_rope_layers)]
@@ -134,11 +133,13 @@ def with_old_keys(raw: dict) -> dict:
 def _write_old_keys(part: dict) -> None:
     """`rope_scaling`, `rope_theta` and their like beside `rope_parameters`, as transformers 4 and engines read them."""
     ropes = part["rope_parameters"]
-    nested = "rope_type" not in ropes
-    if nested:
+    if "rope_type" not in ropes:
+        if part["model_type"] not in _NESTED_IN_4:
+            # transformers 4 does not have these classes, and in version 5 the older keys would overrule the newer ones
+            return
         # transformers 4 has one scaling, for full attention, and a plain rotary embedding on sliding layers
         rope, local = ropes["full_attention"], ropes.get("sliding_attention")
-        if part["model_type"] == "gemma3_text" and local:
+        if part["model_type"] != "olmo3" and local:
             part["rope_local_base_freq"] = local["rope_theta"]
     else:
         rope = ropes

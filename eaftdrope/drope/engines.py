@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checkpoint import read_json
-from .config import RECORD, text_part
+from .config import RECORD
+from .reading import text_part
 
 VERSIONS = {
     "transformers 5": "5.23 (run)",

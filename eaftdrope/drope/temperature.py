@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .identity import OTHER_TOWERS, attention_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 PAPER_SLOPES = {"SmolLM-360M, recalibrated": 0.103, "a 494M model trained for it": 0.412}
 # norms that multiply by 1 + weight
 _OFFSET_NORMS = ("gemma3_text",)
-_OTHER_TOWERS = re.compile(r"vision|visual|audio")
-_NORM = re.compile(r"\.(q_norm|q_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
-_PROJECTION = re.compile(r"\.q_proj\.(weight|bias)$")
+_NORM = re.compile(r"\.(q_norm|q_layernorm|query_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
+# DeepSeek's queries are made by the second of two projections
+_PROJECTION = re.compile(r"\.(q_proj|q_b_proj)\.(weight|bias)$")
 _FUSED = re.compile(r"\.(qkv_proj|query_key_value)\.(weight|bias)$")
 
 
@@ -43,7 +44,7 @@ def scaled_queries(model: nn.Module, beta: float) -> Iterator[None]:
     Raises:
         UserError: the model has no such modules.
     """
-    modules = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), float)]
+    modules = list(attention_modules(model).values())
     if not modules:
         raise UserError(f"{type(model).__name__} has no attention module with a `scaling`, so its scores have no dial.")
     own = [module.scaling for module in modules]
@@ -63,7 +64,7 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
     Raises:
         UserError: none is known by its name.
     """
-    names = [name for name in names if not _OTHER_TOWERS.search(name)]
+    names = [name for name in names if not OTHER_TOWERS.search(name)]
     for pattern in (_NORM, _PROJECTION, _FUSED):
         found = [name for name in names if pattern.search(name)]
         if found:
