@@ -72,8 +72,14 @@ def check_folder(folder: str | Path, *, weights: bool = False) -> list[Check]:
     dropped = _dropped_layers(raw[RECORD]["layers"], text)
     is_whole = len(dropped) == text.num_hidden_layers
     checks = []
-    for dtype in (torch.float32, torch.bfloat16):
-        checks += _exact_checks(new, old, dropped if not is_whole else None, folder if weights else None, dtype)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            checks += _exact_checks(new, old, dropped if not is_whole else None, folder if weights else None, dtype)
+    except UserError:
+        raise
+    # a class that cannot compute with the new rope parameters fails in a way of its own
+    except Exception as error:
+        raise UserError(f"{text.model_type} cannot be checked, its class fails: {one_line(error)}") from error
     if is_whole:
         pair = pair or small_pair(new.get_text_config(), old.get_text_config(), parameters(folder))
         checks += _order(*pair)

@@ -17,7 +17,7 @@ from ..errors import UserError
 from .checkpoint import read_json, write_json
 from .layers import Layers
 from .reading import text_part
-from .rope import changed_ropes, identity_rope, rotary_dim
+from .rope import changed_ropes, dropped_rope
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -57,8 +57,9 @@ def trained_length(config: PretrainedConfig) -> int:
     length = getattr(text, "max_position_embeddings", None)
     if length is None:
         raise UserError(
-            f"the configuration ({text.model_type}) does not say what length the model was trained on. Say it: "
-            "--trained-length, in a recipe recalibrate.data.max_length."
+            f"the configuration ({text.model_type}) does not have the length that the model was trained on. Write it into "
+            "config.json as max_position_embeddings, or pass it where there is an option for it (--trained-length; in a "
+            "recipe recalibrate.data.max_length)."
         )
     return int(length)
 
@@ -87,7 +88,7 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
         def dropped(name: str, old: dict) -> dict:
             if layers.types is not None and name not in layers.types:
                 return old
-            return identity_rope(old, form, length=length, rotary_dim=rotary_dim(text, old))
+            return dropped_rope(text, old, form, length)
 
         part["rope_parameters"] = changed_ropes(text, dropped)
     _write_old_keys(part)
@@ -156,8 +157,11 @@ def _write_old_keys(part: dict) -> None:
         scaling = {"type": "linear", "factor": rope["factor"]}
     if rope["rope_type"] == "longrope":
         part["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-        # transformers 4 takes exactly these three of Phi-3
-        scaling = {"type": "longrope", **{key: scaling[key] for key in ("short_factor", "long_factor")}}
+        # transformers 4 takes exactly these three of Phi-3, and all of them of PhiMoE
+        kept = ("short_factor", "long_factor", "short_mscale", "long_mscale")
+        if part["model_type"] == "phimoe":
+            kept += ("original_max_position_embeddings",)
+        scaling = {"type": "longrope", **{key: scaling[key] for key in kept if key in scaling}}
     if rope.get("llama_4_scaling_beta"):
         # vLLM's name for it
         kept = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}

@@ -276,7 +276,7 @@ def _form(engine: str, model_type: str) -> str:
         return form_of(model_type)
     if engine != "gguf":
         raise UserError(f"engine {engine!r} is not one of any, gguf.")
-    if model_type in ("phi3", "ministral3"):
+    if model_type in ("phi3", "phimoe", "ministral3"):
         raise UserError(
             f"llama.cpp's converter cannot say NoPE for {model_type} (its class takes no linear rope). Convert the plain "
             "model to GGUF and serve it with `--rope-scaling linear --rope-freq-scale 1e-30`."

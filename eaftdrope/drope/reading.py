@@ -33,6 +33,8 @@ def read_config(raw: dict, where: str | Path) -> PretrainedConfig:
         raise UserError(
             f"transformers cannot read {where}: transformers {transformers.__version__} has no class for model_type {kind!r}."
         )
+    if not isinstance(raw.get("text_config", {}), dict):
+        raise UserError(f"transformers cannot read {where}: text_config is not a mapping.")
     kept = _without(raw)
     try:
         with tempfile.TemporaryDirectory() as folder:

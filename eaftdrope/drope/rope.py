@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 METHODS = ("rope", "nope", "pi", "ntk", "yarn")
 FORMS = ("llama3", "linear", "longrope")
+_SCALES = ("short_mscale", "long_mscale")
 _STRETCH = 1e30
 _ORIGINAL = 8192
 # Classes that rotate in layers with a window only, and have no positions in those that see everything.
@@ -78,10 +79,10 @@ def check_known(rope: dict, model_type: str) -> None:
 
 def form_of(model_type: str) -> str:
     """The form of the identity rotation that this architecture's class accepts."""
-    return "longrope" if model_type == "phi3" else "llama3"
+    return "longrope" if model_type in ("phi3", "phimoe") else "llama3"
 
 
-def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) -> dict:
+def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int, needs_scales: bool = False) -> dict:
     """Flat rope parameters -> those of the identity rotation.
 
     Args:
@@ -90,8 +91,12 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
             "longrope" is the only type that Phi-3's class takes.
         length: the context that the checkpoint will announce, in tokens.
         rotary_dim: rotated dimensions of a head, for "longrope".
+        needs_scales: for "longrope", write PhiMoE's own factors on cosines and sines as well.
     """
     kept = {key: parameters[key] for key in _KEPT if key in parameters}
+    if parameters.get("rope_type") == "proportional":
+        # of this type only, the factor says which frequencies are 0, and all dimensions are rotated
+        kept.pop("partial_rotary_factor", None)
     if form == "linear":
         return {"rope_type": "linear", "factor": _STRETCH, **kept}
     if form == "longrope":
@@ -104,6 +109,7 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
             "factor": 1.0,
             "attention_factor": 1.0,
             "original_max_position_embeddings": length,
+            **(dict.fromkeys(_SCALES, 1.0) if needs_scales else {}),
             **kept,
         }
     # Every wavelength (at least 2 pi) is above original / low = 1, hence divided by the factor. An original length that
@@ -120,6 +126,12 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
         "high_freq_factor": 2.0 * low,
         **kept,
     }
+
+
+def dropped_rope(text: PretrainedConfig, parameters: dict, form: str, length: int) -> dict:
+    """`identity_rope` for the flat rope parameters of this model."""
+    dim = rotary_dim(text, parameters) if form == "longrope" else 0
+    return identity_rope(parameters, form, length=length, rotary_dim=dim, needs_scales=text.model_type == "phimoe")
 
 
 def rotary_dim(config: PretrainedConfig, parameters: dict) -> int:
@@ -153,9 +165,7 @@ def with_rope(
     if method == "nope":
         form = form_of(text.model_type)
         announced = round(length * factor)
-        text.rope_parameters = changed_ropes(
-            text, lambda _, old: identity_rope(old, form, length=announced, rotary_dim=rotary_dim(text, old))
-        )
+        text.rope_parameters = changed_ropes(text, lambda _, old: dropped_rope(text, old, form, announced))
         if form == "longrope":
             text.original_max_position_embeddings = announced
     elif method != "rope":

@@ -27,6 +27,7 @@ CONTROL = 1e-3
 """Logits differ by at least this much with and without the rotation, or the slice does not rotate."""
 
 _LENGTH = 24
+_STILL = "no layer rotates"
 # Parameters up to which a model is checked as it is.
 _SMALL_MODEL = 4_000_000
 _SHORT = 8
@@ -74,7 +75,7 @@ def small_pair(
     Raises:
         UserError: none was found; the message has what the last one failed with.
     """
-    reason = "no layer of a small model rotates"
+    reason = _STILL
     for cut in _cuts(new, old, parameters):
         try:
             small, before = cut(new), cut(old)
@@ -84,13 +85,18 @@ def small_pair(
                 straight = logits(model, ids)
             rotated = logits(model, ids)
         except UserError:
-            raise
+            # no module that rotates
+            continue
         # the class's own code refuses a combination in a way of its own
         except Exception as error:
             reason = one_line(error)
             continue
         if rotated.isfinite().all() and (rotated - straight).abs().max() >= CONTROL:
             return small, before
+    if reason == _STILL:
+        raise UserError(
+            f"{new.model_type} models of this configuration have no layer that rotates: nothing can be dropped."
+        )
     raise UserError(
         f"no small model of {new.model_type} can be made to check the conversion on ({reason}). Check on the weights "
         "themselves (--check-weights)."
@@ -176,9 +182,16 @@ def _per_layer(config) -> list[str]:
 def _with_layers(config, layers: list[int]):
     if layers == list(range(config.num_hidden_layers)):
         return config
+    cut = {key: [vars(config)[key][layer] for layer in layers] for key in _per_layer(config)}
+    if config.is_heterogeneous:
+        # values that layers have of their own (Gemma 4) are numbered by layer
+        data = config.to_dict() | cut | {"num_hidden_layers": len(layers)}
+        own = {int(layer): values for layer, values in data["per_layer_config"].items()}
+        data["per_layer_config"] = {i: own[layer] for i, layer in enumerate(layers) if layer in own}
+        return type(config).from_dict(data | {"num_kv_shared_layers": 0})
     small = copy.deepcopy(config)
-    for key in _per_layer(config):
-        setattr(small, key, [getattr(config, key)[layer] for layer in layers])
+    for key, values in cut.items():
+        setattr(small, key, values)
     small.num_hidden_layers = len(layers)
     if getattr(config, "num_kv_shared_layers", None):
         # the last layers' keys are those of layers that may be gone

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 PAPER_SLOPES = {"SmolLM-360M, recalibrated": 0.103, "a 494M model trained for it": 0.412}
 # norms that multiply by 1 + weight
-_OFFSET_NORMS = ("gemma3_text",)
+_OFFSET_NORMS = (
+    "gemma3_text",
+    "minimax_m3_vl_text",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+)
 _NORM = re.compile(r"\.(q_norm|q_layernorm|query_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
 # DeepSeek's queries are made by the second of two projections
 _PROJECTION = re.compile(r"\.(q_proj|q_b_proj)\.(weight|bias)$")
@@ -46,7 +52,7 @@ def scaled_queries(model: nn.Module, beta: float) -> Iterator[None]:
     """
     modules = list(attention_modules(model).values())
     if not modules:
-        raise UserError(f"{type(model).__name__} has no attention module with a `scaling`, so its scores have no dial.")
+        raise UserError(f"{type(model).__name__} keeps no `scaling` of its attention scores, so they cannot be scaled.")
     own = [module.scaling for module in modules]
     try:
         for module in modules:
@@ -77,15 +83,15 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
 
 def query_rows(name: str, rows: int, config: PretrainedConfig) -> list[range]:
     """Of the `rows` of a tensor of `query_tensors` (along its first dimension), those that make queries."""
+    if not _FUSED.search(name):
+        return [range(rows)]
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     if ".qkv_proj." in name:
         return [range(heads * head_dim)]
-    if ".query_key_value." in name:
-        # query, key and value of one head after another
-        return [range(start, start + head_dim) for start in range(0, rows, 3 * head_dim)]
-    return [range(rows)]
+    # query, key and value of one head after another
+    return [range(start, start + head_dim) for start in range(0, rows, 3 * head_dim)]
 
 
 def scaled_rows(name: str, rows: Tensor, beta: float, config: PretrainedConfig) -> Tensor:

@@ -127,7 +127,7 @@ def test_trained_lengths(folders):
     assert trained_length(plain) == trained_length(converted) == 512
     assert trained_length(with_rope(plain, "yarn", 4.0)) == 512
     nothing = SimpleNamespace(model_type="odd", get_text_config=lambda: SimpleNamespace(model_type="odd"))
-    with pytest.raises(UserError, match=r"the configuration \(odd\) does not say what length .*--trained-length"):
+    with pytest.raises(UserError, match=r"the configuration \(odd\) does not have the length that .*--trained-length"):
         trained_length(nothing)
 
 
