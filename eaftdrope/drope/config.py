@@ -152,8 +152,8 @@ def _write_old_keys(part: dict) -> None:
         part["partial_rotary_factor"] = factor
     moved = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in rope.items() if key not in moved}
-    if part["model_type"] == "olmo2" and rope["rope_type"] == "linear":
-        # the one form that transformers 4 takes of this class
+    if part["model_type"] in ("olmo", "olmo2") and rope["rope_type"] == "linear":
+        # the one form that transformers 4 takes of these classes
         scaling = {"type": "linear", "factor": rope["factor"]}
     if rope["rope_type"] == "longrope":
         part["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
