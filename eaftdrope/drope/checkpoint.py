@@ -1,7 +1,7 @@
 """A checkpoint folder as files: what is in it, what is carried over to a converted one, and how.
 
 Weights are never loaded: safetensors files are hard-linked, or copied where a link cannot be made, and of a file whose
-queries are rescaled only those bytes are written anew. Nothing heavy is imported here.
+queries are rescaled only those bytes are rewritten. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def carried_files(folder: Path) -> tuple[list[str], list[str]]:
         kind = f"only {', '.join(others[:3])}" if others else "none"
         raise UserError(
             f"{folder} has no safetensors weights ({kind}). A conversion never loads weights, and other formats cannot be "
-            "taken as files. Save them anew first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
+            "taken as files. Save them again first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
             "`AutoTokenizer.from_pretrained(SRC).save_pretrained(NEW)`."
         )
     return [name for name in files if name not in others], others
@@ -103,7 +103,7 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors by name, hash of the header) of a safetensors file; reads the header alone.
+    """(tensors by name, hash of the header) of a safetensors file; reads only the header.
 
     Raises:
         UserError: the file is not whole or not safetensors.

@@ -51,9 +51,10 @@ def trained_length(config: PretrainedConfig) -> int:
     if record is not None:
         return int(record["trained_length"])
     rope = getattr(text, "rope_parameters", None) or {}
-    # Of these types alone: Llama 3.1's own type names the length before its long-context training.
-    if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"])
+    for flat in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        # Of these types only: Llama 3.1's own type names the length before its long-context training.
+        if flat.get("rope_type") in ("yarn", "linear", "dynamic") and flat.get("original_max_position_embeddings"):
+            return int(flat["original_max_position_embeddings"])
     length = getattr(text, "max_position_embeddings", None)
     if length is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint without rotary embedding, by configuration alone.
+"""`convert`: a checkpoint without rotary embedding, by its configuration only.
 
     SRC -> DST.partial: weights linked, config.json, tokenizer and generation limits edited -> checked -> renamed to DST
 
@@ -150,7 +150,7 @@ def _architecture(raw: dict) -> str:
 
 
 def resolve_checkpoint(reference: str, *, revision: str | None = None) -> Path:
-    """The local folder of a model reference; a hub model is downloaded into the hub's cache (safetensors alone).
+    """The local folder of a model reference; a hub model is downloaded into the hub's cache (only safetensors).
 
     Raises:
         UserError: the reference is wrong, or the hub cannot be reached.

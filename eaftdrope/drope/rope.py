@@ -255,9 +255,14 @@ def swapped_rope(model: nn.Module, config: PretrainedConfig) -> Iterator[None]:
     """The live `model` with the rotary modules of another configuration; its own are put back in the end.
 
     Raises:
-        UserError: no rotary module was found.
+        UserError: no rotary module was found, or there are several of different bases.
     """
     text = config.get_text_config()
+    if getattr(text, "layer_rope_theta", None):
+        raise UserError(
+            f"{type(model).__name__} has a rotary embedding for each base (layer_rope_theta), which cannot be exchanged in a "
+            "live model."
+        )
     device = next(model.parameters()).device
     places = rotary_modules(model)
     own = [getattr(parent, name) for parent, name in places]
