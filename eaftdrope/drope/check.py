@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .checkpoint import carried_files, read_header, read_json
-from .config import RECORD, before
+from .config import RECORD, before, check_record
 from .identity import attention_modules, identity_rotation
 from .reading import one_line, read_config, text_part
 from .slices import CONTROL, logits, one_layer, random_model, seeded, small_pair, tokens
@@ -63,6 +63,7 @@ def check_folder(folder: str | Path, *, weights: bool = False) -> list[Check]:
     raw = read_json(folder / "config.json")
     if RECORD not in raw:
         raise UserError(f"{folder} is not a converted checkpoint: its config.json has no `drope` record.")
+    check_record(raw, folder / "config.json")
     new, old = configs(raw, folder)
     pair = None
     if not weights:

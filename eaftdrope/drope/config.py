@@ -98,6 +98,16 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
     return raw
 
 
+def check_record(raw: dict, where: str | Path) -> None:
+    """Raises UserError where a config.json has a record that no conversion wrote."""
+    record = raw.get(RECORD, {})
+    whole = {"trained_length": (int, float), "temperature": (int, float), "original": dict, "layers": str, "form": str}
+    if RECORD in raw and not (
+        isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in whole.items())
+    ):
+        raise UserError(f"{where}: its `{RECORD}` record is not that of a conversion. Convert the source again.")
+
+
 def before(raw: dict) -> dict:
     """A converted config.json's content with the rope keys that it had before its (first) conversion."""
     raw = copy.deepcopy(raw)

@@ -29,7 +29,7 @@ from .checkpoint import (
     weight_map,
     write_json,
 )
-from .config import RECORD, converted
+from .config import RECORD, check_record, converted
 from .engines import Serving, serving
 from .folding import check_folding
 from .inherited import has_factor, inherited_temperature
@@ -174,8 +174,9 @@ def _plan(source, max_length, layers, temperature, slope, qk_norm, engine, copy)
     """Everything that can be refused, refused before a file is made."""
     raw, notes = without_published_code(read_json(source / "config.json"), source)
     weight_map(source)
+    check_record(raw, source / "config.json")
     config = read_config(raw, source / "config.json")
-    _check_rope(config.get_text_config())
+    _check_rope(config.get_text_config(), is_multimodal="text_config" in raw)
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length {max_length} is no context. Give a number of tokens.")
     if temperature is not None and not 0 < temperature < 100:
@@ -191,8 +192,9 @@ def _plan(source, max_length, layers, temperature, slope, qk_norm, engine, copy)
         config = read_config(raw, source / "config.json")
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None) if max_length is None else max_length
-    if length is None:
-        raise UserError(f"{source / 'config.json'} announces no length (max_position_embeddings). Pass max_length.")
+    if length is None or length < 2:
+        found = f"a length of {length}" if length is not None else "no length"
+        raise UserError(f"{source / 'config.json'} announces {found} (max_position_embeddings). Correct it there.")
     form = _form(engine, text.model_type)
     plan = _Plan(source, raw, config, _kept_layers(raw, layers, config), form, length, 1.0, qk_norm, copy, tuple(notes))
     return _with_temperature(plan, temperature)
@@ -254,10 +256,11 @@ def _converted(plan: _Plan) -> dict:
     return raw
 
 
-def _check_rope(text) -> None:
+def _check_rope(text, *, is_multimodal: bool) -> None:
     for rope in layer_ropes(text).values():
         check_known(rope, text.model_type)
-        if "mrope_section" in rope or "mrope_interleaved" in rope:
+        by_default = is_multimodal and "mrope_section" in (text.ignore_keys_at_rope_validation or ())
+        if by_default or "mrope_section" in rope or "mrope_interleaved" in rope:
             raise UserError(
                 f"{text.model_type}: its rotary embedding also carries where in an image a token is (mrope). Dropping it "
                 "would scramble images, and no recalibration on text repairs that. Not converted."

@@ -35,7 +35,11 @@ def identity_rotation(
         return _straight(output, lengths)
 
     def attention(module, args, kwargs):
-        return args, {**kwargs, "position_embeddings": _straight(kwargs["position_embeddings"], lengths)}
+        # some classes pass it by position
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        if bound.arguments.get("position_embeddings") is not None:
+            bound.arguments["position_embeddings"] = _straight(bound.arguments["position_embeddings"], lengths)
+        return bound.args, bound.kwargs
 
     if layers is None:
         modules = [module for _, module in text_modules(model) if "RotaryEmbedding" in type(module).__name__]

@@ -25,7 +25,7 @@ def read_config(raw: dict, where: str | Path) -> PretrainedConfig:
         UserError: transformers has no class for it, or the class refuses a value.
     """
     import transformers
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = raw.get("model_type")
@@ -40,10 +40,12 @@ def read_config(raw: dict, where: str | Path) -> PretrainedConfig:
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder) / "config.json", kept)
             config = AutoConfig.from_pretrained(folder)
-            text = config.get_text_config()
+            text = getattr(config, "text_config", None) if "text_config" in kept else config.get_text_config()
     # a configuration class runs code of its own, which raises what it likes
     except Exception as error:
         raise UserError(f"transformers cannot read {where}: {one_line(error)}") from error
+    if not isinstance(text, PreTrainedConfig):
+        raise UserError(f"transformers cannot read {where}: {kind} has no `text_config`.")
     if text is not config and "text_config" not in raw:
         raise UserError(
             f"{where}: the language model of {kind} is not described under `text_config`, so its rotary embedding cannot "

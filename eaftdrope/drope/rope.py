@@ -60,7 +60,8 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
     nested = text.nested_rope_parameter_keys(parameters)
     ropes = {key: parameters[key] for key in nested if parameters[key] is not None} if nested else {"": parameters}
     for rope in ropes.values():
-        if not isinstance(rope, dict) or not rope.get("rope_theta"):
+        base = rope.get("rope_theta") if isinstance(rope, dict) else None
+        if not isinstance(base, (int, float)) or not base > 0:
             raise UserError(
                 f"the rotary embedding of this {text.model_type} has no base (rope_theta) in its configuration."
             )

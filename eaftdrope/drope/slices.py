@@ -75,6 +75,15 @@ def small_pair(
     Raises:
         UserError: none was found; the message has what the last one failed with.
     """
+    from transformers import AutoModelForCausalLM
+
+    if type(new) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            f"transformers has no causal language model of {new.model_type} by itself, so no small model of it can be made to "
+            "check the conversion on. Not converted."
+        )
+    if new.num_hidden_layers < 1:
+        raise UserError(f"this {new.model_type} has {new.num_hidden_layers} layers, so nothing can be dropped.")
     reason = _STILL
     for cut in _cuts(new, old, parameters):
         try:
@@ -95,7 +104,7 @@ def small_pair(
             return small, before
     if reason == _STILL:
         raise UserError(
-            f"{new.model_type} models of this configuration have no layer that rotates: nothing can be dropped."
+            f"{new.model_type} models of this configuration have no layer that rotates, so none is dropped."
         )
     raise UserError(
         f"no small model of {new.model_type} can be made to check the conversion on ({reason}). Check on the weights "

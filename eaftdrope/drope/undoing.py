@@ -20,7 +20,8 @@ def undo(folder: str | Path, target: str | Path, *, copy: bool = False) -> Path:
     if not (kept / MANIFEST).is_file():
         raise UserError(f"{folder} cannot be undone: it has no {ORIGINALS}/{MANIFEST}, so `convert` did not make it.")
     manifest = read_json(kept / MANIFEST)
-    if not manifest.keys() >= {"headers", "patches", "carried", "replaced", "renamed"}:
+    whole = {"headers": dict, "patches": list, "carried": list, "replaced": list, "renamed": dict}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in whole.items()):
         raise UserError(f"{folder} cannot be undone: {kept / MANIFEST} is not whole. Convert the source again instead.")
     outside(target, folder)
     for name, header in manifest["headers"].items():

@@ -12,6 +12,7 @@ from eaftdrope.drope import check_folder, convert, undo
 from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError
 from tests.drope.architectures import save
+from tests.drope.others import save_other
 from tests.tiny_run import hashes
 
 IDS = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -181,6 +182,12 @@ NUMBERS = [
     ({"model_type": ["llama"]}, r"has no class for model_type \['llama'\]"),
     ({"model_type": ...}, r"has no class for model_type None"),
     ({"text_config": 3}, r"config\.json"),
+    ({"text_config": {"model_type": "llama"}}, r"config\.json: llama has no `text_config`"),
+    ({"max_position_embeddings": 0}, r"announces a length of 0"),
+    ({"num_hidden_layers": 0}, r"has 0 layers"),
+    ({"rope_theta": "x", "rope_parameters": ...}, r"no base \(rope_theta\)"),
+    ({"drope": 3}, r"`drope` record is not that of a conversion"),
+    ({"drope": {"layers": "all"}}, r"`drope` record is not that of a conversion"),
 ]
 
 
@@ -261,3 +268,24 @@ def test_damaged_files_of_the_source(llama, tmp_path):
     for config in ("[]", "\ufeff{}", '{"a": ' + "[" * 100_000):
         (llama / "config.json").write_text(config)
         refused(r"config\.json (is not a JSON object|cannot be read)")
+
+
+def test_a_multimodal_model_whose_positions_are_of_images_by_default(tmp_path):
+    from transformers import Qwen3VLConfig
+
+    Qwen3VLConfig().save_pretrained(tmp_path / "source")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(UserError, match=r"qwen3_vl_text: .*\(mrope\).*Not converted"):
+        convert(tmp_path / "source", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "gemma4_text", "laguna", "lfm3"])
+def test_one_attention_type_keeps_its_rotation(name, tmp_path):
+    source = save_other(name, tmp_path / "source")
+    result = convert(source, tmp_path / "new", layers="full_attention")
+    ropes = AutoConfig.from_pretrained(tmp_path / "new").rope_parameters
+    assert ropes["sliding_attention"] == AutoConfig.from_pretrained(source).rope_parameters["sliding_attention"]
+    assert ropes["full_attention"]["factor"] == 1e30 and all(check.passed for check in result.checks)
+    if name == "lfm3":
+        with pytest.raises(UserError, match=r"has no layer of type sliding_attention"):
+            convert(source, tmp_path / "other", layers="sliding_attention")
