@@ -71,7 +71,7 @@ class Fields:
         path (`str`), where (`str`): where it stands there, without indices and with them.
     """
 
-    __slots__ = ("values", "names", "path", "where", "row", "bare_calls", "turn_tools", "_read", "_opened", "_all")
+    __slots__ = ("_all", "_opened", "_read", "bare_calls", "names", "path", "row", "turn_tools", "values", "where")
 
     def __init__(
         self,

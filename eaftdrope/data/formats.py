@@ -219,7 +219,9 @@ def _from_prompt_completion(row: Fields) -> dict[str, Any]:
     for index, message in enumerate(context):
         if message.get("weight") == 1:
             raise DataError(f"prompt[{index}] is marked as trained, but nothing of the prompt is. Use `messages`")
-    return {"messages": [{**message, "weight": 0} for message in context] + read_messages(completion, row, "completion")}
+    return {
+        "messages": [{**message, "weight": 0} for message in context] + read_messages(completion, row, "completion")
+    }
 
 
 def _from_text(row: Fields) -> dict[str, Any]:

@@ -201,7 +201,9 @@ def _extras(turn: Fields, role: str) -> dict[str, Any]:
     for key, value in turn.among(TOOLS):
         if not is_empty(value):
             if role not in ("system", "developer"):
-                raise DataError(f"{turn.place(key)}: tools belong to the row or to its system turn, not to a {role} turn")
+                raise DataError(
+                    f"{turn.place(key)}: tools belong to the row or to its system turn, not to a {role} turn"
+                )
             turn.row.turn_tools.append((turn.place(key), value))
     if role == "tool" and "name" not in turn.values and turn.get("tool_name") is not None:
         extras["name"] = string(turn.get("tool_name"), turn.place("tool_name"))
@@ -228,10 +230,11 @@ def _read_calls(turn: Fields, key: str) -> list[dict[str, Any]]:
         value = from_json(value, turn.place(key)) if value.strip() or key == "value" else []
     if is_empty(value):
         return []
-    calls = [value] if isinstance(value, dict) else value
-    if not isinstance(calls, list):
+    if isinstance(value, dict):
+        return [read_call(value, turn, key, None)]
+    if not isinstance(value, list):
         raise DataError(f"{turn.place(key)} must be a list of calls; it is a {type(value).__name__}")
-    return [read_call(call, turn, key, index) for index, call in enumerate(calls)]
+    return [read_call(call, turn, key, index) for index, call in enumerate(value)]
 
 
 def _joined_parts(parts: list[dict[str, Any]], role: str, fields: Fields, key: str) -> str:

@@ -79,15 +79,15 @@ def _tool(tool: Any, where: str, row: Fields, key: str | None, index: int) -> di
     return {"type": "function", "function": function}
 
 
-def read_call(call: Any, outer: Fields, key: str, index: int) -> dict[str, Any]:
+def read_call(call: Any, outer: Fields, key: str, index: int | None) -> dict[str, Any]:
     """One call as `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` if it had one), from
-    the list under `key` of `outer`.
+    the list under `key` of `outer` (`index` None: it stands there by itself).
 
     Raises:
         DataError: no name, arguments that are neither an object nor a JSON string of one, or arguments that stand under
             two names or under one that is not known.
     """
-    where = f"{outer.place(key)}[{index}]"
+    where = outer.place(key) if index is None else f"{outer.place(key)}[{index}]"
     call = from_json(call, where)
     if not isinstance(call, dict):
         raise DataError(f"{where} must be an object with function.name and function.arguments")

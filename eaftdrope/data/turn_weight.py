@@ -1,9 +1,9 @@
 """Whether a turn is trained, under the names that data sets and trainers have for it.
 
-| meaning                             | keys                                                                                    |
-|-------------------------------------|-----------------------------------------------------------------------------------------|
-| 1 or true: trained, 0 or false: not | `weight`, `train`, `trainable`, `training`, `loss`, `loss_mask`, `loss_weight`, ...      |
-| true: not trained, false: trained   | `mask`, `masked`, `is_masked`, `ignore`, `ignore_loss`, ...                              |
+| meaning                             | keys                                                                           |
+|-------------------------------------|--------------------------------------------------------------------------------|
+| 1 or true: trained, 0 or false: not | `weight`, `train`, `trainable`, `training`, `loss`, `loss_mask`, `loss_scale`... |
+| true: not trained, false: trained   | `mask`, `masked`, `is_masked`, `ignore`, `ignore_loss`...                      |
 
 Anything between, and a part of a turn (`train_detail`), cannot be honoured and is refused.
 """
