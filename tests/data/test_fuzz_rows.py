@@ -133,7 +133,7 @@ def mutated(row, dice):
         elif change == 3:
             place[key] = json.dumps(place[key])
         elif change == 4:
-            for _ in range(dice.choice((3, 150, 900))):
+            for _ in range(dice.choice((3, 150))):
                 place[key] = [place[key]] if dice.random() < 0.5 else {"a": place[key]}
         elif change == 5 and isinstance(place, dict):
             place[dice.choice(KEYS)] = place.pop(key)
@@ -153,7 +153,10 @@ def as_line(row, dice):
     elif damage == 2:
         line = line.replace(b": 1", b": " + b"9" * 4301, 1)
     elif damage == 3:
-        line = line.replace(b": ", b": " + b"[" * 3000 + b"]" * 3000 + b', "z": ', 1)
+        depth, parts = dice.choice((300, 900, 3000)), line.split(b": ")
+        at = dice.randrange(1, len(parts)) if len(parts) > 1 else 0
+        parts[at] = b"[" * depth + b"]" * depth + b', "z": ' + parts[at]
+        line = b": ".join(parts)
     elif damage == 4:
         at = dice.randrange(len(line))
         line = line[:at] + bytes([dice.randrange(256)]) + line[at + 1 :]
