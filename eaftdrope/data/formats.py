@@ -2,13 +2,27 @@
 
 | format              | fields                                                                                        |
 |---------------------|-----------------------------------------------------------------------------------------------|
-| `messages`          | `messages` (or `conversations` of role/content), optionally `tools`: as OpenAI writes them     |
-| `sharegpt`          | `conversations` of from/value, optionally `system`, `tools`                                    |
-| `alpaca`            | `instruction`, optional `input`, `output`, optionally `system`, `history`                      |
+| `messages`          | `messages` (or `conversations` of role/content): as OpenAI writes them                         |
+| `sharegpt`          | `conversations` of from/value                                                                  |
+| `alpaca`            | `instruction`, optional `input`, `output`, optionally `history`                                |
 | `prompt_completion` | `prompt`, `completion`: two strings, or two lists of messages                                  |
 | `text`              | `text`                                                                                        |
 
-and those of published data sets, in `published.py`.
+and those of published data sets, in `published.py`. Beside them, under these names and the like (`fields.py`):
+
+| column                                 | what becomes of it                                                         |
+|----------------------------------------|----------------------------------------------------------------------------|
+| `system`, `system_prompt`              | the system turn; refused if the conversation begins with another one       |
+| `tools`, `functions`                   | the tools, also from the system turn's own `tools`                         |
+| `reasoning`, `thinking`, `cot`         | reasoning of the answer, where question and answer are columns             |
+| `context`, `options`, `choices`        | part of the question, where `question` is a column                         |
+| `images`, `audio`, `videos`, `<image>` | refused: only text is trained                                              |
+| `train`, `loss_mask`, ... of a row     | refused, if the row is not to be trained                                   |
+| any other                              | reported: `Example.fields_ignored`, the table of `eaftdrope preview`, and a |
+|                                        | warning unless it only tells where the row is from (`id`, `source`, ...)   |
+
+What a row of strings (`text`, `prompt` and `completion`) has no place for (system, tools, reasoning) is refused there. What
+goes for a message is in `messages.py`, for a call in `tools.py`.
 
 A field that is null counts as absent. `messages`, `conversations`, `tools` and `tool_calls` may be JSON strings (the only
 way to keep them whole in CSV or Parquet).
@@ -177,9 +191,10 @@ def _normalise(fields: Fields, format: str, reasoning: bool, origin: str) -> Exa
 
 def _from_messages(row: Fields) -> dict[str, Any]:
     field = "messages" if row.values.get("messages") is not None else "conversations"
-    # The reference that a probe compares an answer with.
-    row.get("answer")
-    return {"messages": read_messages(row.get(field), row, field), "ground_truth": _ground_truth(row)}
+    messages = read_messages(row.get(field), row, field)
+    if messages[-1]["role"] == "assistant":
+        row.get("answer")  # the reference that a probe compares the last turn with
+    return {"messages": messages, "ground_truth": _ground_truth(row)}
 
 
 def _from_sharegpt(row: Fields) -> dict[str, Any]:

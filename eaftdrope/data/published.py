@@ -4,7 +4,7 @@
 |-------------------|-----------------------------------------------------------------|----------------------------|
 | `reasoning`       | `question`, `reasoning`, `response`                             | medical-o1-reasoning-SFT   |
 | `pubmedqa`        | `question`, `context.contexts`, `final_decision`, `long_answer` | PubMedQA                   |
-| `question_answer` | `question`, `answer`                                            | GSM8K, MedQuAD             |
+| `question_answer` | `question`, `answer`, optionally `context`, `options`           | GSM8K, MedQuAD, MedQA      |
 | `xlam`            | `query`, `tools`, `answers`: JSON strings                       | xlam-function-calling-60k  |
 | `glaive`          | `system`, `chat`: a whole conversation in one string            | glaive-function-calling-v2 |
 

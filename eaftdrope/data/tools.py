@@ -138,15 +138,18 @@ def _arguments(places: list[Fields], name: str, where: str) -> dict[str, Any]:
             if value and found and value != found[0][1]:
                 raise DataError(f"{found[0][0]} and {at} are both the arguments of the call, and differ; keep one")
             found += [(at, value)] if value else []
-    if is_given:
-        return found[0][1] if found else {}
-    # No arguments at all: either there are none, or they stand where nobody looks.
+    if found:
+        return found[0][1]
+    # No arguments: either there are none, or they stand where nobody looks.
     for place in places:
         for key in place.unread():
-            if plain_name(str(key)) not in _BESIDE:
+            may_be_them = not is_given or (isinstance(place.values[key], dict) and place.values[key])
+            if plain_name(str(key)) not in _BESIDE and may_be_them:
                 raise DataError(
                     f"{where} has no arguments, and {place.place(key)} is not read. Put the arguments under `arguments`"
                 )
+    if is_given:
+        return {}
     places[0].row.bare_calls.append((name, where))
     return {}
 

@@ -269,6 +269,10 @@ def test_a_turn_marked_as_not_trained_is_not_trained(marks, make_tokenizer, trai
             calling({"name": "f", "values": {"x": 1}}),
             "messages[1].tool_calls[0] has no arguments, and messages[1].tool_calls[0].values is not read",
         ),
+        (
+            calling({"name": "f", "arguments": "", "values": {"x": 1}}),
+            "messages[1].tool_calls[0] has no arguments, and messages[1].tool_calls[0].values is not read",
+        ),
         (calling({"name": "f", "city": "Rome"}), "messages[1].tool_calls[0].city is not read. Put the arguments under"),
         (
             calling({"name": "f", "arguments": {"x": 1}, "input": {"x": 2}}),
