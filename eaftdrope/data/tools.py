@@ -67,7 +67,7 @@ def read_tools(row: Fields, own: dict[str, Any] | None = None) -> list[dict[str,
 def _tool(tool: Any, where: str, row: Fields, key: str | None, index: int) -> dict[str, Any]:
     tool = from_json(tool, where)
     function = tool.get("function", tool) if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DataError(f"{where} must be an object with a name (or with a function that has one)")
     if function is not tool and key is not None:
         # What stands inside is the template's; what stands beside it is not passed on.
@@ -114,7 +114,7 @@ def _named(places: list[Fields], where: str) -> str:
     if not names and isinstance(places[-1].values.get("function"), str):
         names = [(f"{where}.function", places[-1].get("function"))]
     for place, name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where} must be an object with function.name and function.arguments")
         if name != names[0][1]:
             raise DataError(f"{names[0][0]} and {place} are both the name of the call, and differ; keep one")

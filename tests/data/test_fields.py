@@ -279,6 +279,7 @@ def test_a_turn_marked_as_not_trained_is_not_trained(marks, make_tokenizer, trai
             "messages[1].tool_calls[0].arguments and messages[1].tool_calls[0].input are both the arguments of the call",
         ),
         (calling({"name": "f", "function": {"name": "g"}}), "are both the name of the call, and differ"),
+        (calling({"name": " ", "arguments": {}}), "messages[1].tool_calls[0] must be an object with function.name"),
         (calling({"name": "f"}, tools=[TOOL]), "messages[1].tool_calls[0] has no arguments, but the tool f requires x"),
         (
             {"messages": [ASK, {**SAY, "tool_calls": [CALL], "function_call": {"name": "g", "arguments": "{}"}}]},
