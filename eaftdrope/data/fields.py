@@ -10,7 +10,7 @@ compared without case, underscores, hyphens and spaces (`systemPrompt` is `syste
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,12 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 def plain_name(name: str) -> str:
     """`name` without case, underscores, hyphens and spaces."""
     return re.sub(r"[_\-\s]", "", name).lower()
+
+
+@lru_cache(maxsize=4096)
+def _matching(keys: tuple[str, ...], names: frozenset[str]) -> tuple[str, ...]:
+    """Those of `keys` whose plain name is one of `names`. Most rows of a data set have the same keys."""
+    return tuple(key for key in keys if plain_name(str(key)) in names)
 
 
 @lru_cache(maxsize=4096)
@@ -98,14 +104,15 @@ class Fields:
         self._read.add(name)
         return self.values.get(name)
 
-    def among(self, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+    def among(self, names: frozenset[str]) -> Iterator[tuple[str, Any]]:
         """(key, value) of those keys whose plain name is one of `names` and that are not null. They count as read."""
-        for key, value in self.values.items():
-            if value is not None and plain_name(str(key)) in names:
+        for key in _matching(tuple(self.values), names):
+            value = self.values[key]
+            if value is not None:
                 self._read.add(key)
                 yield key, value
 
-    def agreed(self, names: Collection[str], what: str) -> Any:
+    def agreed(self, names: frozenset[str], what: str) -> Any:
         """The value that stands under one of `names`, empty ones left aside; None if there is none.
 
         Raises:

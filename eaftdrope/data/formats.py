@@ -132,17 +132,21 @@ def detect_format(row: dict[str, Any]) -> str:
     Raises:
         DataError: no format fits; the text names the fields found and those looked for.
     """
-    present = {name for name, value in published.renamed(row).values.items() if value is not None}
-    if "conversations" in present and _has_roles(from_json(row["conversations"], "conversations")):
-        return "messages"
-    for name, needed in _NEEDED.items():
-        if present.issuperset(needed):
-            return name
+    found = _format_of(published.renamed(row))
+    if found is not None:
+        return found
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in _NEEDED.items())
     raise DataError(
         f"no known format has the fields {', '.join(map(str, row)) or '(none)'}. Looked for {known}. "
         "Rename the fields to one of these."
     )
+
+
+def _format_of(fields: Fields) -> str | None:
+    present = {name for name, value in fields.values.items() if value is not None}
+    if "conversations" in present and _has_roles(from_json(fields.values["conversations"], "conversations")):
+        return "messages"
+    return next((name for name, needed in _NEEDED.items() if present.issuperset(needed)), None)
 
 
 def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = True, origin: str = "") -> Example:
@@ -155,7 +159,7 @@ def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = Tr
         raise DataError(f"format {format!r} is not one of {', '.join(FORMATS)}.")
     fields = published.renamed(row)
     if format == "auto":
-        format = detect_format(row)
+        format = _format_of(fields) or detect_format(row)
     elif not (format == "messages" and "conversations" in row):
         absent = [name for name in _NEEDED[format] if fields.values.get(name) is None]
         if absent:

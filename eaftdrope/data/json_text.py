@@ -8,6 +8,21 @@ from typing import Any
 from eaftdrope.errors import DataError
 
 
+class _RepeatedKey(ValueError):
+    """An object has a key twice: the first value would be lost."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def from_json(value: Any, where: str, invalid: str | None = None) -> Any:
     """`value` parsed if it is a string, else as it is; `invalid` is what an error begins with in place of `where`.
 
@@ -17,7 +32,7 @@ def from_json(value: Any, where: str, invalid: str | None = None) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, object_pairs_hook=_unique)
+        return _DECODER.decode(value)
     except (ValueError, RecursionError) as error:
         raise _reason(error, where, invalid) from error
 
@@ -29,7 +44,7 @@ def raw_decode(text: str, position: int, where: str, invalid: str) -> tuple[Any,
         DataError: as `from_json`.
     """
     try:
-        return json.JSONDecoder(object_pairs_hook=_unique).raw_decode(text, position)
+        return _DECODER.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
         raise _reason(error, where, invalid) from error
 
@@ -46,18 +61,6 @@ def to_json(value: Any, where: str) -> str:
         raise DataError(f"{where} is nested too deeply") from error
     except (TypeError, ValueError) as error:
         raise DataError(f"{where} cannot be written as JSON: {error}") from error
-
-
-class _RepeatedKey(ValueError):
-    """An object has a key twice: the first value would be lost."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
-    return made
 
 
 def _reason(error: Exception, where: str, invalid: str | None) -> DataError:

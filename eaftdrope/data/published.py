@@ -41,6 +41,7 @@ _SCHEMA_TYPES = {
     "set": "array",
     "dict": "object",
 }
+_OPTIONS = frozenset({"options", "choices"})
 # An option that carries its own letter: "A) 21", "(b) 3", "C. x".
 _LABELLED = re.compile(r"\(?[A-Za-z1-9][).:]")
 _SPEAKER = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
@@ -132,7 +133,7 @@ def _question(row: Fields) -> dict[str, Any]:
     passages = _passages(row)
     if passages:
         asked = f"Context: {passages}\n\nQuestion: {asked}"
-    options = row.agreed(("options", "choices"), "options")
+    options = row.agreed(_OPTIONS, "options")
     if options is not None:
         asked = f"{asked}\n\n{_options(options)}"
     return spoken("user", asked, row, "question")
