@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eaftdrope.errors import UserError
-from eaftdrope.recipe import load_recipe
+from eaftdrope.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from eaftdrope.data.preview import Preview
 
 # Tokens of a document that are shown where the length of a block is the model's own.
 _DOCUMENT = 1024
@@ -23,12 +27,39 @@ def preview(
     scan: Annotated[int, typer.Option(min=1, help="Rows of each source to read for the counts.")] = 2000,
 ) -> None:
     """Show what a recipe trains on: tokens coloured by what carries the loss ([[ ]] around it where there is no colour),
-    the share of truncated rows, whether the stop token is trained, and the rows that cannot be used."""
+    which fields of the rows were read, the share of truncated rows, whether the stop token is trained, and the rows that
+    cannot be used."""
     loaded = load_recipe(recipe, overrides or [])
 
     from rich.console import Console
 
-    from eaftdrope.data.preview import make_preview, preview_text
+    from eaftdrope.data.preview import preview_text
+
+    console = Console()
+    marks = not console.is_terminal or console.no_color
+    for stage, shown in stage_previews(loaded, recipe, rows=rows, scan=scan):
+        if loaded.stages:
+            console.print(stage_heading(stage), highlight=False, markup=False)
+        console.print(preview_text(shown, marks=marks), soft_wrap=True)
+
+
+def stage_heading(stage: str) -> str:
+    joined = " (documents are joined and cut into blocks; here each is cut)" if stage == "recalibrate" else ""
+    return f"=== stage {stage}{joined}"
+
+
+def stage_previews(
+    loaded: Recipe, recipe: Path, *, rows: int, scan: int | None, held_out: bool = False
+) -> Iterator[tuple[str, Preview]]:
+    """(stage, preview) of each stage of a recipe that trains; with `held_out`, of its held-out rows as well.
+
+    Args:
+        scan (`int`, *optional*): rows of each source to read; None for all.
+
+    Raises:
+        UserError: no stage trains, or a source cannot be read.
+    """
+    from eaftdrope.data.preview import make_preview
     from eaftdrope.models import load_tokenizer
 
     trained = {
@@ -40,22 +71,19 @@ def preview(
         raise UserError(f"{recipe} trains on nothing: its stages are {', '.join(loaded.stages)}.")
     model = loaded.model
     tokenizer = load_tokenizer(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    console = Console()
-    marks = not console.is_terminal or console.no_color
     for stage in stages:
         data, train = trained[stage]
-        shown = make_preview(
-            data.train_sources(),
-            tokenizer,
-            rows=rows,
-            format=data.format,
-            train_on=data.train_on,
-            max_length=data.max_length or _DOCUMENT,
-            on_bad_row=data.on_bad_row,
-            seed=data.drawn_by(train.seed),
-            scan=scan,
+        yield (
+            stage,
+            make_preview(
+                [*data.train_sources(), *(data.held_out_sources() if held_out else ())],
+                tokenizer,
+                rows=rows,
+                format=data.format,
+                train_on=data.train_on,
+                max_length=data.max_length or _DOCUMENT,
+                on_bad_row=data.on_bad_row,
+                seed=data.drawn_by(train.seed),
+                scan=scan,
+            ),
         )
-        if loaded.stages:
-            joined = " (documents are joined and cut into blocks; here each is cut)" if stage == "recalibrate" else ""
-            console.print(f"=== stage {stage}{joined}", highlight=False)
-        console.print(preview_text(shown, marks=marks), soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eaftdrope.errors import UserError
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probes import Probes
@@ -19,10 +20,40 @@ def validate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes to it, such as train.steps=10.", show_default=False)
     ] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read the rows as well: which fields are read, which are not, what is lost.")
+    ] = False,
+    scan: Annotated[int | None, typer.Option(min=1, help="With --data: rows of each source to read.")] = None,
 ) -> None:
     """Check a recipe in a second, without loading anything: unknown keys, wrong types, missing files, combinations
-    that cannot work. Prints ok and a summary, or every problem with its line (exit code 2)."""
-    typer.echo(f"ok  {recipe}\n{summary(load_recipe(recipe, overrides or []))}")
+    that cannot work. Prints ok and a summary, or every problem with its line (exit code 2).
+
+    With --data the rows are read, rendered and tokenised too, and audited: a table of the fields that were read and of
+    those that were not, and every bad row's reason."""
+    loaded = load_recipe(recipe, overrides or [])
+    if scan is not None and not data:
+        raise UserError("--scan is for the rows, which are read with --data only. Add --data, or leave --scan out.")
+    checked = f"ok  {recipe}\n{summary(loaded)}"
+    if not data:
+        typer.echo(checked)
+        return
+    if bad := _print_audit(loaded, recipe, scan):
+        raise UserError(f"{recipe}: {bad:,} bad rows, and training stops at the first (on_bad_row: stop). See above.")
+    typer.echo(checked)
+
+
+def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
+    """What became of the rows, printed; the number of bad rows that would stop a training."""
+    from eaftdrope.cli.preview import stage_heading, stage_previews
+    from eaftdrope.data.preview import report_text
+
+    bad = 0
+    for stage, shown in stage_previews(loaded, recipe, rows=0, scan=scan, held_out=True):
+        if loaded.stages:
+            typer.echo(stage_heading(stage))
+        typer.echo(report_text(shown).plain)
+        bad += shown.report.skipped_rows if shown.on_bad_row == "stop" else 0
+    return bad
 
 
 def summary(recipe: Recipe) -> str:

@@ -1,8 +1,8 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
-source (`sources.py`, `bfcl.py`) -> row -> `formats.py` -> Example -> `chat.py` (`template.py`, `tools.py`) -> text and
-answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`) -> dataset and report -> `preview.py`; to pretrain
-on: dataset -> `blocks.py` -> blocks of one length
+source (`sources.py`, `bfcl.py`) -> row -> `formats.py` (`fields.py`, `messages.py`) -> Example -> `chat.py` (`template.py`,
+`tools.py`) -> text and answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`) -> dataset and report ->
+`preview.py`; to pretrain on: dataset -> `blocks.py` -> blocks of one length
 
 Names are loaded on first use: checking a source needs only `sources.py`.
 """

@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import random
+import traceback
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.data.arrow_file import write_rows
@@ -90,6 +92,7 @@ def build_dataset(
     if report.rows == 0:
         raise DataError(f"the weights leave no row of {', '.join(names)} ({report.encoded} rows). Raise a weight.")
     stops.report_to(report, tokenizer, max_length)
+    report.warn_of_ignored_fields()
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     if all(source.weight == 1.0 for source in sources):
@@ -163,8 +166,21 @@ def _example(row: Row, read: Callable[..., Example]) -> Example:
         raise DataError(f"{row.origin}: {row.error}")
     try:
         return read(row.data, origin=row.origin)
-    except DataError as error:
-        raise DataError(f"{row.origin}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"{row.origin}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a row is bad. An error that nobody foresaw is one row's too: it names its place, and `on_bad_row` decides."""
+    if isinstance(error, DataError):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"the row cannot be used: {type(error).__name__}: {error} (at {Path(last.filename).name}:{last.lineno}; not "
+        "foreseen, please report it with the row)"
+    )
 
 
 def _encode_row(
@@ -185,9 +201,14 @@ def _encode_row(
     if reason is None:
         try:
             example = read(row.data, origin=row.origin)
+            counts.add_fields(example)
             encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
-        except DataError as error:
-            reason = str(error)
+            counts.add_dropped(getattr(encoded, "dropped", ()))
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = _reason(error)
+            counts.add_lost(error)
     if encoded is None:
         if on_bad_row == "stop":
             raise DataError(f"{row.origin}: {reason}\nRepair the row, or set on_bad_row: skip to leave such rows out.")

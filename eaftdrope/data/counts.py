@@ -1,15 +1,25 @@
-"""What became of the rows: counts by source, and the warnings about how answers end."""
+"""What became of the rows: counts by source, what of their fields was read, and the warnings about how answers end."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from eaftdrope.data.encoding import Encoded
+from eaftdrope.data.fields import is_metadata
+from eaftdrope.data.formats import Example
 from eaftdrope.data.template import template_of
+from eaftdrope.errors import LostTextError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Rows may have keys that are data (an identifier for a key): their paths are counted together.
+_PATHS_KEPT = 200
+_OTHER_PATHS = "(other fields)"
+_NAMES_WARNED_OF = 6
 
 
 @dataclass
@@ -26,6 +36,11 @@ class SourceReport:
         rows (`int`): rows in the dataset, repetitions counted.
         tokens (`int`): their tokens.
         trained_tokens (`int`): their tokens that count in the loss.
+        fields_read (`dict[str, int]`): for each path of a key that was read, in how many rows (`messages[].role`).
+        fields_ignored (`dict[str, int]`): the same of the keys that were not read.
+        dropped (`dict[str, int]`): for each path that the chat template leaves out by design (reasoning of earlier turns), in
+            how many rows; they are trained.
+        lost (`dict[str, int]`): for each path whose text is missing from the rendering, in how many rows; they are bad.
     """
 
     read: int = 0
@@ -37,6 +52,41 @@ class SourceReport:
     rows: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    fields_read: dict[str, int] = field(default_factory=dict)
+    fields_ignored: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+
+    def add_fields(self, example: Example) -> None:
+        """Count which fields of a row were read and which were not."""
+        _count(self.fields_read, example.fields_read)
+        _count(self.fields_ignored, example.fields_ignored)
+
+    def add_dropped(self, paths: Iterable[str]) -> None:
+        """Count what the chat template leaves out of a row by design."""
+        _count(self.dropped, _without_indices(paths))
+
+    def add_lost(self, error: Exception) -> None:
+        """Count what a row lost, if that is why it is refused."""
+        if isinstance(error, LostTextError):
+            _count(self.lost, _without_indices(error.lost))
+
+    @property
+    def unread_text(self) -> dict[str, int]:
+        """Those of `fields_ignored` that may be more than metadata (`id`, `source`, ...), most rows first."""
+        names = [path for path in self.fields_ignored if not is_metadata(path)]
+        return {path: self.fields_ignored[path] for path in sorted(names, key=lambda path: -self.fields_ignored[path])}
+
+
+def _without_indices(paths: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(re.sub(r"\[\d+\]", "[]", path) for path in paths))
+
+
+def _count(counts: dict[str, int], paths: Iterable[str]) -> None:
+    for path in paths:
+        if path not in counts and len(counts) >= _PATHS_KEPT:
+            path = _OTHER_PATHS
+        counts[path] = counts.get(path, 0) + 1
 
 
 @dataclass
@@ -100,6 +150,18 @@ class DataReport:
     def truncated_share(self) -> float:
         """Share of the encoded rows of which the end was cut off."""
         return self.truncated / self.encoded if self.encoded else 0.0
+
+    def warn_of_ignored_fields(self) -> None:
+        """Add one warning for each source that has fields that are not read and may be more than metadata."""
+        for name, source in self.by_source.items():
+            fields = [f"{path} ({count:,} of {source.read:,} rows)" for path, count in source.unread_text.items()]
+            if fields:
+                more = len(fields) - _NAMES_WARNED_OF
+                listed = ", ".join(fields[:_NAMES_WARNED_OF]) + (f" and {more} more" if more > 0 else "")
+                self.warnings.append(
+                    f"{name}: not read, so nothing of it is trained: {listed}. If it belongs to the text, write it into a "
+                    "field that the format reads; `eaftdrope preview` has the table."
+                )
 
 
 class StopTokens:

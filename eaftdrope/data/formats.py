@@ -2,13 +2,27 @@
 
 | format              | fields                                                                                        |
 |---------------------|-----------------------------------------------------------------------------------------------|
-| `messages`          | `messages` (or `conversations` of role/content), optionally `tools`: as OpenAI writes them     |
-| `sharegpt`          | `conversations` of from/value, optionally `system`, `tools`                                    |
-| `alpaca`            | `instruction`, optional `input`, `output`, optionally `system`, `history`                      |
+| `messages`          | `messages` (or `conversations` of role/content): as OpenAI writes them                         |
+| `sharegpt`          | `conversations` of from/value                                                                  |
+| `alpaca`            | `instruction`, optional `input`, `output`, optionally `history`                                |
 | `prompt_completion` | `prompt`, `completion`: two strings, or two lists of messages                                  |
 | `text`              | `text`                                                                                        |
 
-and those of published data sets, in `published.py`.
+and those of published data sets, in `published.py`. Beside them, under these names and the like (`fields.py`):
+
+| column                                 | what becomes of it                                                         |
+|----------------------------------------|----------------------------------------------------------------------------|
+| `system`, `system_prompt`              | the system turn; refused if the conversation begins with another one       |
+| `tools`, `functions`                   | the tools, also from the system turn's own `tools`                         |
+| `reasoning`, `thinking`, `cot`         | reasoning of the answer, where question and answer are columns             |
+| `context`, `options`, `choices`        | part of the question, where `question` is a column                         |
+| `images`, `audio`, `videos`, `<image>` | refused: only text is trained                                              |
+| `train`, `loss_mask`, ... of a row     | refused, if the row is not to be trained                                   |
+| any other                              | reported: `Example.fields_ignored`, the table of `eaftdrope preview`, and a |
+|                                        | warning unless it only tells where the row is from (`id`, `source`, ...)   |
+
+What a row of strings (`text`, `prompt` and `completion`) has no place for (system, tools, reasoning) is refused there. What
+goes for a message is in `messages.py`, for a call in `tools.py`.
 
 A field that is null counts as absent. `messages`, `conversations`, `tools` and `tool_calls` may be JSON strings (the only
 way to keep them whole in CSV or Parquet).
@@ -16,14 +30,17 @@ way to keep them whole in CSV or Parquet).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from eaftdrope.data import published
-from eaftdrope.data.tools import normalise_call, normalise_tools
+from eaftdrope.data.fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty, plain_name
+from eaftdrope.data.json_text import from_json
+from eaftdrope.data.messages import content_text, read_messages, read_turns, refuse_empty, spoken, string, with_system
+from eaftdrope.data.tools import read_tools, refuse_bare_calls
+from eaftdrope.data.turn_weight import refuse_marked_row
 from eaftdrope.errors import DataError
 
 FORMATS = (
@@ -52,19 +69,6 @@ _NEEDED = {
     "xlam": ("query", "tools", "answers"),
     "glaive": ("system", "chat"),
 }
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-}
-# What a template may read beside role, content and tool_calls.
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking")
 _THOUGHT = re.compile(r"\A.*?</think>\s*", re.DOTALL)
 
 
@@ -128,17 +132,21 @@ def detect_format(row: dict[str, Any]) -> str:
     Raises:
         DataError: no format fits; the text names the fields found and those looked for.
     """
-    present = {name for name, value in published.renamed(row).items() if value is not None}
-    if "conversations" in present and _has_roles(_from_json(row["conversations"], "conversations")):
-        return "messages"
-    for name, needed in _NEEDED.items():
-        if present.issuperset(needed):
-            return name
+    found = _format_of(published.renamed(row))
+    if found is not None:
+        return found
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in _NEEDED.items())
     raise DataError(
         f"no known format has the fields {', '.join(map(str, row)) or '(none)'}. Looked for {known}. "
         "Rename the fields to one of these."
     )
+
+
+def _format_of(fields: Fields) -> str | None:
+    present = {name for name, value in fields.values.items() if value is not None}
+    if "conversations" in present and _has_roles(from_json(fields.values["conversations"], "conversations")):
+        return "messages"
+    return next((name for name, needed in _NEEDED.items() if present.issuperset(needed)), None)
 
 
 def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = True, origin: str = "") -> Example:
@@ -151,200 +159,156 @@ def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = Tr
         raise DataError(f"format {format!r} is not one of {', '.join(FORMATS)}.")
     fields = published.renamed(row)
     if format == "auto":
-        format = detect_format(row)
+        format = _format_of(fields) or detect_format(row)
     elif not (format == "messages" and "conversations" in row):
-        absent = [name for name in _NEEDED[format] if fields.get(name) is None]
+        absent = [name for name in _NEEDED[format] if fields.values.get(name) is None]
         if absent:
             raise DataError(
                 f"format {format} needs the field{'s' * (len(absent) > 1)} {' and '.join(absent)}; "
                 f"the row has {', '.join(map(str, row)) or 'none'}. Use `format: auto`, or rename the fields."
             )
-    example = {
-        "messages": _from_messages,
-        "sharegpt": _from_sharegpt,
-        "alpaca": _from_alpaca,
-        "prompt_completion": _from_prompt_completion,
-        "text": _from_text,
-        "question_answer": _from_published(published.question_answer),
-        "reasoning": _from_published(published.reasoning),
-        "pubmedqa": _from_published(published.pubmedqa),
-        "xlam": _from_published(published.xlam),
-        "glaive": _from_published(published.glaive),
-    }[format](fields, origin)
-    return example if reasoning else _without_reasoning(example)
+    try:
+        return _normalise(fields, format, reasoning, origin)
+    except RecursionError as error:
+        raise DataError("the row is nested too deeply") from error
+
+
+def _normalise(fields: Fields, format: str, reasoning: bool, origin: str) -> Example:
+    _refuse_media(fields)
+    refuse_marked_row(fields)
+    parts = _READERS[format](fields)
+    if "messages" in parts:
+        parts.setdefault("tools", read_tools(fields))
+        refuse_bare_calls(fields, parts["tools"])
+        if format != "glaive":  # its `system` announces the functions
+            parts["messages"] = with_system(fields, parts["messages"])
+        if not reasoning:
+            parts["messages"] = _without_reasoning(parts["messages"])
+    else:
+        _refuse_chat_columns(fields, format)
+    read, ignored = fields.paths()
+    return Example(**parts, origin=origin, fields_read=read, fields_ignored=ignored)
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
 
 
-def _from_messages(row: dict[str, Any], origin: str) -> Example:
-    field = "messages" if row.get("messages") is not None else "conversations"
-    return Example(
-        messages=_messages(_from_json(row[field], field), field),
-        tools=normalise_tools(row.get("tools")),
-        ground_truth=_ground_truth(row.get("ground_truth")),
-        origin=origin,
-    )
+def _from_messages(row: Fields) -> dict[str, Any]:
+    field = "messages" if row.values.get("messages") is not None else "conversations"
+    messages = read_messages(row.get(field), row, field)
+    if messages[-1]["role"] == "assistant":
+        row.get("answer")  # the reference that a probe compares the last turn with
+    return {"messages": messages, "ground_truth": _ground_truth(row)}
 
 
-def _from_sharegpt(row: dict[str, Any], origin: str) -> Example:
-    turns = _from_json(row["conversations"], "conversations")
-    if not isinstance(turns, list) or not turns:
-        raise DataError("conversations must be a list of turns that is not empty")
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for index, turn in enumerate(turns):
-        where = f"conversations[{index}]"
-        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-            raise DataError(f"{where} must be an object with the fields from and value")
-        role = _SHAREGPT_ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
-        if role is None:
-            raise DataError(f"{where}.from is {turn['from']!r}; known are {', '.join(_SHAREGPT_ROLES)}")
-        message = {"role": role, "content": turn["value"]}
-        if turn["from"] == "function_call":
-            calls = _from_json(turn["value"], f"{where}.value")
-            message = {"role": role, "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
-        if turn.get("weight") is not None:
-            message["weight"] = turn["weight"]
-        messages.append(message)
-    return Example(
-        messages=_messages(messages, "conversations"), tools=normalise_tools(row.get("tools")), origin=origin
-    )
+def _from_sharegpt(row: Fields) -> dict[str, Any]:
+    return {"messages": read_turns(row.get("conversations"), row, "conversations")}
 
 
-def _from_alpaca(row: dict[str, Any], origin: str) -> Example:
-    instruction = _string(row["instruction"], "instruction")
-    extra = _string(row.get("input") or "", "input")
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for index, pair in enumerate(row.get("history") or []):
+def _from_alpaca(row: Fields) -> dict[str, Any]:
+    instruction = string(row.get("instruction"), row.place("instruction"))
+    extra = string(row.get("input") or "", row.place("input"))
+    history = row.get("history") or []
+    if not isinstance(history, list | tuple):
+        raise DataError(f"history must be a list of pairs of question and answer; it is a {type(history).__name__}")
+    messages = []
+    for index, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise DataError(f"history[{index}] must be a pair of question and answer")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    messages.append({"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction})
-    messages.append({"role": "assistant", "content": row["output"]})
-    return Example(messages=_messages(messages, "messages"), origin=origin)
+        for role, text in zip(("user", "assistant"), pair):
+            messages.append(spoken(role, text, row, f"history[{index}]"))
+    messages.append(spoken("user", f"{instruction}\n{extra}" if extra else instruction, row, "instruction"))
+    messages.append(published.answer(row, "output"))
+    return {"messages": messages}
 
 
-def _from_prompt_completion(row: dict[str, Any], origin: str) -> Example:
-    prompt, completion = row["prompt"], row["completion"]
+def _from_prompt_completion(row: Fields) -> dict[str, Any]:
+    prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion:
             raise DataError("completion is empty: there is nothing to train")
-        return Example(prompt=prompt, completion=completion, origin=origin)
+        return {"prompt": content_text(prompt, "user", row, "prompt"), "completion": completion}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise DataError(
             "prompt and completion must both be strings or both be lists of messages; they are "
             f"{type(prompt).__name__} and {type(completion).__name__}"
         )
     # Nothing of the prompt is trained in this format, its assistant turns included.
-    context = [{**message, "weight": 0} for message in _messages(prompt, "prompt")]
-    answers = _messages(completion, "completion")
-    return Example(messages=context + answers, tools=normalise_tools(row.get("tools")), origin=origin)
+    context = read_messages(prompt, row, "prompt")
+    for index, message in enumerate(context):
+        if message.get("weight") == 1:
+            raise DataError(f"prompt[{index}] is marked as trained, but nothing of the prompt is. Use `messages`")
+    return {
+        "messages": [{**message, "weight": 0} for message in context] + read_messages(completion, row, "completion")
+    }
 
 
-def _from_text(row: dict[str, Any], origin: str) -> Example:
-    text = _string(row["text"], "text")
+def _from_text(row: Fields) -> dict[str, Any]:
+    text = string(row.get("text"), row.place("text"))
     if not text.strip():
         raise DataError("text is empty: there is nothing to train")
-    return Example(text=text, origin=origin)
+    return {"text": text}
 
 
-def _from_published(read: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any], str], Example]:
-    """`read` gives messages, or messages and tools."""
+_READERS: dict[str, Callable[[Fields], dict[str, Any]]] = {
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "alpaca": _from_alpaca,
+    "prompt_completion": _from_prompt_completion,
+    "text": _from_text,
+    "question_answer": published.question_answer,
+    "reasoning": published.reasoning,
+    "pubmedqa": published.pubmedqa,
+    "xlam": published.xlam,
+    "glaive": published.glaive,
+}
 
-    def make(row: dict[str, Any], origin: str) -> Example:
-        given = read(row)
-        messages, tools = given if isinstance(given, tuple) else (given, None)
-        return Example(messages=_messages(messages, "messages"), tools=normalise_tools(tools), origin=origin)
 
-    return make
+# --- what goes for every format ---------------------------------------------------------------------------------------
 
 
-def _without_reasoning(example: Example) -> Example:
-    if example.messages is None:
-        return example
-    messages = []
-    for number, message in enumerate(example.messages):
+def _refuse_media(row: Fields) -> None:
+    for key, value in row.values.items():
+        if value is not None and plain_name(str(key)) in MEDIA:
+            if not is_empty(value):
+                raise DataError(
+                    f"{row.place(key)} is not read: only text is trained, so the row would be trained without what it is "
+                    "about. Leave the row out, or the column if the text needs no picture"
+                )
+            row.get(key)
+
+
+def _refuse_chat_columns(row: Fields, format: str) -> None:
+    """Strings and texts have no place for a system turn, tools or reasoning apart from the text."""
+    for key, value in row.among(SYSTEM | TOOLS | REASONING):
+        if not is_empty(value):
+            raise DataError(
+                f"{row.place(key)} has no place in a row of strings (format {format}). Write it into the text, bring the "
+                "row as messages, or leave the column out"
+            )
+
+
+def _without_reasoning(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = []
+    for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            apart = {name: value for name, value in message.items() if name not in ("reasoning_content", "thinking")}
-            answer = _THOUGHT.sub("", message["content"])
-            message = _message({**apart, "content": answer}, f"messages[{number}]")
-        messages.append(message)
-    return replace(example, messages=messages)
+            message = {name: value for name, value in message.items() if name != "reasoning_content"}
+            message["content"] = _THOUGHT.sub("", message["content"])
+            refuse_empty(message, f"messages[{number}].content")
+        kept.append(message)
+    return kept
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _messages(value: Any, field: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{field} must be a list of messages that is not empty")
-    return [_message(message, f"{field}[{index}]") for index, message in enumerate(value)]
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise DataError(f"{where} must be an object with the fields role and content")
-    role = message["role"]
-    if role not in _ROLES:
-        raise DataError(f"{where}.role is {role!r}; known are {', '.join(_ROLES)}")
-    calls = _from_json(message.get("tool_calls"), f"{where}.tool_calls") or []
-    if not isinstance(calls, list):
-        raise DataError(f"{where}.tool_calls must be a list")
-    if calls and role != "assistant":
-        raise DataError(f"{where} has tool_calls, but only an assistant message may call")
-    content = _content(message.get("content"), role, f"{where}.content")
-    if not content and not calls and role in ("assistant", "user"):
-        kind = "null" if message.get("content") is None else "empty"
-        also = " and there are no tool_calls" if role == "assistant" else ""
-        raise DataError(f"{where}.content is {kind}{also}: the {role} message says nothing")
-    clean = {"role": role, "content": content}
-    if calls:
-        clean["tool_calls"] = [normalise_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]
-    clean |= {name: message[name] for name in _PASSED_ON if message.get(name) is not None}
-    if message.get("weight") is not None:
-        if message["weight"] not in (0, 1):
-            raise DataError(f"{where}.weight is {message['weight']!r}; it must be 0 (not trained) or 1 (trained)")
-        clean["weight"] = int(message["weight"])
-    return clean
-
-
-def _content(content: Any, role: str, where: str) -> str:
-    """Content as one string: null is empty, text parts are joined, a tool's structured result becomes JSON."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content):
-        other = sorted({str(part["type"]) for part in content} - {"text"})
-        if other:
-            raise DataError(f"{where} has parts of type {', '.join(other)}; only text is trained")
-        return "".join(_string(part.get("text"), f"{where}[{n}].text") for n, part in enumerate(content))
-    if role == "tool":
-        return json.dumps(content, ensure_ascii=False)
-    raise DataError(f"{where} must be a string, null or a list of text parts; it is a {type(content).__name__}")
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where} must be a string; it is a {type(value).__name__}")
-    return value
-
-
-def _ground_truth(value: Any) -> list[dict[str, Any]] | None:
+def _ground_truth(row: Fields) -> list[dict[str, Any]] | None:
     """Accepted calls, also from a JSON string. Other data sets keep other things under this name: those are left alone."""
+    value = row.values.get("ground_truth")
     if isinstance(value, str) and value.lstrip().startswith("[{"):
-        value = _from_json(value, "ground_truth")
-    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else None
+        value = from_json(value, "ground_truth")
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return None
+    row.get("ground_truth")
+    return value
 
 
 def _has_roles(turns: Any) -> bool:
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
-
-
-def _from_json(value: Any, where: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is a string but not valid JSON: {error.msg} at column {error.colno}") from error

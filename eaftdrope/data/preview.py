@@ -1,4 +1,5 @@
-"""What is trained, made visible: a few rows with their trained tokens marked, and the counts of the whole mixture.
+"""What is trained, made visible: a few rows with their trained tokens marked, which fields of the rows were read, and the
+counts of the whole mixture.
 
 On a terminal trained tokens are bold green and the rest is dim; elsewhere trained stretches stand in [[ ]]. Special tokens
 are shown as they are, control characters as escapes (a row must not be able to steer the terminal).
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from eaftdrope.data.build import build_dataset
 from eaftdrope.data.counts import DataReport
 from eaftdrope.data.encoding import IGNORED
+from eaftdrope.data.fields import is_metadata
 from eaftdrope.data.sources import Source
 
 if TYPE_CHECKING:
@@ -38,13 +40,14 @@ class PreviewRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rows spread over the mixture and the report of all rows read. `scan` rows of each source were read at most."""
+    """Rows spread over the mixture and the report of all rows read. `scan` rows of each source were read at most (None:
+    all)."""
 
     rows: list[PreviewRow]
     report: DataReport
     max_length: int | None
     on_bad_row: str
-    scan: int
+    scan: int | None
     is_partial: bool
 
 
@@ -58,17 +61,19 @@ def make_preview(
     max_length: int | None = 1024,
     on_bad_row: str = "stop",
     seed: int = 0,
-    scan: int = 2000,
+    scan: int | None = 2000,
     progress: Callable[[int], None] | None = None,
 ) -> Preview:
     """Encode the mixture as training would (the first `scan` rows of each source) and pick `rows` rows spread over it.
 
-    Bad rows never stop a preview: they are listed.
+    With `scan` None all rows are read. Bad rows never stop a preview: they are listed.
 
     Raises:
         DataError: a source cannot be read, or no row is left.
     """
-    scanned = [replace(source, limit=min(scan, source.limit or scan)) for source in sources]
+    scanned = sources
+    if scan is not None:
+        scanned = [replace(source, limit=min(scan, source.limit or scan)) for source in sources]
     with warnings.catch_warnings():
         # The preview shows them itself.
         warnings.simplefilter("ignore", UserWarning)
@@ -83,7 +88,7 @@ def make_preview(
             progress=progress,
         )
     picked = sorted({number * len(dataset) // rows for number in range(rows)})
-    is_partial = any(
+    is_partial = scan is not None and any(
         counts.read == scan and source.limit != scan for source, counts in zip(sources, report.by_source.values())
     )
     return Preview(
@@ -115,7 +120,7 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
     text = Text()
     for number, row in enumerate(preview.rows, start=1):
         full = " (max_length reached)" if row.tokens == preview.max_length else ""
-        text.append(f"--- row {number}: {row.origin}\n", style="bold")
+        text.append(f"--- row {number}: {_visible(row.origin)}\n", style="bold")
         text.append(
             f"    {row.tokens} tokens{full}, {row.trained_tokens} trained ({_share(row.trained_tokens, row.tokens)})\n"
         )
@@ -123,21 +128,62 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
             shown = _visible(stretch)
             text.append(f"[[{shown}]]" if marks and is_trained else shown, style=_TRAINED if is_trained else _CONTEXT)
         text.append("\n\n")
+    return text.append_text(report_text(preview))
+
+
+def report_text(preview: Preview) -> Text:
+    """The part of the preview that is of all rows: the table of their fields, the counts, the warnings."""
+    from rich.text import Text
+
+    text = Text()
+    text.append("--- fields\n", style="bold")
+    text.append("\n".join(_fields(preview.report)) + "\n\n")
     text.append("--- all rows\n", style="bold")
     text.append("\n".join(_summary(preview)))
     for warning in preview.report.warnings:
-        text.append(f"\nwarning: {warning}", style="yellow")
+        text.append(f"\nwarning: {_visible(warning)}", style="yellow")
     return text
 
 
 def _visible(text: str) -> str:
-    """`text` with control characters other than line breaks and tabs as escapes."""
+    """`text` with control characters (and halves of characters) other than line breaks and tabs as escapes."""
     return "".join(
         char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") or char == "\u200d"
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") or char == "\u200d"
         else ascii(char)[1:-1]
         for char in text
     )
+
+
+def _fields(report: DataReport) -> list[str]:
+    """A table of what was read of each source, what was not, and what the rendering lost."""
+    table = [("source", "field", "rows", "")]
+    for name, counts in report.by_source.items():
+        lines = [(path, rows, "read") for path, rows in counts.fields_read.items()]
+        lines += [
+            (path, rows, "not read (metadata)" if is_metadata(path) else "NOT READ")
+            for path, rows in counts.fields_ignored.items()
+        ]
+        lines += [(path, rows, "left out by the chat template's design") for path, rows in counts.dropped.items()]
+        lines += [(path, rows, "LOST: not in the rendered text, row refused") for path, rows in counts.lost.items()]
+        if counts.skipped:
+            lines.append(("(bad rows, lost ones included)", counts.skipped, "refused"))
+        for number, (path, rows, became) in enumerate(lines):
+            table.append(("" if number else name, path, f"{rows:,} of {counts.read:,}", became))
+    return _aligned(table, left=(0, 1, 3))
+
+
+def _aligned(table: list[tuple[str, ...]], left: Sequence[int]) -> list[str]:
+    """The table as lines; the columns of `left` are aligned to the left, the others to the right."""
+    table = [tuple(_visible(cell) for cell in line) for line in table]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in table
+    ]
 
 
 def _summary(preview: Preview) -> list[str]:
@@ -153,14 +199,7 @@ def _summary(preview: Preview) -> list[str]:
         )
         for name, c in report.by_source.items()
     ]
-    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in table
-    ]
+    lines = _aligned(table, left=(0,))
     if preview.is_partial:
         lines.append(f"Counted over the first {preview.scan:,} rows of each source.")
     lines.append(
@@ -177,7 +216,7 @@ def _summary(preview: Preview) -> list[str]:
     if report.skipped_rows:
         stops = " (training stops at the first: on_bad_row is stop)" if preview.on_bad_row == "stop" else " (left out)"
         lines.append(f"bad rows: {report.skipped_rows:,}{stops}")
-        lines += [f"  {origin}: {_visible(reason)}" for origin, reason in report.skipped[:_REASONS_SHOWN]]
+        lines += [f"  {_visible(origin)}: {_visible(reason)}" for origin, reason in report.skipped[:_REASONS_SHOWN]]
         if report.skipped_rows > _REASONS_SHOWN:
             lines.append(f"  and {report.skipped_rows - _REASONS_SHOWN:,} more")
     return lines

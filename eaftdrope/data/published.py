@@ -4,7 +4,7 @@
 |-------------------|-----------------------------------------------------------------|----------------------------|
 | `reasoning`       | `question`, `reasoning`, `response`                             | medical-o1-reasoning-SFT   |
 | `pubmedqa`        | `question`, `context.contexts`, `final_decision`, `long_answer` | PubMedQA                   |
-| `question_answer` | `question`, `answer`                                            | GSM8K, MedQuAD             |
+| `question_answer` | `question`, `answer`, optionally `context`, `options`           | GSM8K, MedQuAD, MedQA      |
 | `xlam`            | `query`, `tools`, `answers`: JSON strings                       | xlam-function-calling-60k  |
 | `glaive`          | `system`, `chat`: a whole conversation in one string            | glaive-function-calling-v2 |
 
@@ -13,10 +13,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
+from eaftdrope.data.fields import REASONING, Fields, is_empty
+from eaftdrope.data.json_text import from_json, raw_decode
+from eaftdrope.data.messages import refuse_empty, spoken, string
+from eaftdrope.data.tools import read_call, read_tools
 from eaftdrope.errors import DataError
 
 RENAMED = {
@@ -38,56 +41,62 @@ _SCHEMA_TYPES = {
     "set": "array",
     "dict": "object",
 }
+_OPTIONS = frozenset({"options", "choices"})
+# An option that carries its own letter: "A) 21", "(b) 3", "C. x".
+_LABELLED = re.compile(r"\(?[A-Za-z1-9][).:]")
 _SPEAKER = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
 _GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 _GLAIVE_CALL = re.compile(r"""\{\s*"name":\s*("[^"]*")\s*,\s*"arguments":\s*'(.*)'\s*\}$""", re.DOTALL)
 
 
-def renamed(row: dict[str, Any]) -> dict[str, Any]:
+def renamed(row: dict[str, Any]) -> Fields:
     """`row` with the names of this module, where they are free."""
-    return {RENAMED[name] if RENAMED.get(name, name) not in row else name: value for name, value in row.items()}
+    values, names = {}, {}
+    for name, value in row.items():
+        new = RENAMED.get(name, name)
+        if new != name and (row.get(new) is not None or new in names):
+            new = name
+        if new != name:
+            names[new] = name
+        if value is not None or new not in values:
+            values[new] = value
+    return Fields(values, names)
 
 
-def question_answer(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return _turns(_text(row, "question"), _text(row, "answer"))
+def question_answer(row: Fields) -> dict[str, Any]:
+    return {"messages": [_question(row), answer(row, "answer")]}
 
 
-def reasoning(row: dict[str, Any]) -> list[dict[str, Any]]:
+def reasoning(row: Fields) -> dict[str, Any]:
     """The reasoning apart from the answer: where it is written is the chat template's matter."""
-    messages = _turns(_text(row, "question"), _text(row, "response"))
-    messages[1]["reasoning_content"] = _text(row, "reasoning")
-    return messages
+    return {"messages": [_question(row), answer(row, "response")]}
 
 
-def pubmedqa(row: dict[str, Any]) -> list[dict[str, Any]]:
+def pubmedqa(row: Fields) -> dict[str, Any]:
     """The label comes first in the answer, so that a few tokens of it can be scored."""
-    context = row["context"]
-    passages = context.get("contexts") if isinstance(context, dict) else context
-    if isinstance(passages, str):
-        passages = [passages]
-    if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
-        raise DataError("context must be a string, a list of strings, or an object with such a list as contexts")
-    asked = f"Question: {_text(row, 'question')}\nAnswer yes, no or maybe, then explain."
-    prompt = f"Context: {' '.join(passages)}\n\n{asked}" if passages else asked
-    return _turns(prompt, f"{_text(row, 'final_decision')}. {_text(row, 'long_answer')}")
+    asked = f"Question: {string(row.get('question'), row.place('question'))}\nAnswer yes, no or maybe, then explain."
+    passages = _passages(row)
+    prompt = f"Context: {passages}\n\n{asked}" if passages else asked
+    said = [string(row.get(name), row.place(name)) for name in ("final_decision", "long_answer")]
+    return {"messages": [spoken("user", prompt, row, "question"), {**_assistant(row), "content": ". ".join(said)}]}
 
 
-def xlam(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(messages, tools); `parameters`, a mapping of arguments there, becomes a JSON schema."""
-    calls, tools = _json_list(row["answers"], "answers"), _json_list(row["tools"], "tools")
-    messages = [
-        {"role": "user", "content": _text(row, "query")},
-        {"role": "assistant", "content": "", "tool_calls": calls},
-    ]
-    return messages, [{**tool, "parameters": _schema(tool.get("parameters") or {})} for tool in tools]
+def xlam(row: Fields) -> dict[str, Any]:
+    """`parameters` of a tool, a mapping of arguments there, becomes a JSON schema."""
+    calls, tools = _json_list(row, "answers"), _json_list(row, "tools")
+    own = {"tools": [{**tool, "parameters": _schema(tool.get("parameters") or {})} for tool in tools]}
+    message = {**_assistant(row), "content": ""}
+    message["tool_calls"] = [read_call(call, row, "answers", index) for index, call in enumerate(calls)]
+    refuse_empty(message, row.place("answers"))
+    return {"messages": [spoken("user", row.get("query"), row, "query"), message], "tools": read_tools(row, own)}
 
 
-def glaive(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(messages, tools). A system text that only announces the functions is left to the chat template."""
-    system = _text(row, "system").removeprefix("SYSTEM:").strip()
+def glaive(row: Fields) -> dict[str, Any]:
+    """A system text that only announces the functions is left to the chat template."""
+    system = string(row.get("system"), "system").removeprefix("SYSTEM:").strip()
     tools = _objects(system)
     messages = [] if tools or not system else [{"role": "system", "content": system}]
-    pieces = _SPEAKER.split(_text(row, "chat"))
+    pieces = _SPEAKER.split(string(row.get("chat"), "chat"))
     if len(pieces) < 3:
         raise DataError("chat has no USER: and ASSISTANT: turns")
     for number, (speaker, text) in enumerate(zip(pieces[1::2], pieces[2::2])):
@@ -95,32 +104,78 @@ def glaive(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, An
         message: dict[str, Any] = {"role": _GLAIVE_ROLES[speaker], "content": text}
         if speaker == "ASSISTANT" and "<functioncall>" in text:
             said, _, call = text.partition("<functioncall>")
-            message |= {"content": said.strip(), "tool_calls": [_glaive_call(call.strip(), number)]}
+            call = _glaive_call(call.strip(), number)
+            message |= {"content": said.strip(), "tool_calls": [read_call(call, row, "chat", number)]}
+        refuse_empty(message, f"chat, turn {number}")
         messages.append(message)
-    return messages, tools
+    return {"messages": messages, "tools": read_tools(row, {"system": tools})}
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _turns(question: str, answer: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def answer(row: Fields, name: str) -> dict[str, Any]:
+    """The assistant's turn, its text the column `name`, its reasoning the column `reasoning` (`thinking`, `cot`, ...)."""
+    text = string(row.get(name), row.place(name))
+    return {**_assistant(row), **spoken("assistant", text, row, name)}
 
 
-def _text(row: dict[str, Any], name: str) -> str:
-    if not isinstance(row[name], str):
-        raise DataError(f"{name} must be a string; it is a {type(row[name]).__name__}")
-    return row[name]
+def _assistant(row: Fields) -> dict[str, Any]:
+    thought = row.agreed(REASONING, "reasoning")
+    for key, value in row.among(REASONING):
+        string(value, row.place(key))
+    return {"role": "assistant"} if thought is None else {"role": "assistant", "reasoning_content": thought}
 
 
-def _json_list(value: Any, name: str) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{name} is a string but not valid JSON: {error.msg} at column {error.colno}") from error
+def _question(row: Fields) -> dict[str, Any]:
+    """The user's turn: the context in front of the question, the options behind it, where the row has them."""
+    asked = string(row.get("question"), row.place("question"))
+    passages = _passages(row)
+    if passages:
+        asked = f"Context: {passages}\n\nQuestion: {asked}"
+    options = row.agreed(_OPTIONS, "options")
+    if options is not None:
+        asked = f"{asked}\n\n{_options(options)}"
+    return spoken("user", asked, row, "question")
+
+
+def _passages(row: Fields) -> str:
+    context = passages = row.get("context")
+    if is_empty(context):
+        return ""
+    if isinstance(context, dict):
+        passages = row.inner(context, "context").get("contexts")
+    if isinstance(passages, str):
+        passages = [passages]
+    if not isinstance(passages, list) or not all(isinstance(passage, str) for passage in passages):
+        raise DataError("context must be a string, a list of strings, or an object with such a list as contexts")
+    return " ".join(passages)
+
+
+def _options(options: Any) -> str:
+    """A line for each option: `A. aspirin`. The answer stays as the row has it."""
+    if isinstance(options, str):
+        return options
+    if isinstance(options, dict) and {"label", "text"} == options.keys():
+        labels, texts = options["label"], options["text"]
+    elif isinstance(options, dict):
+        labels, texts = list(options), list(options.values())
+    else:
+        labels, texts = None, options
+    if not isinstance(texts, list) or not all(isinstance(text, str | int | float) for text in texts):
+        raise DataError("options must be a list of strings, or an object of strings by letter")
+    if labels is None:
+        labels = [chr(ord("A") + number) for number in range(len(texts))]
+    if not isinstance(labels, list) or len(labels) != len(texts) or len(texts) > 26:
+        raise DataError("options must have one label for each text, at most 26")
+    is_labelled = all(isinstance(text, str) and _LABELLED.match(text) for text in texts)
+    return "\n".join(str(text) if is_labelled else f"{label}. {text}" for label, text in zip(labels, texts))
+
+
+def _json_list(row: Fields, name: str) -> list[dict[str, Any]]:
+    value = from_json(row.get(name), row.place(name))
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise DataError(f"{name} must be a list of objects, or a JSON string of one")
+        raise DataError(f"{row.place(name)} must be a list of objects, or a JSON string of one")
     return value
 
 
@@ -143,24 +198,23 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects that stand one after the other from the first brace on."""
-    decoder, found, position = json.JSONDecoder(), [], text.find("{")
+    found, position = [], text.find("{")
     while position >= 0:
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise DataError(f"system has a function that is not valid JSON: {error.msg}") from error
+        value, position = raw_decode(text, position, "system", "system has a function that is not valid JSON")
         found.append(value)
         position = text.find("{", position)
     return found
 
 
-def _glaive_call(text: str, number: int) -> dict[str, Any]:
+def _glaive_call(text: str, number: int) -> Any:
     """`{"name": "f", "arguments": '{"x": 1}'}`: JSON but for the single quotes."""
+    where = f"chat, turn {number}: the <functioncall>"
     quoted = _GLAIVE_CALL.match(text)
-    try:
-        if quoted is None:
-            return json.loads(text)
-        arguments = quoted[2].replace("\\'", "'")
-        return {"name": json.loads(quoted[1]), "arguments": json.loads(arguments) if arguments.strip() else {}}
-    except json.JSONDecodeError as error:
-        raise DataError(f"chat, turn {number}: the <functioncall> is not valid JSON: {error.msg}") from error
+    if quoted is None:
+        return from_json(text, where, f"{where} is not valid JSON")
+    arguments = quoted[2].replace("\\'", "'")
+    name = from_json(quoted[1], where, f"{where} is not valid JSON")
+    return {
+        "name": name,
+        "arguments": from_json(arguments, where, f"{where} is not valid JSON") if arguments.strip() else {},
+    }

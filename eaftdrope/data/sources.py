@@ -227,6 +227,9 @@ def _parse_json(raw: bytes, origin: str) -> Row:
         return Row({}, origin, f"not valid UTF-8 at byte {error.start} of the line; save the file as UTF-8")
     except json.JSONDecodeError as error:
         return Row({}, origin, f"not valid JSON: {error.msg} at column {error.colno}")
+    except ValueError:
+        # Python refuses to convert whole numbers of more than 4,300 digits.
+        return Row({}, origin, "a number of too many digits; write it as a string")
     except RecursionError:
         return Row({}, origin, "JSON nested too deeply")
     return _as_row(data, origin)
@@ -279,7 +282,7 @@ def _iter_json_array(path: Path, shown: str) -> Iterator[Row]:
             return
         try:
             data, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             # What follows a broken element cannot be told apart from it, so the rest of the file is one bad row.
             reason = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deep"
             yield Row({}, f"{shown}:{line}", f"not valid JSON: {reason}; the rest of the file is not read")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from eaftdrope.data.fields import TOOLS, Fields, plain_name
+from eaftdrope.data.json_text import from_json
 from eaftdrope.errors import DataError
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -22,61 +24,157 @@ _INSTRUCTIONS = (
 )
 
 
-def normalise_tools(value: Any) -> list[dict[str, Any]] | None:
-    """Tools as a list of `{"type": "function", "function": {...}}`, from a list or a JSON string; None if there are none.
+# The names that arguments have in the wild: OpenAI's first, Llama's `parameters`, Anthropic's `input`, Gemini's `args`.
+_ARGUMENTS = frozenset(
+    {"arguments", "argument", "parameters", "params", "args", "input", "inputs", "kwargs", "toolinput", "toolargs"}
+    | {"toolarguments", "functionargs", "functionarguments", "functionparameters", "actioninput"}
+)
+_NAMES = frozenset({"name", "toolname", "functionname"})
+_SCHEMAS = frozenset({"inputschema"})
+# What a call may have without arguments; `function` is what its name stands in.
+_BESIDE = frozenset({"type", "function", "id", "callid", "toolcallid", "index", "status"})
+_TYPES = ("function", "function_call", "tool_call", "tool_use", "tool")
+
+
+def read_tools(row: Fields, own: dict[str, Any] | None = None) -> list[dict[str, Any]] | None:
+    """The tools of a row as `{"type": "function", "function": {...}}` each; None if there are none.
+
+    They stand in the column `tools` (or `functions` and the like) or in the system turn; `own` has, by column, what the
+    row's format makes of it.
 
     Raises:
-        DataError: not JSON, not a list of objects, or a tool without a name.
+        DataError: not JSON, not a list of objects, a tool without a name, or two places that differ.
     """
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        value = _loads(value, "tools")
-    if not value:
-        return None
-    if not isinstance(value, list):
-        raise DataError(f"tools must be a list or a JSON string of one; it is a {type(value).__name__}")
-    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(value)]
+    own = own or {}
+    found: list[tuple[str, list[dict[str, Any]]]] = []
+    for place, value, key in [
+        *((row.place(key), value, key) for key, value in row.among(TOOLS) if key not in own),
+        *((row.place(key), value, None) for key, value in own.items()),
+        *((place, value, None) for place, value in row.turn_tools),
+    ]:
+        value = from_json(value, place) if not isinstance(value, str) or value.strip() else None
+        if not value:
+            continue
+        if not isinstance(value, list):
+            raise DataError(f"{place} must be a list or a JSON string of one; it is a {type(value).__name__}")
+        made = [_tool(tool, f"{place}[{index}]", row, key, index) for index, tool in enumerate(value)]
+        if found and found[0][1] != made:
+            raise DataError(f"{found[0][0]} and {place} are both the tools of the row, and differ; keep one")
+        found.append((place, made))
+    return found[0][1] if found else None
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
-    if isinstance(tool, str):
-        tool = _loads(tool, where)
+def _tool(tool: Any, where: str, row: Fields, key: str | None, index: int) -> dict[str, Any]:
+    tool = from_json(tool, where)
     function = tool.get("function", tool) if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DataError(f"{where} must be an object with a name (or with a function that has one)")
+    if function is not tool and key is not None:
+        # What stands inside is the template's; what stands beside it is not passed on.
+        beside = row.inner(tool, key, index)
+        beside.get("type"), beside.get("function")
+    schema = next((name for name in function if plain_name(str(name)) in _SCHEMAS), None)
+    if schema is not None and "parameters" not in function:
+        function = {("parameters" if name == schema else name): value for name, value in function.items()}
     return {"type": "function", "function": function}
 
 
-def normalise_call(call: Any, where: str) -> dict[str, Any]:
-    """One call as `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` if it had one).
+def read_call(call: Any, outer: Fields, key: str, index: int | None) -> dict[str, Any]:
+    """One call as `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` if it had one), from
+    the list under `key` of `outer` (`index` None: it stands there by itself).
 
     Raises:
-        DataError: no name, or arguments that are neither an object nor a JSON string of one.
+        DataError: no name, arguments that are neither an object nor a JSON string of one, or arguments that stand under
+            two names or under one that is not known.
     """
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+    where = outer.place(key) if index is None else f"{outer.place(key)}[{index}]"
+    call = from_json(call, where)
+    if not isinstance(call, dict):
         raise DataError(f"{where} must be an object with function.name and function.arguments")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _loads(arguments, f"{where}.function.arguments") if arguments.strip() else {}
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise DataError(f"{where}.function.arguments must be an object; it is a {type(arguments).__name__}")
-    clean = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {"id": call["id"], **clean} if call.get("id") is not None else clean
+    places = [outer.inner(call, key, index)]
+    wrapper = next((name for name in ("function", "function_call", "functionCall") if call.get(name) is not None), None)
+    inside = from_json(call[wrapper], f"{where}.{wrapper}") if _is_object(call.get(wrapper)) else None
+    if isinstance(inside, dict):
+        places.insert(0, places[0].inner(inside, wrapper))
+    name = _named(places, where)
+    arguments = _arguments(places, name, where)
+    clean = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if call.get("type") in _TYPES:
+        places[-1].get("type")
+    found = next((fields.get("id") for fields in reversed(places) if fields.values.get("id") is not None), None)
+    return clean if found is None else {"id": found, **clean}
 
 
-def _loads(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is a string but not valid JSON: {error.msg} at column {error.colno}") from error
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
+def _named(places: list[Fields], where: str) -> str:
+    names = [(place.place(key), value) for place in places for key, value in place.among(_NAMES)]
+    if not names and isinstance(places[-1].values.get("function"), str):
+        names = [(f"{where}.function", places[-1].get("function"))]
+    for place, name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where} must be an object with function.name and function.arguments")
+        if name != names[0][1]:
+            raise DataError(f"{names[0][0]} and {place} are both the name of the call, and differ; keep one")
+    if not names:
+        raise DataError(f"{where} must be an object with function.name and function.arguments")
+    return names[0][1]
+
+
+def _arguments(places: list[Fields], name: str, where: str) -> dict[str, Any]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    is_given = False
+    for place in places:
+        for key, value in place.among(_ARGUMENTS):
+            at, is_given = place.place(key), True
+            if isinstance(value, str):
+                value = from_json(value, at) if value.strip() else {}
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                raise DataError(f"{at} must be an object; it is a {type(value).__name__}")
+            if value and found and value != found[0][1]:
+                raise DataError(f"{found[0][0]} and {at} are both the arguments of the call, and differ; keep one")
+            found += [(at, value)] if value else []
+    if found:
+        return found[0][1]
+    # No arguments: either there are none, or they stand where nobody looks.
+    for place in places:
+        for key in place.unread():
+            may_be_them = not is_given or (isinstance(place.values[key], dict) and place.values[key])
+            if plain_name(str(key)) not in _BESIDE and may_be_them:
+                raise DataError(
+                    f"{where} has no arguments, and {place.place(key)} is not read. Put the arguments under `arguments`"
+                )
+    if is_given:
+        return {}
+    places[0].row.bare_calls.append((name, where))
+    return {}
+
+
+def refuse_bare_calls(row: Fields, tools: list[dict[str, Any]] | None) -> None:
+    """A call without a key of arguments, of a tool that requires some, has lost them.
+
+    Raises:
+        DataError: there is one.
+    """
+    required = {}
+    for tool in tools or ():
+        parameters = tool["function"].get("parameters")
+        named = parameters.get("required") if isinstance(parameters, dict) else None
+        required[tool["function"]["name"]] = named if isinstance(named, list) else []
+    for name, where in row.bare_calls:
+        if required.get(name):
+            raise DataError(
+                f"{where} has no arguments, but the tool {name} requires {', '.join(map(str, required[name]))}. Put them "
+                "under `arguments` ({} for a call without)"
+            )
 
 
 def render_tool_calls(calls: list[dict[str, Any]]) -> str:
-    """Calls (in the shape of `normalise_call`) as text; `parse_tool_calls` is the inverse."""
+    """Calls (in the shape of `read_call`) as text; `parse_tool_calls` is the inverse."""
     plain = [{"name": call["function"]["name"], "arguments": call["function"]["arguments"]} for call in calls]
     return f"{_OPEN}{json.dumps(plain, ensure_ascii=False)}{_CLOSE}"
 
@@ -91,7 +189,7 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
     if _OPEN not in text:
         try:
             return _calls(json.loads(text))
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return None
     found: list[dict[str, Any]] = []
     position = text.find(_OPEN)
@@ -101,7 +199,7 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
         try:
             # Decoded, not searched for the closing tag: an argument may itself contain "</tool_call>".
             value, end = decoder.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return None
         calls = _calls(value)
         rest = text[end:].lstrip()
@@ -123,7 +221,7 @@ def _calls(value: Any) -> list[dict[str, Any]] | None:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 return None
         if not isinstance(arguments, dict):
             return None

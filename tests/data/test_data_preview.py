@@ -6,7 +6,8 @@ import pytest
 
 from eaftdrope.cli.app import main
 from eaftdrope.data import Source
-from eaftdrope.data.preview import make_preview, preview_text
+from eaftdrope.data.preview import make_preview, preview_text, report_text
+from eaftdrope.errors import DataError
 from tests.data import chat_templates as t
 
 
@@ -59,6 +60,69 @@ def test_summary(make_tokenizer, write_jsonl):
     ]
 
 
+def test_the_table_of_fields(make_tokenizer, write_jsonl, monkeypatch):
+    """What was read, what was not, and what the rendering lost or left out, for each source."""
+    from eaftdrope.data import build
+    from eaftdrope.errors import LostTextError
+
+    def encode(example, *args, **options):
+        question = example.messages[0]["content"]
+        if question == "lost":
+            raise LostTextError("gone", ("messages[1].reasoning_content", "messages[3].reasoning_content"))
+        encoded = real(example, *args, **options)
+        if question == "old":
+            object.__setattr__(encoded, "dropped", ("messages[1].name",))
+        return encoded
+
+    real = build.encode
+    monkeypatch.setattr(build, "encode", encode)
+    path = write_jsonl([{**talk("a", "lost"), "id": 1}, {**talk("a", "old"), "hi\x1bnt": 2}, {"x": 1}])
+    other = write_jsonl([talk("b")], "other.jsonl")
+    shown = make_preview([Source(path), Source(other)], make_tokenizer(t.MARKED), rows=0)
+    lines = report_text(shown).plain.splitlines()
+    table = [line.split(maxsplit=1) if line[0] != " " else ["", line.strip()] for line in lines[1 : lines.index("")]]
+    assert lines[0] == "--- fields"
+    assert [[source, " ".join(rest.split())] for source, rest in table] == [
+        ["source", "field rows"],
+        [path, "messages[].role 2 of 3 read"],
+        ["", "messages[].content 2 of 3 read"],
+        ["", "id 1 of 3 not read (metadata)"],
+        ["", "hi\\x1bnt 1 of 3 NOT READ"],
+        ["", "messages[].name 1 of 3 left out by the chat template's design"],
+        ["", "messages[].reasoning_content 1 of 3 LOST: not in the rendered text, row refused"],
+        ["", "(bad rows, lost ones included) 2 of 3 refused"],
+        [other, "messages[].role 1 of 1 read"],
+        ["", "messages[].content 1 of 1 read"],
+    ]
+
+
+def test_an_error_that_nobody_foresaw_is_one_bad_row(make_tokenizer, write_jsonl, monkeypatch):
+    from eaftdrope.data import build, build_dataset, iter_examples
+
+    def fails(row, *args, **options):
+        if "bad" in row:
+            raise AttributeError("no such thing")
+        return real(row, *args, **options)
+
+    real = build.normalise
+    monkeypatch.setattr(build, "normalise", fails)
+    path = write_jsonl([talk("a"), {"bad": 1}])
+    reason = r"the row cannot be used: AttributeError: no such thing \(at test_data_preview.py:\d+; not foreseen"
+    with pytest.raises(DataError, match=f"{path}:2: {reason}"):
+        build_dataset([Source(path)], make_tokenizer(t.MARKED))
+    _, report = build_dataset([Source(path)], make_tokenizer(t.MARKED), on_bad_row="skip")
+    assert (report.rows, report.skipped_rows) == (1, 1)
+    with pytest.raises(DataError, match=f"{path}:2: {reason}"):
+        list(iter_examples(Source(path)))
+
+
+def test_file_names_cannot_steer_the_terminal(make_tokenizer, write_jsonl):
+    path = write_jsonl([talk("a"), {"x": 1}], "a\x1b[2J\u202e.jsonl")
+    text = preview_text(make_preview([Source(path)], make_tokenizer(t.MARKED)), marks=True).plain
+    assert "--- row 1: " in text and "a\\x1b[2J\\u202e.jsonl:1\n" in text
+    assert "\x1b" not in text and "\u202e" not in text
+
+
 def test_rows_are_spread_and_the_scan_is_bounded(make_tokenizer, write_jsonl):
     path = write_jsonl([{"text": f"a{number}"} for number in range(50)])
     shown = make_preview([Source(path)], make_tokenizer(), rows=3, scan=30)
@@ -108,3 +172,29 @@ def test_the_verb_names_what_is_wrong(recipe, capsys):
         main(["preview", str(recipe)])
     assert left.value.code == 2
     assert "has no trained token in any row" in capsys.readouterr().err
+
+
+def validated(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["validate", *arguments])
+    return left.value.code or 0, *capsys.readouterr()
+
+
+def test_validate_reads_the_rows(recipe, capsys, write_jsonl):
+    held_out = write_jsonl([{**talk("yes"), "label": 1}], "held.jsonl")
+    write_jsonl([talk("yes"), {**talk("no"), "hint": "h"}, {"x": 1}], "talks.jsonl")
+    recipe.write_text(
+        json.dumps({**json.loads(recipe.read_text()), "data": {"train": "talks.jsonl", "held_out": held_out}})
+    )
+    code, out, err = validated([str(recipe), "--data"], capsys)
+    assert code == 2
+    assert err == f"{recipe}: 1 bad rows, and training stops at the first (on_bad_row: stop). See above.\n"
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert {"hint 1 of 3 NOT READ", "label 1 of 1 NOT READ"} <= set(lines)
+    assert "bad rows: 1 (training stops at the first: on_bad_row is stop)" in lines
+    assert not [line for line in lines if line.startswith("ok")]
+    code, out, _ = validated([str(recipe), "data.on_bad_row=skip", "--data", "--scan", "2"], capsys)
+    assert code == 0
+    assert "Counted over the first 2 rows of each source." in out
+    assert f"ok  {recipe}\n" in out
+    assert validated([str(recipe), "--scan", "2"], capsys)[0] == 2

@@ -1,0 +1,263 @@
+"""Messages in one clean shape, of what OpenAI, ShareGPT and others write.
+
+- Roles: system, developer, user, assistant, tool; `function` and `ipython` are older names of tool. ShareGPT's are in
+  `SHAREGPT_ROLES`.
+- Calls stand under `tool_calls`, or `function_call` and the like; their arguments under any name (see `tools.py`).
+- Reasoning stands under `reasoning_content`, `reasoning`, `thinking` and the like; it becomes `reasoning_content`.
+- Whether a turn is trained: see `turn_weight.py`.
+- What would be trained blind or lost (pictures, sounds, a refusal, a prefix) is refused; other keys are reported.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from eaftdrope.data.fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty
+from eaftdrope.data.json_text import from_json, to_json
+from eaftdrope.data.tools import read_call
+from eaftdrope.data.turn_weight import turn_weight
+from eaftdrope.errors import DataError
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_OLDER_ROLES = {"function": "tool", "ipython": "tool"}
+SHAREGPT_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+_CALLS = frozenset({"toolcalls", "toolcall", "functioncall", "functioncalls"})
+# What a message may have and no template is given: refused where there is something in it.
+_LOST = MEDIA | {"refusal", "attachments", "prefix", "partial", "reasoningdetails"}
+# A message of these keys has nothing to look for.
+_USUAL = frozenset({"role", "content", "from", "value", "name", "tool_call_id"})
+_HINT = r"<(?:image|video|audio)(?:_?\d+)?>|<\|(?:image|video|audio)(?:_?\w+)?\|>|\[(?:IMG|IMAGE)\]"
+# A placeholder at the edge of a line, as data sets of pictures have it. Inside of a sentence it is talk about a tag.
+_PLACEHOLDER = re.compile(rf"(?:^[ \t]*)({_HINT})|({_HINT})(?=[ \t]*$)|(<image>)(?![`'\"])", re.MULTILINE)
+
+
+def read_messages(value: Any, row: Fields, field: str) -> list[dict[str, Any]]:
+    """The messages of role and content under `field` of the row.
+
+    Raises:
+        DataError: not a list, or a message that cannot be used.
+    """
+    return [_message(turn) for turn in _objects(value, row, field, "messages", "the fields role and content")]
+
+
+def read_turns(value: Any, row: Fields, field: str) -> list[dict[str, Any]]:
+    """The same of ShareGPT's turns of from and value."""
+    return [_turn(turn) for turn in _objects(value, row, field, "turns", "the fields from and value")]
+
+
+def with_system(row: Fields, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`messages` behind the system turn of the row's `system` column (or `system_prompt` and the like), if it has one.
+
+    Raises:
+        DataError: the conversation begins with another system turn, or there are two columns that differ.
+    """
+    value = row.agreed(SYSTEM, "system turn")
+    if value is None:
+        return messages
+    name = next(key for key, given in row.among(SYSTEM) if not is_empty(given))
+    text = content_text(value, "system", row, name)
+    first = messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    if first["content"].strip() not in ("", text.strip()):
+        raise DataError(
+            f"{row.place(name)} and the first message are both the system turn, and differ. Keep one, or join them"
+        )
+    return [{**first, "content": text}, *messages[1:]]
+
+
+def content_text(content: Any, role: str, fields: Fields, key: str) -> str:
+    """Content as one string: null is empty, text parts are joined, a tool's structured result becomes JSON."""
+    if content is None:
+        return ""
+    where = fields.place(key)
+    if isinstance(content, str):
+        found = _PLACEHOLDER.search(content) if role != "assistant" and ("<" in content or "[I" in content) else None
+        if found and not _is_markup(content, found):
+            raise DataError(
+                f"{where} has the placeholder {found[0].strip()}: only text is trained, so the row would be trained "
+                "without what it is about. Leave the row out"
+            )
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content):
+        return _joined_parts(content, role, fields, key)
+    if role == "tool":
+        return to_json(content, where)
+    raise DataError(f"{where} must be a string, null or a list of text parts; it is a {type(content).__name__}")
+
+
+def spoken(role: str, content: Any, row: Fields, key: str) -> dict[str, Any]:
+    """A message whose text is a column of the row.
+
+    Raises:
+        DataError: it is no text, or empty.
+    """
+    message = {"role": role, "content": content_text(content, role, row, key)}
+    refuse_empty(message, row.place(key), "null" if content is None else "empty")
+    return message
+
+
+def refuse_empty(message: dict[str, Any], where: str, kind: str = "empty") -> None:
+    """A user that says nothing, or an assistant that neither says anything nor calls."""
+    role = message["role"]
+    if message["content"] or message.get("tool_calls") or role not in ("assistant", "user"):
+        return
+    also = " and there are no tool_calls" if role == "assistant" else ""
+    raise DataError(f"{where} is {kind}{also}: the {role} message says nothing")
+
+
+# --- one message ------------------------------------------------------------------------------------------------------
+
+
+def _objects(value: Any, row: Fields, field: str, kind: str, needed: str) -> list[Fields]:
+    value = from_json(value, row.place(field))
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{row.place(field)} must be a list of {kind} that is not empty")
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise DataError(f"{row.place(field)}[{index}] must be an object with {needed}")
+    return [row.inner(item, field, index) for index, item in enumerate(value)]
+
+
+def _message(turn: Fields) -> dict[str, Any]:
+    role = turn.get("role")
+    if not isinstance(role, str):
+        raise DataError(f"{turn.where} must be an object with the fields role and content")
+    if role not in _ROLES and role not in _OLDER_ROLES:
+        raise DataError(f"{turn.where}.role is {role!r}; known are {', '.join(_ROLES)}")
+    return _clean(turn, _OLDER_ROLES.get(role, role), "content")
+
+
+def _turn(turn: Fields) -> dict[str, Any]:
+    written = turn.get("from")
+    if written is None or "value" not in turn.values:
+        raise DataError(f"{turn.where} must be an object with the fields from and value")
+    role = SHAREGPT_ROLES.get(written) if isinstance(written, str) else None
+    if role is None:
+        raise DataError(f"{turn.where}.from is {written!r}; known are {', '.join(SHAREGPT_ROLES)}")
+    if written not in ("function_call", "tool_call"):
+        return _clean(turn, role, "value")
+    return _clean(turn, role, None, _read_calls(turn, "value"))
+
+
+def _clean(turn: Fields, role: str, key: str | None, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The message, its text under `key` (None: it has none)."""
+    content = turn.get(key) if key else ""
+    clean: dict[str, Any] = {"role": role, "content": content_text(content, role, turn, key) if key else ""}
+    for name in ("name", "tool_call_id"):
+        if turn.get(name) is not None:
+            if isinstance(turn.get(name), dict | list):
+                raise DataError(f"{turn.place(name)} must be a string; it is a {type(turn.get(name)).__name__}")
+            clean[name] = turn.get(name)
+    usual = _USUAL.issuperset(turn.values)
+    if not usual:
+        calls = _more_calls(turn, calls)
+    if calls:
+        if role != "assistant":
+            raise DataError(f"{turn.where} has tool_calls, but only an assistant message may call")
+        clean["tool_calls"] = calls
+    if not usual:
+        clean |= _extras(turn, role)
+    refuse_empty(clean, turn.place(key or "value"), "null" if content is None else "empty")
+    return clean
+
+
+def _extras(turn: Fields, role: str) -> dict[str, Any]:
+    """What a message has beside role, content and calls."""
+    extras: dict[str, Any] = {}
+    reasoning = turn.agreed(REASONING, "reasoning")
+    if reasoning is not None:
+        name = next(key for key, value in turn.among(REASONING) if not is_empty(value))
+        if role != "assistant":
+            raise DataError(f"{turn.place(name)} is reasoning, but the turn is not the assistant's")
+        extras["reasoning_content"] = string(reasoning, turn.place(name))
+    for key, value in turn.among(REASONING):
+        if not isinstance(value, str):
+            raise DataError(f"{turn.place(key)} must be a string; it is a {type(value).__name__}")
+    for key, value in turn.among(_LOST):
+        repeated = key == "reasoning_details" and reasoning is not None
+        if not is_empty(value) and value is not False and not repeated:
+            raise DataError(
+                f"{turn.place(key)} is not read: only content, calls and reasoning are trained, so the turn would be "
+                "trained without it. Write it into the content, or leave the row out"
+            )
+    for key, value in turn.among(TOOLS):
+        if not is_empty(value):
+            if role not in ("system", "developer"):
+                raise DataError(
+                    f"{turn.place(key)}: tools belong to the row or to its system turn, not to a {role} turn"
+                )
+            turn.row.turn_tools.append((turn.place(key), value))
+    if role == "tool" and "name" not in turn.values and turn.get("tool_name") is not None:
+        extras["name"] = string(turn.get("tool_name"), turn.place("tool_name"))
+    weight = turn_weight(turn, role)
+    return extras if weight is None else {**extras, "weight": weight}
+
+
+def _more_calls(turn: Fields, calls: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The calls under all names for them; several names must give the same calls."""
+    first = "value"
+    for key, _ in turn.among(_CALLS):
+        more = _read_calls(turn, key)
+        if not more:
+            continue
+        if calls and [call["function"] for call in calls] != [call["function"] for call in more]:
+            raise DataError(f"{turn.place(first)} and {turn.place(key)} are both the calls of the turn, and differ")
+        calls, first = calls or more, key
+    return calls
+
+
+def _read_calls(turn: Fields, key: str) -> list[dict[str, Any]]:
+    value = turn.get(key)
+    if isinstance(value, str):
+        value = from_json(value, turn.place(key)) if value.strip() or key == "value" else []
+    if is_empty(value):
+        return []
+    if isinstance(value, dict):
+        return [read_call(value, turn, key, None)]
+    if not isinstance(value, list):
+        raise DataError(f"{turn.place(key)} must be a list of calls; it is a {type(value).__name__}")
+    return [read_call(call, turn, key, index) for index, call in enumerate(value)]
+
+
+def _joined_parts(parts: list[dict[str, Any]], role: str, fields: Fields, key: str) -> str:
+    other = sorted({str(part["type"]) for part in parts} - {"text"})
+    if other:
+        raise DataError(f"{fields.place(key)} has parts of type {', '.join(other)}; only text is trained")
+    texts = []
+    for index, part in enumerate(parts):
+        inner = fields.inner(part, key, index)
+        inner.get("type")
+        texts.append(content_text(string(inner.get("text"), inner.place("text")), role, inner, "text"))
+    return "".join(texts)
+
+
+def _is_markup(content: str, found: re.Match[str]) -> bool:
+    """Whether the placeholder is a tag that the text closes, or one that it quotes."""
+    tag = found[0].strip()
+    quoted = content[: found.start()].endswith(("`", "'", '"'))
+    return quoted or (tag.startswith("<") and f"</{tag[1:]}" in content)
+
+
+def string(value: Any, where: str) -> str:
+    """`value`, which must be a string."""
+    if not isinstance(value, str):
+        raise DataError(f"{where} must be a string; it is a {type(value).__name__}")
+    return value
