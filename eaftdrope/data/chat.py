@@ -30,6 +30,7 @@ from eaftdrope.data.template import (
     common_prefix,
     one_clock,
     render,
+    render_quickly,
     specials_at_start,
     template_of,
     try_render,
@@ -138,7 +139,15 @@ class _Talk:
         self.template = template
         self.messages, self.tools = _prepare(messages, tools, template)
         self.rendered = self.text = self._write(self.messages, self.tools)
-        self.found: Found = audit(messages, tools, self.text, lambda *given: self._write(*_prepare(*given, template)))
+        self.found: Found = audit(
+            messages,
+            tools,
+            self.text,
+            lambda *given: render_quickly(tokenizer, template.source, *_prepare(*given, template)),
+            template.source,
+        )
+        if self.found.dropped:
+            self._leave_out(messages, tools)
         last = self.messages[-1]
         if template.stop_is_next_turn and last["role"] == "assistant":
             # what the model itself says to end its turn, and what a longer conversation has there
@@ -148,6 +157,18 @@ class _Talk:
         self.row_index = dict(
             zip(self.turns, (i for i, message in enumerate(messages) if message["role"] == "assistant"))
         )
+
+    def _leave_out(self, messages: Messages, tools: Tools) -> None:
+        """Reasoning that the template leaves out anyway is left out here as well: more prefixes are the whole's then."""
+        bare = [
+            {name: value for name, value in message.items() if name != "reasoning_content"}
+            if f"messages[{index}].reasoning_content" in self.found.dropped
+            else message
+            for index, message in enumerate(messages)
+        ]
+        prepared = _prepare(bare, tools, self.template)
+        if self._write(*prepared) == self.rendered:
+            self.messages, self.tools = prepared
 
     def marked_spans(self) -> list[Span] | None:
         """Spans of the template's own `{% generation %}` blocks; None if they do not stand one to one for the turns."""
@@ -185,7 +206,7 @@ class _Talk:
 
     def _compared(self, index: int) -> tuple[int, int]:
         """Characters of the rendering that stand for message `index`: those that change when its content does."""
-        text = self.text
+        text = self.rendered
         marker = self.template.shaped({"role": "assistant", "content": MARKER})
         changed = self._try([*self.messages[:index], marker, *self.messages[index + 1 :]])
         same_before = common_prefix(text, changed)

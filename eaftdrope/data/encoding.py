@@ -14,6 +14,7 @@ after `"Answer:"`) or stands for one of several bytes of a character.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAIN_ON = ("assistant", "last_assistant", "completion", "all")
 IGNORED = -100
+_NO_SPAN = (sys.maxsize, sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,12 @@ def _encode_text(
     prompt = example.prompt or ""
     text = prompt + (example.completion if example.text is None else example.text)
     everything = train_on == "all" or example.text is not None
-    eos = tokenizer.eos_token_id
-    has_end = (
-        eos is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(tokenizer.eos_token)
-    )
+    end = getattr(tokenizer, "eos_token", None)
+    has_end = end is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(end)
     text = stripped if has_end else text
     input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=True, offsets=not everything)
     labels = list(input_ids) if everything else _labels(input_ids, extents, [(len(prompt), len(text))])
+    eos = tokenizer.eos_token_id
     doubled = _doubled_start(input_ids, text, tokenizer)
     input_ids, labels = input_ids[doubled:], labels[doubled:]
     if eos is None:
@@ -165,10 +166,14 @@ def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokeniz
 
 
 def _labels(input_ids: list[int], extents: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """Ids of the tokens that stand for a character of a span, -100 elsewhere."""
+    """Ids of the tokens that stand for a character of a span, -100 elsewhere; the spans are in order and apart."""
     labels = [IGNORED] * len(input_ids)
+    rest = iter(spans)
+    span_start, span_end = next(rest, _NO_SPAN)
     for position, (begin, end) in enumerate(extents):
-        if end > 0 and any(begin < span_end and end > span_start for span_start, span_end in spans):
+        while span_end <= begin:
+            span_start, span_end = next(rest, _NO_SPAN)
+        if span_start < end and end > 0:
             labels[position] = input_ids[position]
     return labels
 

@@ -109,7 +109,7 @@ def test_a_template_that_rewrites_earlier_turns(make_tokenizer, trained):
         {"role": "user", "content": "two"},
         {"role": "assistant", "content": "<think>more</think>\nThere"},
     ]
-    text, _ = render_conversation(talk, None, tokenizer)
+    text = render_conversation(talk, None, tokenizer).text
     assert "long" not in text
     row = encode(normalise({"messages": talk}), tokenizer)
     assert trained(tokenizer, row) == ["Hello<|im_end|>", "<think>more</think>\nThere<|im_end|>"]
@@ -290,7 +290,9 @@ def test_an_answer_that_the_template_drops_is_refused(make_tokenizer):
         "{% for m in messages %}{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] + '<|im_end|>' }}"
         "{% endif %}{% endfor %}"
     )
-    with pytest.raises(DataError, match="cannot find where the answer of message 2 stands"):
+    with pytest.raises(
+        DataError, match=r"messages\[2\]\.content is not in the text that the chat template writes: 'How are you\?'"
+    ):
         encode(normalise(TALK), make_tokenizer(template))
 
 
