@@ -137,8 +137,16 @@ class _Talk:
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.row = messages
         self.messages, self.tools = _prepare(messages, tools, template)
-        self.rendered = self.text = self._write(self.messages, self.tools)
+        try:
+            self.rendered = self.text = self._write(self.messages, self.tools)
+        except DataError as error:
+            if any(len(message.get("tool_calls", ())) > 1 for message in self.messages):
+                raise DataError(
+                    f"{error} (a turn has several calls; if that is it, give each a turn of its own)"
+                ) from error
+            raise
         self.found: Found = audit(
             messages,
             tools,
@@ -245,9 +253,17 @@ class _Talk:
 
     def _pieces(self, index: int, start: int, end: int) -> tuple[tuple[int, int], ...]:
         """[start, end) without the stretches that other messages' values stand in."""
-        places = [place for place in self.found.places or () if start <= place.start < end]
         own = self.row_index[index]
-        if self.found.places is None or all(place.message == own for place in places):
+        if self.found.places is None:
+            behind = self.row[own + 1] if own + 1 < len(self.row) else {"role": ""}
+            if behind["role"] == "tool" and behind["content"].strip() in self.text[start:end]:
+                raise DataError(
+                    f"cannot tell the tool's result from the rest of turn {own}, in which the chat template writes it. "
+                    "Leave private-use characters out of the row, or use another template."
+                )
+            return ((start, end),)
+        places = [place for place in self.found.places if start <= place.start < end]
+        if all(place.message == own for place in places):
             return ((start, end),)
         # Up to where the text stays the same when nothing follows yet, the turn is the model's own.
         alone = common_prefix(self.text, self._try(self.messages[: index + 1]))
