@@ -161,8 +161,10 @@ def _encode_text(
 
 def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """1 where the tokenizer put its first token in front of a text that begins with it, else 0."""
-    bos = tokenizer.bos_token_id
-    return int(bos is not None and input_ids[:2] == [bos, bos] and not text.startswith(tokenizer.bos_token * 2))
+    bos, begins = tokenizer.bos_token, 0
+    while bos and text.startswith(bos, begins * len(bos)):
+        begins += 1
+    return int(begins > 0 and input_ids[: begins + 1] == [tokenizer.bos_token_id] * (begins + 1))
 
 
 def _labels(input_ids: list[int], extents: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:

@@ -96,7 +96,12 @@ CONVERSATIONS = {
         *(_ASKED, says("ANSWER1", thinks="THINK1")),
         *(user("USER2"), says("ANSWER2", thinks="THINK2")),
     ],
-    "reasoning with call": [_ASKED, says("", call(), thinks="THINK1"), result("RES1"), says("ANSWER1", thinks="THINK2")],
+    "reasoning with call": [
+        _ASKED,
+        says("", call(), thinks="THINK1"),
+        result("RES1"),
+        says("ANSWER1", thinks="THINK2"),
+    ],
     "reasoning, text and call": [_ASKED, says("SAY1", call(), thinks="THINK1"), result("RES1"), _ANSWERED],
     "<think> in content": [_ASKED, says("<think>\nTHINK1\n</think>\n\nANSWER1")],
 }
