@@ -21,7 +21,7 @@ from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
 from eaftdrope.data.encoding import Encoded, encode
 from eaftdrope.data.formats import Example, normalise
 from eaftdrope.data.sources import Row, Source, iter_rows
-from eaftdrope.errors import DataError
+from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 _REASONS_KEPT = 100
+_REMEDY = "Repair the row, or set on_bad_row: skip to leave such rows out."
 
 
 def build_dataset(
@@ -183,6 +184,14 @@ def _reason(error: Exception) -> str:
     )
 
 
+def _remedy(error: Exception) -> str:
+    """What to do about a bad row, beyond what its error names already."""
+    if isinstance(error, ChatTemplateError):
+        # no row can be repaired so that it passes
+        return ""
+    return "Or set on_bad_row: skip to leave such rows out." if isinstance(error, LostTextError) else _REMEDY
+
+
 def _encode_row(
     row: Row,
     report: DataReport,
@@ -196,22 +205,22 @@ def _encode_row(
     """The row encoded, or None if it is left out; the counts of its source are kept."""
     counts = report.by_source[name]
     counts.read += 1
-    reason = row.error
+    reason, remedy = row.error, _REMEDY
     encoded = None
     if reason is None:
         try:
             example = read(row.data, origin=row.origin)
             counts.add_fields(example)
             encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
-            counts.add_dropped(getattr(encoded, "dropped", ()))
+            counts.add_dropped(encoded.dropped)
         except MemoryError:
             raise
         except Exception as error:
-            reason = _reason(error)
+            reason, remedy = _reason(error), _remedy(error)
             counts.add_lost(error)
     if encoded is None:
         if on_bad_row == "stop":
-            raise DataError(f"{row.origin}: {reason}\nRepair the row, or set on_bad_row: skip to leave such rows out.")
+            raise DataError(f"{row.origin}: {reason}\n{remedy}".rstrip())
         counts.skipped += 1
         if len(report.skipped) < _REASONS_KEPT:
             report.skipped.append((row.origin, reason))
