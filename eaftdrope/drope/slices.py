@@ -79,7 +79,7 @@ def small_pair(
 
     if type(new) not in AutoModelForCausalLM._model_mapping:
         raise UserError(
-            f"transformers has no causal language model of {new.model_type} by itself, so no small model of it can be made to "
+            f"transformers has no causal language model of {new.model_type} by itself, so no small model can be made to "
             "check the conversion on. Not converted."
         )
     if new.num_hidden_layers < 1:
