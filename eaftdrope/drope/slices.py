@@ -79,8 +79,8 @@ def small_pair(
 
     if type(new) not in AutoModelForCausalLM._model_mapping:
         raise UserError(
-            f"transformers has no causal language model of {new.model_type} by itself, so no small model can be made to "
-            "check the conversion on. Not converted."
+            f"transformers has no causal language model of {new.model_type} by itself, so no small model of it can be made "
+            "to check the conversion on. Not converted."
         )
     if new.num_hidden_layers < 1:
         raise UserError(f"this {new.model_type} has {new.num_hidden_layers} layers, so nothing can be dropped.")
