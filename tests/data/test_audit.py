@@ -104,7 +104,7 @@ def test_each_kind_of_loss_has_its_cause_and_its_remedy():
     assert error.lost == ("messages[1].content",)
     assert "leaves out this system turn" in str(error)
     no_tools = with_calls("{{ c.function | tojson }}").replace(
-        "tools or []", "(tools if messages[0].role != 'system' else [])"
+        "tools or []", "([] if messages[0].role == 'system' or not tools else tools)"
     )
     talk = [{"role": "system", "content": "Be kind."}, *asked(call(city="Paris"))]
     error = lost(no_tools, talk, PARIS)
