@@ -207,37 +207,37 @@ def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] |
 def _iter_csv(path: Path, shown: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        before = 0
-        try:
-            _refuse_repeated(reader.fieldnames or (), shown, "the header")
-            while True:
-                # A quoted field may hold line breaks: the row starts on the line after the last one read.
-                before = reader.line_num
-                try:
-                    data = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Row({}, f"{shown}:{before + 1}", f"not valid CSV: {error}")
-                    continue
-                yield _csv_row(data, f"{shown}:{before + 1}", len(reader.fieldnames or ()))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{shown}: not valid UTF-8 after line {before}. Save the file as UTF-8.") from error
-        except csv.Error as error:
-            raise DataError(f"{shown}: the header is not valid CSV: {error}.") from error
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        while True:
+            # A quoted field may hold line breaks: the row starts on the line after the last one read.
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise DataError(f"{shown}: not valid UTF-8 from line {line} on. Save the file as UTF-8.") from error
+            except csv.Error as error:
+                if header is None:
+                    raise DataError(f"{shown}: the header is not valid CSV: {error}.") from error
+                yield Row({}, f"{shown}:{line}", f"not valid CSV: {error}")
+                continue
+            if header is None:
+                header = fields
+                _refuse_repeated(header, shown, "the header")
+                if not header:
+                    raise DataError(f"{shown}: the first line is empty; it must name the columns.")
+            elif fields:
+                yield _csv_row(header, fields, f"{shown}:{line}")
 
 
-def _csv_row(data: dict[str | None, Any], origin: str, fields: int) -> Row:
-    if None in data:
-        return Row(
-            {}, origin, f"{fields + len(data[None])} fields, but the header names {fields}; quote fields with commas"
-        )
-    missing = [name for name, value in data.items() if value is None]
-    if missing:
-        return Row({}, origin, f"{fields - len(missing)} fields, but the header names {fields}")
+def _csv_row(header: list[str], fields: list[str], origin: str) -> Row:
+    if len(fields) != len(header):
+        advice = "; quote fields with commas" if len(fields) > len(header) else ""
+        return Row({}, origin, f"{len(fields)} fields, but the header names {len(header)}{advice}")
     # An empty CSV field is an absent value, as everywhere else in the world of CSV.
-    return Row({name: value for name, value in data.items() if value != ""}, origin)
+    return Row({name: value for name, value in zip(header, fields) if value != ""}, origin)
 
 
 def _iter_parquet(path: Path, shown: str) -> Iterator[Row]:

@@ -74,13 +74,25 @@ def test_csv(tmp_path):
         writer.writerow(["prompt", "completion", "note"])
         writer.writerow(["two\nlines", "é, comma", ""])
         writer.writerow(["p", "c", "n"])
-        file.write("too,few\n1,2,3,4\n")
+        file.write('too,few\n1,2,3,4\n\n"x"y,1,2\nq,c,n\n')
     assert read(path) == [
         ({"prompt": "two\nlines", "completion": "é, comma"}, f"{path}:2", None),
         ({"prompt": "p", "completion": "c", "note": "n"}, f"{path}:4", None),
         ({}, f"{path}:5", "2 fields, but the header names 3"),
         ({}, f"{path}:6", "4 fields, but the header names 3; quote fields with commas"),
+        ({}, f"{path}:8", "not valid CSV: ',' expected after '\"'"),
+        ({"prompt": "q", "completion": "c", "note": "n"}, f"{path}:9", None),
     ]
+    for text, said in [
+        ("\na,b\n1,2\n", "the first line is empty; it must name the columns"),
+        ('"a\n1,2\n', "the header is not valid CSV: unexpected end of data"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"^{path}: {said}"):
+            read(path)
+    path.write_bytes(b"a,b\n1,2\n3,\xff\n")
+    with pytest.raises(DataError, match=r"not valid UTF-8 from line \d on\. Save the file as UTF-8"):
+        read(path)
 
 
 def test_parquet_without_the_nulls_that_arrow_filled_in(tmp_path):
