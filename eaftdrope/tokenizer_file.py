@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 # What pre-tokenizers, normalisers and byte fallback do differently.
@@ -49,20 +48,18 @@ def load_tokenizer_files(
         UserError: the class and the file give different ids, also when the file is loaded without the class.
         OSError, ValueError: the files cannot be read or fetched.
     """
-    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     file = _tokenizer_json(path, revision)
     if file is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer
-    own = Tokenizer.from_file(str(file))
-    difference = first_difference(tokenizer, own)
+    difference = first_difference(tokenizer, file)
     if difference is None:
         return tokenizer
     # without the class: the file as it is, with what tokenizer_config.json states
     plain = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
-    remaining = first_difference(plain, own)
+    remaining = first_difference(plain, file)
     if remaining is not None:
         raise UserError(
             f"the tokenizer of {path!r} does not give the tokens of its own tokenizer.json: {remaining} Make "
@@ -78,21 +75,21 @@ def load_tokenizer_files(
     return plain
 
 
-def first_difference(tokenizer: PreTrainedTokenizerBase, own: Tokenizer) -> str | None:
-    """A sentence with the first string that `tokenizer` and `own` (of its tokenizer.json) cut differently, or None.
+def first_difference(tokenizer: PreTrainedTokenizerBase, file: Path) -> str | None:
+    """A sentence with the first string that `tokenizer` and its tokenizer.json cut differently, or None.
 
     Which special tokens stand around a text is compared only where tokenizer_config.json does not state it.
     """
     from tokenizers import Tokenizer
 
-    own = Tokenizer.from_str(own.to_str())
+    own = Tokenizer.from_file(str(file))
     own.no_truncation()
     own.no_padding()
     # tokens that tokenizer_config.json adds
     own.add_tokens(
         [token for token in tokenizer.added_tokens_decoder.values() if own.token_to_id(token.content) is None]
     )
-    stated = {"add_bos_token", "add_eos_token", "add_prefix_space"} & set(tokenizer.init_kwargs)
+    stated = {"add_bos_token", "add_eos_token"} & set(tokenizer.init_kwargs)
     special = [f"a{token.content}b" for token in own.get_added_tokens_decoder().values()]
     for text in (*PROBES, *special):
         for around in (False,) if stated else (False, True):
@@ -100,11 +97,19 @@ def first_difference(tokenizer: PreTrainedTokenizerBase, own: Tokenizer) -> str 
             try:
                 found = tokenizer(text, add_special_tokens=around, truncation=False, padding=False)["input_ids"]
             except Exception as error:  # tokenizers raises no narrower one, for a byte without a token for example
-                return f"{text!r} raises an error ({error}) instead of becoming {expected.tokens}."
+                return f"{text!r} cannot be tokenised ({error})."
             if found != expected.ids:
-                given = tokenizer.convert_ids_to_tokens(found)
-                return f"{text!r} becomes {given} instead of {expected.tokens}."
+                return _difference(text, tokenizer.convert_ids_to_tokens(found), expected.tokens)
     return None
+
+
+def _difference(text: str, found: list[str], expected: list[str]) -> str:
+    """The place where they part, with two tokens before it and four from it on."""
+    part = next(
+        (n for n, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]), min(len(found), len(expected))
+    )
+    found, expected = ((tokens[max(0, part - 2) : part + 4]) for tokens in (found, expected))
+    return f"in {text!r}, {expected} becomes {found}."
 
 
 def _tokenizer_json(path: str, revision: str | None) -> Path | None:

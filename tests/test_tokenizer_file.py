@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_tokenizer
@@ -84,7 +84,7 @@ def test_the_difference_is_named(save):
     (text,) = [str(warning.message) for warning in caught if "tokenizer.json" in str(warning.message)]
     assert text == (
         f"{folder}: transformers reads this tokenizer as GPT2Tokenizer, which does not give the tokens of its "
-        "tokenizer.json: 'x =  12' becomes ['x', 'Ġ', '=', 'Ġ', 'Ġ', '12'] instead of ['x', 'Ġ', '=', 'ĠĠ', '1', '2']. "
+        "tokenizer.json: in 'x =  12', ['Ġ', '=', 'ĠĠ', '1', '2'] becomes ['Ġ', '=', 'Ġ', 'Ġ', '12']. "
         "tokenizer.json is used, and saved results load as it states."
     )
 
@@ -119,11 +119,34 @@ def test_files_that_contradict_each_other_are_refused(save, monkeypatch):
     import eaftdrope.tokenizer_file as product
 
     folder, _ = save(tokenizer_class="PreTrainedTokenizerFast")
-    monkeypatch.setattr(product, "first_difference", lambda tokenizer, own: "'a' becomes ['b'] instead of ['a'].")
+    monkeypatch.setattr(product, "first_difference", lambda tokenizer, file: "in 'a', ['a'] becomes ['b'].")
     with pytest.raises(UserError) as caught:
         load_tokenizer(str(folder))
     assert str(caught.value) == (
-        f"the tokenizer of '{folder}' does not give the tokens of its own tokenizer.json: 'a' becomes ['b'] instead of "
-        "['a']. Make tokenizer_config.json agree with tokenizer.json (`add_prefix_space`, added tokens), or remove one of "
-        "them."
+        f"the tokenizer of '{folder}' does not give the tokens of its own tokenizer.json: in 'a', ['a'] becomes ['b']. "
+        "Make tokenizer_config.json agree with tokenizer.json (`add_prefix_space`, added tokens), or remove one of them."
     )
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_sentencepiece_spaces_are_those_of_the_file(tmp_path, legacy):
+    """Llama 2's file puts a space behind special tokens and in front of spaces; its class in transformers 5 does not."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁▁", "▁a"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    own = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("▁", "▁"), ("▁", "a")], unk_token="<unk>", byte_fallback=True)
+    )
+    if legacy:
+        own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    own.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens[:3]])
+    own.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.tokenize("<s>a") == (["<s>", "▁a"] if legacy else ["<s>", "a"])
+    assert tokenizer.tokenize("  a") == (["▁▁", "▁a"] if legacy else ["▁▁", "a"])
