@@ -29,8 +29,8 @@ class Source:
     """One place that rows come from.
 
     Args:
-        path (`str`): local `.jsonl`, `.json`, `.parquet` or `.csv` file, folder of such files, dataset id on the hub
-            (`org/name`), or `package:bfcl`.
+        path (`str`): local `.jsonl`, `.json`, `.parquet` or `.csv` file, folder of such files (with its subfolders), dataset
+            id on the hub (`org/name`), or `package:bfcl`.
         weight (`float`, *optional*, defaults to `1.0`): expected repetitions of the source's rows in the mixture: 2.0
             takes every row twice, 0.5 takes half of the rows (chosen by the seed), 1.5 every row and half of them again.
         split (`str`, *optional*, defaults to `"train"`): split of a hub dataset or of `package:bfcl`; for a folder, the
