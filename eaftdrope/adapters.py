@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_model, load_tokenizer
+from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,10 +46,8 @@ def adapter_settings(folder: Path) -> dict:
 
 def adapter_tokenizer(folder: Path, base: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer (its template may be the one it was trained with), else the base model's."""
-    from transformers import AutoTokenizer
-
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(folder))
+        return load_tokenizer_files(str(folder))
     return load_tokenizer(base, revision=revision)
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.data.arrow_file import write_rows
+from eaftdrope.data.copies import choose, content_key, groups_of, repeated_rows
 from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
 from eaftdrope.data.encoding import Encoded, encode
 from eaftdrope.data.formats import Example, normalise
-from eaftdrope.data.sources import Row, Source, iter_rows
+from eaftdrope.data.sources import Row, Source, iter_rows, left_out
 from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 _REASONS_KEPT = 100
-_REMEDY = "Repair the row, or set on_bad_row: skip to leave such rows out."
 
 
 def build_dataset(
@@ -67,7 +67,7 @@ def build_dataset(
     names = _names(sources)
     report = DataReport(by_source={name: SourceReport() for name in names})
     stops = StopTokens()
-    lengths, trained = array("I"), array("I")
+    lengths, trained, keys = array("I"), array("I"), array("Q")
 
     def encoded_rows() -> Iterator[dict[str, object]]:
         for name, source in zip(names, sources):
@@ -83,6 +83,7 @@ def build_dataset(
                     stops.add(encoded)
                     lengths.append(len(encoded.input_ids))
                     trained.append(encoded.trained_tokens)
+                    keys.append(content_key(encoded.input_ids))
                     rows, tokens = rows + 1, tokens + lengths[-1]
                     yield {"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": row.origin}
 
@@ -92,6 +93,8 @@ def build_dataset(
     _count(report, indices, lengths, trained)
     if report.rows == 0:
         raise DataError(f"the weights leave no row of {', '.join(names)} ({report.encoded} rows). Raise a weight.")
+    report.warnings += filter(None, map(left_out, sources))
+    report.warnings += _copies(keys, dataset)
     stops.report_to(report, tokenizer, max_length)
     report.warn_of_ignored_fields()
     for text in report.warnings:
@@ -104,7 +107,8 @@ def build_dataset(
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
     """(rows to train on, rows held out) of a built dataset: about `share` of its rows by origin, chosen by `seed`.
 
-    All repetitions of a row (by the mixture's weights) go to one side; the held-out side has each row once.
+    All repetitions of a row (by the mixture's weights), and all rows with the same tokens, go to one side; the held-out
+    side has each row once.
 
     Raises:
         DataError: one of the two sides would be empty.
@@ -113,12 +117,15 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
     first: dict[str, int] = {}
     for index, origin in enumerate(origins):
         first.setdefault(origin, index)
-    count = int(share * len(first) + 0.5)
-    if not 0 < count < len(first):
+    groups = groups_of(origins, dataset)
+    wanted = int(share * len(first) + 0.5)
+    if not 0 < wanted < len(first) or len(groups) < 2:
+        copies = "" if len(groups) == len(first) else f" ({len(groups)} without their copies)"
         raise DataError(
-            f"holding out {share:g} of {len(first)} rows leaves one side empty. Name a held-out file, or change the share."
+            f"holding out {share:g} of {len(first)} rows{copies} leaves one side empty. Name a held-out file, or change "
+            "the share."
         )
-    chosen = set(random.Random(f"{seed}:hold out").sample(list(first), count))
+    chosen = {origin for group in choose(groups, share, wanted, seed) for origin in group}
     kept = [index for index, origin in enumerate(origins) if origin not in chosen]
     return dataset.select(kept), dataset.select([index for origin, index in first.items() if origin in chosen])
 
@@ -184,12 +191,12 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _remedy(error: Exception) -> str:
-    """What to do about a bad row, beyond what its error names already."""
+def _remedy(error: Exception | None) -> str:
     if isinstance(error, ChatTemplateError):
-        # no row can be repaired so that it passes
-        return ""
-    return "Or set on_bad_row: skip to leave such rows out." if isinstance(error, LostTextError) else _REMEDY
+        return ""  # no row can be repaired so that it passes
+    if isinstance(error, LostTextError):
+        return "Or set on_bad_row: skip to leave such rows out."
+    return "Repair the row, or set on_bad_row: skip to leave such rows out."
 
 
 def _encode_row(
@@ -205,7 +212,7 @@ def _encode_row(
     """The row encoded, or None if it is left out; the counts of its source are kept."""
     counts = report.by_source[name]
     counts.read += 1
-    reason, remedy = row.error, _REMEDY
+    reason, remedy = row.error, _remedy(None)
     encoded = None
     if reason is None:
         try:
@@ -232,6 +239,17 @@ def _encode_row(
     counts.encoded += 1
     counts.truncated += encoded.truncated
     return encoded
+
+
+def _copies(keys: Sequence[int], dataset: Dataset) -> list[str]:
+    found = repeated_rows(keys)
+    if found is None:
+        return []
+    count, (earlier, row) = found
+    return [
+        f"{count:,} of {len(keys):,} rows are copies of earlier ones (the first: {dataset[row]['origin']} of "
+        f"{dataset[earlier]['origin']}) and count as often. Remove them, unless that is meant."
+    ]
 
 
 def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_length: int | None) -> None:
