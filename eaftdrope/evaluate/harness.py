@@ -87,10 +87,11 @@ def run_tasks(
         OSError, ImportError, ValueError: data or a package that cannot be had.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
+
+    from .one_bos import OneBos
 
     longest = {} if max_length is None else {"max_length": max_length}
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
+    wrapped = OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
     chosen = {"task_manager": manager} if manager is not None else {}
     chosen |= {"metadata": metadata} if metadata is not None else {}
     return lm_eval.simple_evaluate(
