@@ -13,17 +13,21 @@ import importlib.util
 import json
 import logging
 import math
+import os
+import re
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 from eaftdrope.errors import UserError
 
+from .cache import versions
 from .scores import Score
 
 INSTALL = "pip install 'eaftdrope[eval]'"
 PROBE = "lm-eval"
+_TASK_FILES = (".yaml", ".yml", ".py", ".jinja", ".jinja2")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def find_tasks(names: list[str], *, include: Path | None) -> Tasks:
     problems = [_unknown(name, manager) for name in names if name not in manager.all_tasks]
     if problems:
         raise UserError(" ".join(problems))
-    return Tasks(tuple(names), manager, {name: _print(name, manager) for name in names})
+    return Tasks(tuple(names), manager, {name: _print(name, manager, include) for name in names})
 
 
 def run_tasks(
@@ -180,17 +184,35 @@ def _unknown(name: str, manager) -> str:
     return f"lm-eval has no task {name!r}.{hint} Tasks of your own: --include-path FOLDER, with their YAML files."
 
 
-def _print(name: str, manager) -> str:
-    """A hash of the settings and data of a task, or of all tasks of a group."""
+def _print(name: str, manager, include: Path | None) -> str:
+    """A hash of all that decides a task's score, or that of every task of a group: settings, data, task files, libraries."""
     try:
         loaded = manager.load([name])["tasks"]
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # a task file may be anything, and run any Python
         raise UserError(cannot_measure(name, error)) from error
-    what = [version("lm-eval")]
+    what: list[Any] = [versions(_requirements()), None if include is None else _files_hash(include)]
     for task_name, task in sorted(loaded.items()):
         settings = {key: str(value) for key, value in task.dump_config().items()}
         what.append([task_name, settings, {split: _data_print(rows) for split, rows in (task.dataset or {}).items()}])
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _requirements() -> list[str]:
+    """lm-eval and every package that one of its tasks may score with."""
+    names = (re.match(r"[\w.-]+", requirement).group() for requirement in requires("lm-eval") or [])
+    return ["lm-eval", *sorted(set(names))]
+
+
+def _files_hash(folder: Path) -> str:
+    """A hash of the task files in `folder` and of the Python beside them, which their functions are in. Hidden folders and
+    environments, which a project's folder may have, are passed over."""
+    digest = hashlib.sha256()
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "site-packages")
+        for file in sorted(Path(place, name) for name in files if name.endswith(_TASK_FILES)):
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _data_print(rows: Any) -> str:
@@ -200,8 +222,10 @@ def _data_print(rows: Any) -> str:
 
 
 def cannot_measure(name: str, error: Exception) -> str:
-    """What to say when lm-eval could not get what a task needs."""
+    """What to say when lm-eval could not get what a task needs, or could not measure it."""
     reason = " ".join(str(error).split())
+    if not isinstance(error, OSError | ImportError | ValueError):
+        return f"lm-eval cannot measure {name}: {type(error).__name__}: {reason} Correct the task, or leave it out."
     return (
         f"lm-eval cannot measure {name}: {reason} It downloads a task's data (HF_HUB_OFFLINE must not be set, unless they "
         "are in the hub's cache), and some tasks need packages of their own, such as `pip install 'lm-eval[ifeval,math]'`."

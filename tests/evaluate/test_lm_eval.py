@@ -290,7 +290,7 @@ def test_the_bridges_scores(ask, model, folder, questions):
     assert perplexity.value > 1 and perplexity.stderr is None
 
 
-def test_what_a_task_asks_is_known_by_its_rows(folder, tmp_path):
+def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
     from eaftdrope.evaluate.harness import find_tasks
 
     def prints():
@@ -303,6 +303,29 @@ def test_what_a_task_asks_is_known_by_its_rows(folder, tmp_path):
     changed = prints()
     (folder / "one.yaml").write_text(task)
     assert all(changed[name] != before[name] for name in before) and prints() == before
+    # Python that the functions of a task import is in no setting of it
+    (folder / "parts").mkdir()
+    helper = folder / "parts" / "helper.py"
+    helper.write_text("x = 1")
+    with_helper = prints()
+    helper.write_text("x = 2")
+    changed = prints()
+    helper.unlink()
+    assert len({tuple(found.values()) for found in (before, with_helper, changed)}) == 3
+    (folder / ".hidden").mkdir(exist_ok=True)
+    (folder / ".hidden" / "other.py").write_text("")
+    assert prints() == before
+
+
+def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
+    from eaftdrope.evaluate import cache
+    from eaftdrope.evaluate.harness import find_tasks
+
+    before, real = find_tasks(["one"], include=folder).prints, cache.version
+    for name in ("lm-eval", "sacrebleu"):
+        monkeypatch.setattr(cache, "version", lambda package, name=name: "0.1" if package == name else real(package))
+        assert find_tasks(["one"], include=folder).prints != before, name
+        monkeypatch.undo()
 
 
 def test_tasks_that_are_not_there(folder, tmp_path):
@@ -311,6 +334,10 @@ def test_tasks_that_are_not_there(folder, tmp_path):
     (tmp_path / "gone.yaml").write_text(CHOICE_TASK.format(name="gone", file=tmp_path / "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm-eval cannot measure gone: .*gone\.jsonl.* It downloads a task's data"):
         find_tasks(["gone"], include=tmp_path)
+    broken = CHOICE_TASK.format(name="broken", file=tmp_path / "gone.jsonl") + "no_such_setting: 1\n"
+    (tmp_path / "broken.yaml").write_text(broken)
+    with pytest.raises(UserError, match=r"lm-eval cannot measure broken: TypeError: .*no_such_setting.* Correct the task,"):
+        find_tasks(["broken"], include=tmp_path)
 
 
 @pytest.mark.slow
