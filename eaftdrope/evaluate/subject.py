@@ -71,7 +71,7 @@ class Subject:
         source = resolve_model(self.base, revision=self.revision)
         if source.kind == "hub":
             # of weights whose commit is not known no score is ever found again
-            commit = self.config()._commit_hash or os.urandom(16).hex()
+            commit = getattr(self.config(), "_commit_hash", None) or os.urandom(16).hex()
             digest.update(f"{source.path}@{commit}".encode())
         else:
             _add_folder(digest, Path(source.path))

@@ -7,6 +7,7 @@ or `make_recipe`.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -19,6 +20,8 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+
+from eaftdrope.paths import usable_path
 
 from .base import Positive, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
@@ -149,9 +152,7 @@ class Output(Section):
     @field_validator("dir")
     @classmethod
     def _dir_is_a_folder(cls, value: str, info: ValidationInfo) -> str:
-        from pathlib import Path
-
-        if recipe_folder(info) is not None and Path(value).expanduser().is_file():
+        if recipe_folder(info) is not None and os.path.isfile(usable_path(value)):
             raise ValueError(f"'{value}' is a file. Name a folder, which need not exist yet")
         return value
 
