@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eaftdrope.errors import printable
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probes import Probes
@@ -22,7 +23,8 @@ def validate(
 ) -> None:
     """Check a recipe in a second, without loading anything: unknown keys, wrong types, missing files, combinations
     that cannot work. Prints ok and a summary, or every problem with its line (exit code 2)."""
-    typer.echo(f"ok  {recipe}\n{summary(load_recipe(recipe, overrides or []))}")
+    text = f"ok  {recipe}\n{summary(load_recipe(recipe, overrides or []))}"
+    typer.echo(printable(text, lines=True))
 
 
 def summary(recipe: Recipe) -> str:

@@ -58,8 +58,7 @@ def score_key(identity: str, measured: Any, setting: str) -> str:
 
 
 def remembered(key: str, measure: Callable[[], list[Score]], *, fresh: bool = False) -> list[Score]:
-    """What is kept under a key, measured and kept where nothing is (`fresh`: in any case). A file that cannot be read as scores
-    is measured again.
+    """What is kept under a key, measured and kept where nothing is, or nothing that can be read (`fresh`: in any case).
 
     Raises:
         UserError: the cache cannot be written to; nothing was measured then.
@@ -90,7 +89,9 @@ def writable_folder(folder: Path) -> None:
     else:
         reason = None if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
     if reason is not None:
-        raise UserError(f"scores are kept in {folder}: {reason}. Set EAFTDROPE_CACHE to a folder that can be written to.")
+        raise UserError(
+            f"scores are kept in {folder}: {reason}. Set EAFTDROPE_CACHE to a folder that can be written to."
+        )
 
 
 def _kept(file: Path) -> list[Score] | None:

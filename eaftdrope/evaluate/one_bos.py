@@ -9,9 +9,10 @@ from lm_eval.models.huggingface import HFLM
 class OneBos(HFLM):
     """HFLM, corrected in two places where it writes BOS twice or not at all.
 
-    A text of a rolling likelihood gets the prefix token (BOS, or EOS where there is none) from lm-eval and BOS from a tokenizer
-    that writes it by itself: [bos, bos, text]. `add_bos_token=False` would correct that and take BOS from the contexts of
-    multiple choice. Of a batch of prompts only the first is looked at for a BOS that a chat template has written.
+    A text of a rolling likelihood gets the prefix token (BOS, or EOS where there is none) from lm-eval, and BOS from a
+    tokenizer that writes it by itself: [bos, bos, text]. `add_bos_token=False` would correct that and take BOS from the
+    contexts of multiple choice. Of a batch of prompts lm-eval looks at the first only, for a BOS that a chat template has
+    written.
     """
 
     _is_rolling = False

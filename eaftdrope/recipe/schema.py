@@ -23,7 +23,7 @@ from pydantic import (
 
 from eaftdrope.paths import usable_path
 
-from .base import Positive, Section, describe, existing_model, recipe_folder, require_package
+from .base import STRONGEST, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
 from .probes import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
@@ -91,8 +91,10 @@ _TargetModules = Annotated[
 class Lora(Section):
     """Low-rank adapters on the frozen model; leave the section out for a full fine-tune."""
 
-    r: Positive = Field(16, description="Rank.")
-    alpha: float | None = Field(None, gt=0, description="Scaling, the update is multiplied by alpha / r (null: 2 r).")
+    r: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="Rank.")
+    alpha: float | None = Field(
+        None, gt=0, le=STRONGEST, description="Scaling, the update is multiplied by alpha / r (null: 2 r)."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     target_modules: Annotated[
         _TargetModules, BeforeValidator(_as_target_modules, json_schema_input_type=Literal["all-linear"] | list[str])

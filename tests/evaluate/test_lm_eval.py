@@ -336,7 +336,9 @@ def test_tasks_that_are_not_there(folder, tmp_path):
         find_tasks(["gone"], include=tmp_path)
     broken = CHOICE_TASK.format(name="broken", file=tmp_path / "gone.jsonl") + "no_such_setting: 1\n"
     (tmp_path / "broken.yaml").write_text(broken)
-    with pytest.raises(UserError, match=r"lm-eval cannot measure broken: TypeError: .*no_such_setting.* Correct the task,"):
+    with pytest.raises(
+        UserError, match=r"lm-eval cannot measure broken: TypeError: .*no_such_setting.* Correct the task,"
+    ):
         find_tasks(["broken"], include=tmp_path)
 
 
