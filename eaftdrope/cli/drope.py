@@ -63,7 +63,7 @@ def temperature(
         problems.append(f"{folder} holds a fit already. Name another folder with --output, or pass --overwrite.")
     plan = plan_temperature(model, length, lengths, text, windows, trained_length, problems)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     with bars(console) as start:
         fits = fit_all(plan, device=chosen, dtype=precision, batch_tokens=batch_tokens, started=start)
     document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}
@@ -74,8 +74,8 @@ def temperature(
     partial.replace(folder / _FILE)
     console.print(_table(document))
     for line in _words(document):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False, markup=False)
 
 
 @drope.command()

@@ -61,6 +61,7 @@ def finish(
         console.print(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,
+            markup=False,
         )
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     folder.finish({"command": command, "date": date, "device": hardware, "method": method})

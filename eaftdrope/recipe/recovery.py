@@ -67,7 +67,7 @@ class RecoveryProbe:
         kept = self.stage.folder.kept(RECOVERY_FILE)
         if kept is not None:
             return RecoveryCurve.from_json(kept)
-        console.print(f"measuring the original model, {self.original} ...", highlight=False)
+        console.print(f"measuring the original model, {self.original} ...", highlight=False, markup=False)
         model = self.recipe.model.model_copy(
             update={"reference": self.original, "revision": self.stage.revision(self.original)}
         )

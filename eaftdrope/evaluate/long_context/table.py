@@ -19,6 +19,7 @@ CAPTION = (
 def cost_table(plan: Plan) -> Table:
     """What the plan will measure: cells and tokens by model and length."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="What will be measured", title_justify="left")
     for column in ("model", "length"):
@@ -30,7 +31,7 @@ def cost_table(plan: Plan) -> Table:
             cells = [cell for cell in plan.cells if (cell.model, cell.length) == (model.name, length)]
             arms = ", ".join(dict.fromkeys(cell.arm for cell in cells))
             words = f"{length:,} ({multiple(length, model.trained)})"
-            table.add_row(model.name, words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
+            table.add_row(Text(model.name), words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
     table.add_section()
     table.add_row("all", "", "", f"{len(plan.cells):,}", f"{sum(cell.tokens for cell in plan.cells):,}")
     return table
@@ -39,6 +40,7 @@ def cost_table(plan: Plan) -> Table:
 def result_table(rows: list[dict]) -> Table:
     """One line an arm and length; a column a probe that was measured."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Long context", caption=CAPTION, title_justify="left", caption_justify="left")
     head, lines = result_lines(rows)
@@ -48,7 +50,7 @@ def result_table(rows: list[dict]) -> Table:
         if len(line) == 1:
             name, _, trained = line[0].rpartition(", ")
             table.add_section()
-            table.add_row(f"[bold]{name}[/bold]", trained)
+            table.add_row(Text(name, "bold"), trained)
         else:
             table.add_row(f"  {line[0]}", *line[1:])
     return table
@@ -76,6 +78,7 @@ def result_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 def suite_table(rows: list[dict]) -> Table | None:
     """Scores of lm-eval's suites, None where none was measured."""
     from rich.table import Table
+    from rich.text import Text
 
     head, lines = suite_lines(rows)
     if not lines:
@@ -84,7 +87,7 @@ def suite_table(rows: list[dict]) -> Table | None:
     for column in head:
         table.add_column(column, justify="right" if column in ("length", "score") else "left")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
