@@ -120,12 +120,14 @@ def check(
 def _table(document: dict) -> Table:
     from rich.table import Table
 
+    from eaftdrope.evaluate.table import error_text
+
     table = Table(title="Temperature", title_justify="left")
     for column in ("length", "windows", "beta", "perplexity at 1", "at beta", "change", ""):
         table.add_column(column, justify="right")
     for fit in document["fits"]:
         change = f"{fit['perplexity'] - fit['perplexity_at_1']:+.3f}"
-        error = "" if fit["stderr"] is None else f" ± {fit['stderr']:.3f}"
+        error = error_text(fit["stderr"], "mean")
         numbers = (f"{fit['beta']:.3f}", f"{fit['perplexity_at_1']:.3f}", f"{fit['perplexity']:.3f}")
         mark = "better than 1" if fit["distinguishable"] else "not distinguishable from 1"
         words = f"{fit['length']:,} ({fit['length'] / document['trained_length']:.3g}x)"

@@ -23,7 +23,7 @@ from typing import Any
 from eaftdrope.errors import UserError
 
 from .cache import versions
-from .scores import Score
+from .scores import Score, score_units
 
 INSTALL = "pip install 'eaftdrope[eval]'"
 PROBE = "lm-eval"
@@ -142,22 +142,31 @@ def _task_scores(name: str, found: dict) -> list[Score]:
         units = _units(found, name, metric, filtered, value)
         counts = [found["n-samples"].get(leaf, {}).get("effective", 0) for leaf in _leaves(name, found)]
         error = values.get(f"{metric}_stderr,{filtered}")
-        higher = found["higher_is_better"].get(name, {}).get(metric)
+        kind = "share" if units and {total for total, _ in units} <= {0.0, 1.0} else "mean"
         scores.append(
             Score(
                 probe=PROBE,
                 group="general",
                 metric=f"{name}: {metric}" + ("" if filtered == "none" else f" ({filtered})"),
                 value=float(value),
-                stderr=None if error is None or math.isnan(error) else float(error),
+                stderr=_stderr(error, kind, units),
                 n=len(units) or sum(counts),
                 # lm-eval's own default
-                better="lower" if higher is False else "higher",
-                kind="share" if units and {total for total, _ in units} <= {0.0, 1.0} else "mean",
+                better="lower" if found["higher_is_better"].get(name, {}).get(metric) is False else "higher",
+                kind=kind,
                 units=units,
             )
         )
     return scores
+
+
+def _stderr(error: float | None, kind: str, units: tuple[tuple[float, float], ...]) -> float | None:
+    """lm-eval's own; where all rows are right or all are wrong it is 0, and ours is not. None where it is not known."""
+    if error and math.isfinite(error):
+        return float(error)
+    return (
+        score_units(PROBE, "general", "", list(units), kind=kind, better="higher").stderr if kind == "share" else None
+    )
 
 
 def _numbers(values: dict) -> dict[str, float]:

@@ -295,7 +295,7 @@ def _from_override(problem: Problem, found: Loc, applied: dict[Loc, str]) -> Pro
 def _shown(loc: Loc) -> str:
     text = ""
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 

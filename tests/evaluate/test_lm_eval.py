@@ -290,6 +290,22 @@ def test_the_bridges_scores(ask, model, folder, questions):
     assert perplexity.value > 1 and perplexity.stderr is None
 
 
+def test_all_right_is_no_certainty():
+    """lm-eval's error of rows that are all right or all wrong is 0; of one row it has none."""
+    from eaftdrope.evaluate.harness import harness_scores
+
+    def found(marks, error, metric="acc"):
+        samples = [{"doc_id": i, "filter": "none", metric: mark} for i, mark in enumerate(marks)]
+        values = {f"{metric},none": sum(marks) / len(marks), f"{metric}_stderr,none": error}
+        counts = {"effective": len(marks)}
+        return {"results": {"t": values}, "n-samples": {"t": counts}, "samples": {"t": samples}, "higher_is_better": {}}
+
+    for marks, error in (([1.0] * 8, 0.0), ([0.0] * 8, 0.0), ([1.0] * 8, float("nan"))):
+        assert harness_scores(found(marks, error), "t")[0].stderr == pytest.approx((2 * 10) ** 0.5 / 12 / 12**0.5)
+    assert harness_scores(found([2.5] * 8, 0.0), "t")[0].stderr is None
+    assert harness_scores(found([1.0, 0.0], 0.3), "t")[0].stderr == 0.3
+
+
 def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
     from eaftdrope.evaluate.harness import find_tasks
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eaftdrope.evaluate.table import error_text
+
 from .lengths import multiple
 from .plan import PROBES, Plan
 
@@ -96,8 +98,7 @@ def suite_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         if row["probe"] not in PROBES:
-            error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
-            score = f"{row['value']:.3f}{error}"
+            score = f"{row['value']:.3f}{error_text(row['stderr'], 'mean')}"
             lines.append([row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score])
     return ["model", "arm", "suite", "task", "length", "score"], lines
 
@@ -108,7 +109,7 @@ def _text(probe: str, rows: list[dict]) -> str:
         return "–"
     if probe == "perplexity":
         row = values["perplexity"]
-        return f"{row['value']:.2f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.2f}")
+        return f"{row['value']:.2f}" + error_text(row["stderr"], "exp")
     if probe == "attention":
         return f"{values['near, mean']['value']:.3f} / {values['near, best head']['value']:.3f}"
     row = values["accuracy"]
