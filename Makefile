@@ -4,6 +4,7 @@
 #   make test ARGS="tests/loss -x"             some tests
 #   make test JOBS=8                           more files at once than two
 #   make test-kills                            runs killed at random, and their folders damaged
+#   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
 #   make quickstart ARGS=train.steps=5         change the recipe
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kills test-kernels test-compat lint format bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-kills fuzz test-kernels test-compat lint format bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -38,6 +39,11 @@ test: lint
 
 test-kills: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/recipe -m kills $(ARGS)
+
+# By hand, after a change to what reads recipes or rows: minutes.
+fuzz: lint
+	FUZZ_RECIPES=50000 FUZZ_ROWS=20000 $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) \
+	  $(wildcard tests/recipe/test_fuzz_*.py tests/data/test_fuzz_*.py) $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest $(AT_ONCE) tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)

@@ -1,5 +1,7 @@
 """Errors meant for the person at the keyboard: each says what is wrong, where, and what to do about it."""
 
+import unicodedata
+
 
 class UserError(ValueError):
     """Something the user asked for cannot be honoured. The command line prints it without a traceback, exit code 2."""
@@ -28,3 +30,18 @@ class ChatTemplateError(DataError):
 
 class RecipeError(UserError):
     """A recipe has problems; the text lists every one with its line."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with everything escaped that could steer a terminal (`\\x1b`): control and format characters, halves of
+    surrogate pairs, separators of lines. `lines`: line breaks and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        char if char in kept or unicodedata.category(char) not in _STEERING else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interru
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import importlib
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import typer
 
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, printable
 
 VERBS = {
     "train": "Run a recipe and show what was gained and forgotten.",
@@ -34,6 +35,9 @@ VERBS = {
     "bench": "Measure the loss against its peers, or training speed.",
 }
 """Verb -> its line in `--help`. The verb is the function of that name in the module of that name here."""
+
+ALONE = ("inspect", "merge", "convert", "eval", "probe", "drope", "report")
+"""Verbs that write a result and know of no other process. (compare refuses by itself.)"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,9 +81,9 @@ def build_app(verb: str | None) -> typer.Typer:
         if name == verb:
             function = getattr(importlib.import_module(f"eaftdrope.cli.{name}"), name)
         if isinstance(function, typer.Typer):
-            app.add_typer(_with_guarded_commands(function), name=name)
+            app.add_typer(_with_guarded_commands(function, name), name=name)
             continue
-        app.command(name, help=_help(function, line), no_args_is_help=False)(_guarded(function))
+        app.command(name, help=_help(function, line), no_args_is_help=False)(_guarded(function, name))
     return app
 
 
@@ -92,27 +96,75 @@ def _not_imported() -> None:
     raise AssertionError("a verb that was not asked for")
 
 
-def _with_guarded_commands(verb: typer.Typer) -> typer.Typer:
+def _with_guarded_commands(verb: typer.Typer, name: str) -> typer.Typer:
     """A verb with verbs of its own, as a copy: the module's own keeps raising, for whoever calls it from Python."""
     guarded = copy.copy(verb)
     guarded.registered_commands = [copy.copy(command) for command in verb.registered_commands]
     for command in guarded.registered_commands:
-        command.callback = _guarded(command.callback)
+        command.callback = _guarded(command.callback, name)
     return guarded
 
 
-def _guarded(function: Callable) -> Callable:
+def _guarded(function: Callable, verb: str) -> Callable:
     """`function` with its UserError and Ctrl-C as text on stderr and an exit code."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         try:
+            if verb in ALONE:
+                _refuse_several_processes(verb)
             return function(*args, **kwargs)
         except UserError as error:
-            typer.echo(str(error), err=True)
+            _tell(str(error))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
+            _tell("Interrupted.")
             raise SystemExit(130) from None
+        except EOFError as error:
+            # click takes it for Ctrl-D and prints one word, "Aborted!"; whatever it is, it is a fault of ours
+            raise RuntimeError("a file ended before it should") from error
+        except OSError as error:
+            if error.errno not in _ENVIRONMENT or error.filename is None:
+                raise
+            _tell(f"{error.filename}: {error.strerror}. Name another place, or change this one.")
+            raise SystemExit(2) from None
 
     return run
+
+
+# What a path or a disk can do to any verb, and nobody but the user can change.
+_ENVIRONMENT = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
+
+
+def _tell(text: str) -> None:
+    """`text` on stderr; what could steer the terminal is escaped.
+
+    Of the processes of a machine the first one prints: all read the same recipe and the same disk. Once they train
+    together, a process may fail by itself, so each prints, with its rank.
+    """
+    rank = os.environ.get("RANK", "0")
+    if os.environ.get("LOCAL_RANK", rank) != "0":
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+            return
+        text = f"rank {rank}: {text}"
+    typer.echo(printable(text, lines=True), err=True)
+
+
+def _refuse_several_processes(verb: str) -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(
+            f"{verb} runs in one process, and this is one of {processes} (WORLD_SIZE): each would do and write the same. "
+            f"Run `eaftdrope {verb}` without accelerate launch or torchrun; only train uses several processes."
+        )

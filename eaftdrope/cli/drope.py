@@ -63,7 +63,7 @@ def temperature(
         problems.append(f"{folder} holds a fit already. Name another folder with --output, or pass --overwrite.")
     plan = plan_temperature(model, length, lengths, text, windows, trained_length, problems)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     with bars(console) as start:
         fits = fit_all(plan, device=chosen, dtype=precision, batch_tokens=batch_tokens, started=start)
     document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}
@@ -74,8 +74,8 @@ def temperature(
     partial.replace(folder / _FILE)
     console.print(_table(document))
     for line in _words(document):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False, markup=False)
 
 
 @drope.command()
@@ -120,12 +120,14 @@ def check(
 def _table(document: dict) -> Table:
     from rich.table import Table
 
+    from eaftdrope.evaluate.table import error_text
+
     table = Table(title="Temperature", title_justify="left")
     for column in ("length", "windows", "beta", "perplexity at 1", "at beta", "change", ""):
         table.add_column(column, justify="right")
     for fit in document["fits"]:
         change = f"{fit['perplexity'] - fit['perplexity_at_1']:+.3f}"
-        error = "" if fit["stderr"] is None else f" ± {fit['stderr']:.3f}"
+        error = error_text(fit["stderr"], "mean")
         numbers = (f"{fit['beta']:.3f}", f"{fit['perplexity_at_1']:.3f}", f"{fit['perplexity']:.3f}")
         mark = "better than 1" if fit["distinguishable"] else "not distinguishable from 1"
         words = f"{fit['length']:,} ({fit['length'] / document['trained_length']:.3g}x)"

@@ -163,7 +163,7 @@ def _eval(
     else:
         found = _run(plan, results, console, fresh=fresh)
         console.print(score_table(found))
-        console.print(f"written: {folder / NAME}", highlight=False)
+        console.print(f"written: {folder / NAME}", highlight=False, markup=False)
         report_or_say(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
@@ -204,8 +204,8 @@ def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) ->
 
 def plan_table(plan: Plan) -> Table:
     """What would be measured, and on what."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Evaluation", title_justify="left")
     for column in ("model", "suite", "part", "data"):
@@ -213,13 +213,14 @@ def plan_table(plan: Plan) -> Table:
     for model in plan.models:
         table.add_section()
         for step in model.steps:
-            table.add_row(model.name, step.suite, step.name, escape(plan.data.get(step.name, "")))
+            table.add_row(*map(Text, (model.name, step.suite, step.name, plan.data.get(step.name, ""))))
     return table
 
 
 def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
     """A column a model, those after the first with the change from it; a section a suite."""
     from rich.table import Table
+    from rich.text import Text
 
     from eaftdrope.evaluate.table import NOTE
     from eaftdrope.report.words import arrowed, value_text
@@ -228,20 +229,20 @@ def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
     caption = NOTE if others else "± is one standard error."
     table = Table(title="Evaluation", caption=caption, title_justify="left", caption_justify="left")
     table.add_column("")
-    table.add_column(first, justify="right")
+    table.add_column(Text(first), justify="right")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
         table.add_column("change", justify="right")
     table.add_column("n", justify="right")
     for suite in dict.fromkeys(suite for suites in found.values() for suite in suites):
         by_model = [{(s.probe, s.metric): s for s in suites.get(suite, [])} for suites in found.values()]
         table.add_section()
-        table.add_row(f"[bold]{suite}[/bold]")
+        table.add_row(Text(suite, "bold"))
         for key in dict.fromkeys(key for scores in by_model for key in scores):
             base, *rest = (scores.get(key) for scores in by_model)
             score = next(filter(None, (base, *rest)))
             cells = [text for other in rest for text in (value_text(other), _change(base, other))]
-            name = f"  {arrowed(score.metric, score.better)}"
+            name = Text(f"  {arrowed(score.metric, score.better)}")
             table.add_row(name, value_text(base), *cells, f"{score.n:,}")
     return table
 

@@ -64,7 +64,7 @@ def inspect(
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
     report_or_say(folder.path, console)
-    console.print(f"\nwritten: {folder.path}", highlight=False)
+    console.print(f"\nwritten: {folder.path}", highlight=False, markup=False)
 
 
 def _show(document: dict, console: Console) -> None:

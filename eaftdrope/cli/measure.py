@@ -113,12 +113,12 @@ def bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None
     """Gives `start(words)`, which shows a new bar in the place of the last and gives `step(done, total)`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
 
         def start(words: str) -> Callable[[int, int], None]:
             if not console.is_terminal:
-                console.print(words, highlight=False)
+                console.print(words, highlight=False, markup=False)
             for old in progress.task_ids:
                 progress.remove_task(old)
             task = progress.add_task(words, total=None)

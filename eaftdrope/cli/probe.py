@@ -105,7 +105,7 @@ def _probe(options: Options, problems: list[str], output: Path | None, *, dry_ru
         results.write("probe.csv", csv_of(rows))
         for table in filter(None, (result_table(rows), suite_table(rows))):
             console.print(table)
-        console.print(f"written: {folder}: probe.json, probe.csv", highlight=False)
+        console.print(f"written: {folder}: probe.json, probe.csv", highlight=False, markup=False)
         report_or_say(folder, console)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)

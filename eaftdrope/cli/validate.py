@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, printable
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probes import Probes
@@ -33,7 +33,7 @@ def validate(
     loaded = load_recipe(recipe, overrides or [])
     if scan is not None and not data:
         raise UserError("--scan is for the rows, which are read with --data only. Add --data, or leave --scan out.")
-    checked = f"ok  {recipe}\n{summary(loaded)}"
+    checked = printable(f"ok  {recipe}\n{summary(loaded)}", lines=True)
     if not data:
         typer.echo(checked)
         return

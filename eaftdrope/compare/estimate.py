@@ -24,12 +24,15 @@ _SECONDS = 0.5
 def arms_table(plan: Plan) -> Table:
     """Every arm with where it goes and how far it is."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for column in ("arm", "seed", "learning rate", "folder", ""):
         table.add_column(column, overflow="fold")
     for arm in plan.arms:
-        table.add_row(arm.gate.label, str(arm.seed), f"{arm.learning_rate:g}", str(plan.path(arm)), _state(plan, arm))
+        table.add_row(
+            arm.gate.label, str(arm.seed), f"{arm.learning_rate:g}", Text(str(plan.path(arm))), _state(plan, arm)
+        )
     return table
 
 

@@ -55,7 +55,7 @@ def show_comparison(plan: Plan, console: Console) -> None:
     print_audit(bench.data, console)
     console.print(arms_table(plan))
     for line in estimate(bench):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
@@ -64,7 +64,7 @@ def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
     print_audit(bench.data, console)
 
     def said(arm: Arm, number: int) -> None:
-        console.print(f"arm {number} of {len(plan.arms)}: {arm.label}, seed {arm.seed}", highlight=False)
+        console.print(f"arm {number} of {len(plan.arms)}: {arm.label}, seed {arm.seed}", highlight=False, markup=False)
 
     train_arms(plan, said, command)
     results = Results(bench, command, about)
@@ -79,6 +79,6 @@ def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
     console.print(rich_table(base, document["table"]))
     for line in sentences(document, plan):
         console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False)
+    console.print(f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False, markup=False)
     report_or_say(plan.folder, console)
     return document

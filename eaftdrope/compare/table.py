@@ -9,7 +9,7 @@ import shlex
 import statistics
 from typing import TYPE_CHECKING
 
-from ..evaluate.table import by_metric, number_text
+from ..evaluate.table import by_metric, error_text, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,5 +147,4 @@ def _spread(values: list[float]) -> dict:
 
 
 def _spread_text(spread: dict, kind: str) -> str:
-    text = number_text(spread["mean"], kind)
-    return text if spread["sd"] is None else f"{text} ± {number_text(spread['sd'], kind)}"
+    return number_text(spread["mean"], kind) + error_text(spread["sd"], kind)

@@ -51,6 +51,9 @@ class Outcome:
         difference = ("+" if self.difference > 0 else "") + _number(self.difference, self.kind)
         if self.margin is None:
             return f"{self.word} ({difference}; one item has no error)"
+        if self.margin == 0:
+            # a ± 0 would be a certainty that no measurement has
+            return f"{self.word} ({difference}, the same in every item)"
         beyond = "not beyond" if self.word == SAME else "beyond"
         return f"{self.word} ({difference}, {beyond} {_number(self.margin, self.kind)})"
 

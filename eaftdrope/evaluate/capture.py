@@ -95,17 +95,21 @@ def load(file: Path, *, of: str) -> Capture:
     """Reads a capture.
 
     Raises:
-        UserError: it is one of other prompts or settings.
+        UserError: it is damaged, or one of other prompts or settings.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="pt") as stored:
-        if stored.metadata().get("of") != of:
-            raise UserError(
-                f"{file} holds what the base model said to other prompts, or under other settings. Delete it to have it "
-                "asked again."
-            )
-        tensors = {name: stored.get_tensor(name) for name in ("ids", "positions", "lengths", "log_probs")}
+    try:
+        with safe_open(file, framework="pt") as stored:
+            asked = (stored.metadata() or {}).get("of")
+            tensors = {name: stored.get_tensor(name) for name in ("ids", "positions", "lengths", "log_probs")}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Delete it to have the base model asked again.") from error
+    if asked != of:
+        raise UserError(
+            f"{file} holds what the base model said to other prompts, or under other settings. Delete it to have it "
+            "asked again."
+        )
     counts = tensors["lengths"].T.tolist()
     ids, positions = (
         [part.tolist() for part in tensors[name].split(sizes)] for name, sizes in zip(("ids", "positions"), counts)

@@ -18,7 +18,7 @@ from eaftdrope.errors import UserError
 
 from . import harness
 from .agreement import Agreement
-from .cache import identity_of, remembered, score_key
+from .cache import identity_of, remembered, score_key, writable_folder
 from .evaluation import Options, Plan, PlannedModel, Step
 from .probes import evaluating, run_probes
 from .result_folder import ResultFolder
@@ -139,7 +139,9 @@ def _run_task(plan: Plan, step: Step, model: _Model) -> list[Score]:
             manager=plan.tasks.manager,
             chat=options.chat,
         )
-    except (OSError, ImportError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a task's own code may raise anything
         raise UserError(harness.cannot_measure(step.name, error)) from error
     return harness.harness_scores(found, step.name)
 
@@ -150,7 +152,7 @@ def _captured(plan: Plan, step: Step, probe: Agreement, model: _Model, started: 
     key = score_key(base.identity, ["capture", replace(probe, captured=None, limit=None)], plan.options.setting)
     file = cache_dir() / "captures" / f"{key}.safetensors"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(file.parent)
         if base is not model:
             model.drop()
         progress = started(plan.base, replace(step, name=f"{step.name}, what the base model says"))

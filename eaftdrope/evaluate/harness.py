@@ -13,17 +13,21 @@ import importlib.util
 import json
 import logging
 import math
+import os
+import re
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 from eaftdrope.errors import UserError
 
-from .scores import Score
+from .cache import versions
+from .scores import Score, score_units
 
 INSTALL = "pip install 'eaftdrope[eval]'"
 PROBE = "lm-eval"
+_TASK_FILES = (".yaml", ".yml", ".py", ".jinja", ".jinja2")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def find_tasks(names: list[str], *, include: Path | None) -> Tasks:
     problems = [_unknown(name, manager) for name in names if name not in manager.all_tasks]
     if problems:
         raise UserError(" ".join(problems))
-    return Tasks(tuple(names), manager, {name: _print(name, manager) for name in names})
+    return Tasks(tuple(names), manager, {name: _print(name, manager, include) for name in names})
 
 
 def run_tasks(
@@ -87,10 +91,11 @@ def run_tasks(
         OSError, ImportError, ValueError: data or a package that cannot be had.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
+
+    from .one_bos import OneBos
 
     longest = {} if max_length is None else {"max_length": max_length}
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
+    wrapped = OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
     chosen = {"task_manager": manager} if manager is not None else {}
     chosen |= {"metadata": metadata} if metadata is not None else {}
     return lm_eval.simple_evaluate(
@@ -137,22 +142,31 @@ def _task_scores(name: str, found: dict) -> list[Score]:
         units = _units(found, name, metric, filtered, value)
         counts = [found["n-samples"].get(leaf, {}).get("effective", 0) for leaf in _leaves(name, found)]
         error = values.get(f"{metric}_stderr,{filtered}")
-        higher = found["higher_is_better"].get(name, {}).get(metric)
+        kind = "share" if units and {total for total, _ in units} <= {0.0, 1.0} else "mean"
         scores.append(
             Score(
                 probe=PROBE,
                 group="general",
                 metric=f"{name}: {metric}" + ("" if filtered == "none" else f" ({filtered})"),
                 value=float(value),
-                stderr=None if error is None or math.isnan(error) else float(error),
+                stderr=_stderr(error, kind, units),
                 n=len(units) or sum(counts),
                 # lm-eval's own default
-                better="lower" if higher is False else "higher",
-                kind="share" if units and {total for total, _ in units} <= {0.0, 1.0} else "mean",
+                better="lower" if found["higher_is_better"].get(name, {}).get(metric) is False else "higher",
+                kind=kind,
                 units=units,
             )
         )
     return scores
+
+
+def _stderr(error: float | None, kind: str, units: tuple[tuple[float, float], ...]) -> float | None:
+    """lm-eval's own; where all rows are right or all are wrong it is 0, and ours is not. None where it is not known."""
+    if error and math.isfinite(error):
+        return float(error)
+    return (
+        score_units(PROBE, "general", "", list(units), kind=kind, better="higher").stderr if kind == "share" else None
+    )
 
 
 def _numbers(values: dict) -> dict[str, float]:
@@ -179,17 +193,35 @@ def _unknown(name: str, manager) -> str:
     return f"lm-eval has no task {name!r}.{hint} Tasks of your own: --include-path FOLDER, with their YAML files."
 
 
-def _print(name: str, manager) -> str:
-    """A hash of the settings and data of a task, or of all tasks of a group."""
+def _print(name: str, manager, include: Path | None) -> str:
+    """A hash of all that decides a task's score, or that of every task of a group: settings, data, task files, libraries."""
     try:
         loaded = manager.load([name])["tasks"]
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:  # a task file may be anything, and run any Python
         raise UserError(cannot_measure(name, error)) from error
-    what = [version("lm-eval")]
+    what: list[Any] = [versions(_requirements()), None if include is None else _files_hash(include)]
     for task_name, task in sorted(loaded.items()):
         settings = {key: str(value) for key, value in task.dump_config().items()}
         what.append([task_name, settings, {split: _data_print(rows) for split, rows in (task.dataset or {}).items()}])
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _requirements() -> list[str]:
+    """lm-eval and every package that one of its tasks may score with."""
+    names = (re.match(r"[\w.-]+", requirement).group() for requirement in requires("lm-eval") or [])
+    return ["lm-eval", *sorted(set(names))]
+
+
+def _files_hash(folder: Path) -> str:
+    """A hash of the task files in `folder` and of the Python beside them, which their functions are in. Hidden folders and
+    environments, which a project's folder may have, are passed over."""
+    digest = hashlib.sha256()
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "site-packages")
+        for file in sorted(Path(place, name) for name in files if name.endswith(_TASK_FILES)):
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _data_print(rows: Any) -> str:
@@ -199,8 +231,10 @@ def _data_print(rows: Any) -> str:
 
 
 def cannot_measure(name: str, error: Exception) -> str:
-    """What to say when lm-eval could not get what a task needs."""
+    """What to say when lm-eval could not get what a task needs, or could not measure it."""
     reason = " ".join(str(error).split())
+    if not isinstance(error, OSError | ImportError | ValueError):
+        return f"lm-eval cannot measure {name}: {type(error).__name__}: {reason} Correct the task, or leave it out."
     return (
         f"lm-eval cannot measure {name}: {reason} It downloads a task's data (HF_HUB_OFFLINE must not be set, unless they "
         "are in the hub's cache), and some tasks need packages of their own, such as `pip install 'lm-eval[ifeval,math]'`."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.evaluate.agreement import Agreement
@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 
 _QUESTIONS = "general_questions.jsonl"
 _PROMPTS = "general_prompts.jsonl"
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "held_out_loss": {"limit": None},
+    # generation is slow
+    "function_calls": {"limit": 32, "max_new_tokens": 96},
+    "perplexity": {"files": None, "max_tokens": 4096},
+    "multiple_choice": {"file": None, "limit": None},
+    "numeric_answers": {"file": None, "limit": 64, "max_new_tokens": 256},
+    "exact_answers": {"file": None, "limit": 64, "max_new_tokens": 32},
+    "yes_no_maybe": {"file": None, "limit": 64, "max_new_tokens": 32},
+    "instructions": {"limit": None, "max_new_tokens": 160},
+    "agreement": {"file": None, "limit": None, "max_tokens": 1024, "max_new_tokens": 32},
+}
+"""Probe -> its options and their defaults, which are those of a recipe; a test compares the two."""
+
 # those that never generate: cheap enough to be measured while training goes on
 _LIKELIHOODS = (HeldOutLoss, Perplexity, MultipleChoice, Agreement)
 
@@ -88,7 +102,8 @@ def build_probes(
     held_out_examples: list[Example] | None = None,
     held_out_dataset: Dataset | None = None,
 ) -> list[Probe]:
-    """Make the probes of `wanted`: (name, group, options) each, options by the names that the recipe has for them.
+    """Make the probes of `wanted`: (name, group, options) each, options by the names that the recipe has for them; those left
+    out are `DEFAULTS`.
 
         held_out_loss     limit               rows of `held_out_dataset` (columns input_ids, labels)
         function_calls    limit, max_new_tokens     examples of `held_out_examples` whose answer calls functions
@@ -103,7 +118,8 @@ def build_probes(
         UserError: a probe needs held-out data that is not there, or its file cannot be used.
     """
     probes: list[Probe] = []
-    for name, group, options in wanted:
+    for name, group, given in wanted:
+        options = {**DEFAULTS.get(name, {}), **given}
         if name == "held_out_loss":
             probes.append(_held_out_loss(held_out_dataset, group, **options))
         elif name == "function_calls":
@@ -119,14 +135,11 @@ def build_probes(
         elif name == "agreement":
             probes.append(_agreement(group, **options))
         else:
-            raise UserError(
-                f"unknown probe {name!r}. Probes: held_out_loss, function_calls, perplexity, multiple_choice, "
-                f"{', '.join(READINGS)}, instructions, agreement."
-            )
+            raise UserError(f"unknown probe {name!r}. Probes: {', '.join(DEFAULTS)}.")
     return probes
 
 
-def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None = None) -> HeldOutLoss:
+def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None) -> HeldOutLoss:
     if dataset is None or len(dataset) == 0:
         raise UserError("the probe held_out_loss needs held-out rows, and there are none. Set `data.held_out`.")
     indices = evenly(range(len(dataset)), limit)
@@ -135,7 +148,7 @@ def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None = None
 
 
 def _function_calls(
-    examples: list[Example] | None, group: str, limit: int | None = None, max_new_tokens: int = 96
+    examples: list[Example] | None, group: str, limit: int | None, max_new_tokens: int
 ) -> FunctionCalls:
     tasks = [_call_task(example) for example in examples or [] if _calls_function(example)]
     if not tasks:
@@ -159,7 +172,7 @@ def _call_task(example: Example) -> CallTask:
     return CallTask(example.prompt_messages, example.tools, accepted)
 
 
-def _perplexity(group: str, files: list[str] | None = None, max_tokens: int | None = 4096) -> Perplexity:
+def _perplexity(group: str, files: list[str] | None, max_tokens: int | None) -> Perplexity:
     texts = (
         [shipped_text()]
         if files is None
@@ -168,7 +181,7 @@ def _perplexity(group: str, files: list[str] | None = None, max_tokens: int | No
     return Perplexity(texts, max_tokens, group=group)
 
 
-def _multiple_choice(group: str, file: str | None = None, limit: int | None = 60) -> MultipleChoice:
+def _multiple_choice(group: str, file: str | None, limit: int | None) -> MultipleChoice:
     where = Path(_QUESTIONS if file is None else file)
     text = asset(_QUESTIONS) if file is None else where.read_text(encoding="utf-8")
     questions = [_question(row, place) for place, row in json_lines(text, where)]
@@ -193,9 +206,9 @@ def _answers(
     name: str,
     examples: list[Example] | None,
     group: str,
-    file: str | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 256,
+    file: str | None,
+    limit: int | None,
+    max_new_tokens: int,
 ) -> Answers:
     tasks = held_out_tasks(name, examples or []) if file is None else read_tasks(name, Path(file))
     if not tasks:
@@ -206,13 +219,11 @@ def _answers(
     return Answers(name, evenly(tasks, limit), max_new_tokens, group)
 
 
-def _instructions(group: str, limit: int | None = None, max_new_tokens: int = 160) -> Instructions:
+def _instructions(group: str, limit: int | None, max_new_tokens: int) -> Instructions:
     return Instructions(shipped_instructions(limit), max_new_tokens, group)
 
 
-def _agreement(
-    group: str, file: str | None = None, limit: int | None = None, max_tokens: int = 1024, max_new_tokens: int = 32
-) -> Agreement:
+def _agreement(group: str, file: str | None, limit: int | None, max_tokens: int, max_new_tokens: int) -> Agreement:
     prompts = general_prompts() if file is None else read_prompts(Path(file))
     return Agreement(evenly(prompts, limit), max_tokens, max_new_tokens, group=group)
 

@@ -26,6 +26,8 @@ from eaftdrope.errors import UserError
 
 KINDS = ("mean", "exp", "share")
 NOT_A_NUMBER = "not a number"
+# Of a float32 sum over some hundred tokens: rows that are the same differ by so much in batches of other widths.
+_ROUNDING = 1e-6
 # Half of the last digit that a table shows of a change: a smaller one is none.
 RESOLUTION = {"mean": 5e-4, "exp": 5e-3, "share": 5e-4}
 
@@ -37,7 +39,8 @@ class Score:
     Attributes:
         probe, group, metric: what was measured; group is "target" or "general".
         value: in the metric's own unit (nats per token, perplexity, share between 0 and 1).
-        stderr: standard error of `value`, None when there are fewer than two units or the value is not finite.
+        stderr: standard error of `value`, None when there are fewer than two units or the value is not finite;
+            0 when all units say the same, which is no certainty: it is never shown as ± 0.
         n: number of units.
         better: "lower" or "higher".
         kind: "mean", "exp" or "share" (see the module).
@@ -148,6 +151,9 @@ def _residuals(score: Score) -> list[float]:
 
 
 def _ratio_stderr(residuals: list[float], units) -> float:
+    """0 where the residuals are 0 but for rounding: nothing is known then of the error, and none is shown (`error_text`)."""
     n = len(residuals)
+    if max(map(abs, residuals)) <= _ROUNDING * max(abs(total) for total, _ in units):
+        return 0.0
     spread = math.sqrt(n / (n - 1) * math.fsum(r * r for r in residuals))
     return spread / math.fsum(weight for _, weight in units)

@@ -8,6 +8,7 @@ model, tokenizer = subject.load("float32", "cpu"), subject.tokenizer()
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ _FILES = (
     "generation_config.json",
     "adapter_config.json",
     "*.safetensors",
+    "*.safetensors.index.json",
     "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
     "adapter_model.bin",
 )
 
@@ -67,7 +70,9 @@ class Subject:
         digest = hashlib.sha256()
         source = resolve_model(self.base, revision=self.revision)
         if source.kind == "hub":
-            digest.update(f"{source.path}@{self.config()._commit_hash}".encode())
+            # of weights whose commit is not known no score is ever found again
+            commit = getattr(self.config(), "_commit_hash", None) or os.urandom(16).hex()
+            digest.update(f"{source.path}@{commit}".encode())
         else:
             _add_folder(digest, Path(source.path))
         if self.adapter is not None:

@@ -87,8 +87,7 @@ def _line(old: Score | None, new: Score | None) -> Line:
     if not math.isfinite(new.value - old.value):
         return Line(score.group, name, _value(old), _value(new), "–", verdict(old, new))
     change = number_text(new.value - old.value, score.kind, signed=True)
-    if stderr is not None:
-        change += f" ± {number_text(stderr, score.kind)}"
+    change += error_text(stderr, score.kind)
     return Line(score.group, name, _value(old), _value(new), change, verdict(old, new))
 
 
@@ -109,3 +108,14 @@ def number_text(value: float, kind: str, *, signed: bool = False) -> str:
     if kind == "share":
         return f"{100 * value:{sign}.1f} %"
     return f"{value:{sign}.{2 if kind == 'exp' else 3}f}"
+
+
+def error_text(error: float | None, kind: str) -> str:
+    """` ± 0.012` after a value: a standard error or deviation, with as many digits as it takes not to be 0; "" where it is
+    not known, or 0, which nothing that is measured has."""
+    if not error:
+        return ""
+    text = number_text(error, kind)
+    if float(text.removesuffix(" %")) == 0:
+        text = f"{100 * error:.1g} %" if kind == "share" else f"{error:.1g}"
+    return f" ± {text}"

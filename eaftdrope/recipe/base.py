@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
 from . import files
 
-Positive = Annotated[int, Field(ge=1)]
+# Beyond these a number is a slip of the pen, and what it is multiplied with overflows.
+MOST = 10**9
+"""Of anything that is counted: rows, steps, tokens of a row, megabytes."""
+MOST_TOKENS = 1e18
+"""Of a budget: the largest models saw some 1e14."""
+STRONGEST = 1e6
+"""Exponent, slope or weight of a gate, scale of an adapter."""
+LARGEST_RATE = 1e30
+"""Of learning rate, weight decay and norm: float32 holds what is a little larger, and training then ends by diverging."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -58,15 +69,21 @@ def describe(value: object) -> str:
     if isinstance(value, bool):
         return f"{str(value).lower()} (true/false)"
     if isinstance(value, int):
-        return f"{value} (a whole number)"
+        # Python refuses to write out what has more than 4,300 digits
+        digits = value.bit_length() * math.log10(2)
+        return f"{value} (a whole number)" if digits < 30 else f"a whole number of about {digits:,.0f} digits"
     if isinstance(value, float):
         return f"{value} (a number)"
     if isinstance(value, str):
-        shown = value if len(value) <= 60 else value[:57] + "..."
-        return f"'{shown}' (text)"
+        return f"'{_shortened(value)}' (text)"
     if isinstance(value, dict):
-        return f"a mapping ({', '.join(map(str, list(value)[:4]))})"
+        keys = (_shortened(key) if isinstance(key, str) else describe(key) for key in list(value)[:4])
+        return f"a mapping ({', '.join(keys)})"
     return "a list" if isinstance(value, list) else type(value).__name__
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def require_package(name: str, requirement: str, why: str) -> None:

@@ -56,9 +56,9 @@ def show_conversion(stage: Stage, console: Console) -> None:
         ("context", f"{length:,} tokens announced, {text.max_position_embeddings:,} before"),
         ("writes", f"{stage.folder.path}/"),
     ]
-    console.print(f"\n{stage.heading}\n", highlight=False)
+    console.print(f"\n{stage.heading}\n", highlight=False, markup=False)
     for name, line in lines:
-        console.print(f"{name:13} {line}", highlight=False, soft_wrap=True)
+        console.print(f"{name:13} {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def convert_stage(stage: Stage, console: Console) -> None:
@@ -85,7 +85,7 @@ def _convert(stage: Stage, console: Console) -> None:
     from ..drope import convert, resolve_checkpoint
 
     model, section = stage.record.model, drope_section(stage)
-    console.print(f"\n{stage.heading}", highlight=False)
+    console.print(f"\n{stage.heading}", highlight=False, markup=False)
     source = resolve_checkpoint(model.reference, revision=model.revision)
     making = stage.folder.path.with_name(f".{stage.folder.path.name}.making")
     # what a start left that was killed while it converted

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from . import files
-from .base import Positive, Section, describe, recipe_folder
+from .base import MOST, Positive, Section, describe, recipe_folder
 
 if TYPE_CHECKING:
     from eaftdrope.data import Source
@@ -36,7 +36,9 @@ class DataSource(Section):
         min_length=1,
         description="File (.jsonl, .json, .parquet, .csv), folder of such files, hub dataset id, or `package:bfcl`.",
     )
-    weight: float = Field(1.0, gt=0, description="How often each row is taken: 2 is twice, 0.5 is half of the rows.")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="How often each row is taken: 2 is twice, 0.5 is half of the rows."
+    )
     split: str = Field("train", description="Split of a hub dataset or package.")
     limit: Positive | None = Field(None, description="Take at most this many rows.")
     name: str | None = Field(None, description="Configuration name of a hub dataset.")
@@ -138,7 +140,9 @@ class Data(Rows):
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = Field(
         "assistant", description="Which tokens carry the loss."
     )
-    max_length: int = Field(1024, ge=8, description="Longest sequence in tokens; longer rows are cut and counted.")
+    max_length: int = Field(
+        1024, ge=8, le=MOST, description="Longest sequence in tokens; longer rows are cut and counted."
+    )
     packing: bool = Field(
         False, description="Put several rows in one sequence (refused where attention would mix them)."
     )

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from eaftdrope.paths import usable_path
+
 from .suggest import nearest
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
 def find(path: str, folder: Path) -> str | None:
-    """`path` where it exists: as it is when absolute (or `~`), else in `folder` or the working directory; or None."""
+    """`path` where it exists: as it is when absolute (or `~`), else in `folder` or the working directory; or None.
+
+    Raises:
+        ValueError: no file can have that name.
+    """
     for candidate in _candidates(path, folder):
-        if candidate.exists():
+        # a loop of links, or a folder that may not be looked into: not there for us
+        if os.path.exists(candidate):
             return os.path.normpath(candidate)
     return None
 
@@ -43,7 +50,7 @@ def missing(path: str, folder: Path) -> str:
     looked = " and ".join(dict.fromkeys(places))
     names: dict[str, None] = {}
     for place in places:
-        if Path(place).is_dir():
+        if os.access(place, os.R_OK) and os.path.isdir(place):
             known = sorted(entry.name for entry in Path(place).iterdir() if not entry.name.startswith("."))
             prefix = path[: len(path) - len(Path(path).name)]
             names.update(dict.fromkeys(prefix + name for name in nearest(Path(path).name, known)))
@@ -52,8 +59,8 @@ def missing(path: str, folder: Path) -> str:
 
 
 def _candidates(path: str, folder: Path) -> list[Path]:
-    expanded = Path(path).expanduser()
+    expanded = usable_path(path)
     if expanded.is_absolute():
         return [expanded]
     beside, here = folder / expanded, Path.cwd() / expanded
-    return [beside] if beside.resolve() == here.resolve() else [beside, here]
+    return [beside] if os.path.realpath(beside) == os.path.realpath(here) else [beside, here]

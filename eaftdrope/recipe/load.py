@@ -7,8 +7,10 @@ Nothing heavy is imported or loaded here.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -16,7 +18,8 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from eaftdrope.errors import RecipeError
+from eaftdrope.errors import RecipeError, UserError, printable
+from eaftdrope.paths import usable_path
 
 from .base import describe
 from .combinations import combination_problems
@@ -24,6 +27,7 @@ from .schema import Recipe
 from .suggest import FOREIGN_KEYS, did_you_mean, nearest
 from .yaml_lines import Document, Loc, Problem, line_of, read_value, read_yaml
 
+_HALF = re.compile("[\ud800-\udfff]")
 _EXPECTED = {
     "string_type": "expected text",
     "int_type": "expected a whole number",
@@ -56,9 +60,11 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         RecipeError: the file cannot be read, or with every problem of the recipe and the overrides.
     """
-    path = Path(path)
     try:
+        path = usable_path(path)
         text = path.read_text(encoding="utf-8")
+    except UserError as error:
+        raise RecipeError(str(error)) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}). A recipe is a YAML file.") from None
     except OSError as error:
@@ -66,7 +72,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     document = read_yaml(text)
     recipe, problems = _check(document, list(overrides), path.parent)
     if recipe is None:
-        again = shlex.join(["eaftdrope", "validate", str(path), *overrides])
+        again = shlex.join(["eaftdrope", "validate", str(path), *map(_cut, overrides)])
         raise RecipeError(_render(str(path), problems, f"`{again}` checks again in a second."))
     return recipe
 
@@ -95,6 +101,10 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
         problem = _apply(data, override, applied)
         if problem:
             problems.append(Problem(problem, override=override))
+    # nothing can be checked, written or shown of these
+    no_text = [Problem("not Unicode text: it has half a character. Write the whole one", loc) for loc in _halves(data)]
+    if no_text:
+        return None, [_locate(problem, document, applied) for problem in [*problems, *no_text]]
     recipe = None
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder})
@@ -109,6 +119,21 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
     located = [_locate(problem, document, applied) for problem in problems]
     located.sort(key=lambda problem: (problem.line is None, problem.line or 0))
     return (None if located else recipe), located
+
+
+def _halves(data: object) -> Iterator[Loc]:
+    """Where in the data a text or a key has half of a surrogate pair (`"\\ud800"`, a byte that is not UTF-8)."""
+    left: list[tuple[Loc, object]] = [((), data)]
+    seen: set[int] = set()
+    while left:
+        loc, value = left.pop()
+        if isinstance(value, str) and _HALF.search(value):
+            yield loc
+        elif isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
+            yield from ((*loc, key) for key, _ in items if isinstance(key, str) and _HALF.search(key))
+            left += [((*loc, key), item) for key, item in reversed(items)]
 
 
 def _empty_lora(document: Document, applied: dict[Loc, str]) -> list[Problem]:
@@ -128,13 +153,14 @@ def _empty_lora(document: Document, applied: dict[Loc, str]) -> list[Problem]:
 def _apply(data: dict, override: str, applied: dict[Loc, str]) -> str | None:
     """Set one `key.sub=value` in `data`; the problem with it, or None."""
     name, equals, text = override.partition("=")
-    parts = [int(part) if part.isdecimal() else part for part in name.strip().split(".")]
+    # an index; a longer number is none
+    parts = [int(part) if part.isdecimal() and len(part) < 10 else part for part in name.strip().split(".")]
     if not equals or "" in parts:
         return "expected key.sub=value, such as train.steps=10"
     try:
         value = read_value(text)
-    except (yaml.YAMLError, ValueError) as error:
-        return f"the value is not YAML: {getattr(error, 'problem', None) or error}"
+    except yaml.YAMLError as error:
+        return f"the value is not YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', None) or error}"
     if not isinstance(parts[0], str):
         return "expected key.sub=value, such as train.steps=10"
     here: object = data
@@ -168,9 +194,11 @@ def _get(container: object, part: str | int) -> object:
 
 def _from_pydantic(entry: dict, sections: list[str]) -> Problem:
     """A problem of the schema in our words; a key that stands in another of `sections` is said to belong there."""
-    # tags of unions (such as <sources>) are ours, not the user's
-    loc = tuple(part for part in entry["loc"] if not str(part).startswith("<"))
     kind, value, context = entry["type"], entry["input"], entry.get("ctx", {})
+    # tags of unions (such as <sources>) are ours, not the user's; an unknown key is the user's, whatever it begins with
+    at, last = entry["loc"][:-1], entry["loc"][-1:]
+    loc = tuple(part for part in at if not str(part).startswith("<"))
+    loc += last if kind == "extra_forbidden" or not str(*last).startswith("<") else ()
     if kind == "extra_forbidden":
         return Problem(_unknown_key(loc, sections), loc)
     if kind == "missing":
@@ -179,10 +207,14 @@ def _from_pydantic(entry: dict, sections: list[str]) -> Problem:
         return Problem(str(context["error"]), loc)
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        shown = f"'{value}'" if isinstance(value, str) else describe(value)
+        shown = describe(value).removesuffix(" (text)")
         hint = did_you_mean(value, choices) if isinstance(value, str) else ""
         return Problem(f"{shown} is not one of {', '.join(choices)}.{hint}", loc)
-    bounds = {name: f"{bound:g}" for name, bound in context.items() if isinstance(bound, (int, float))}
+    bounds = {
+        name: f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+        for name, bound in context.items()
+        if isinstance(bound, (int, float))
+    }
     expected = _EXPECTED.get(kind, entry["msg"]).format(**bounds)
     hint = ""
     if kind in ("model_type", "dict_type") and value is None:
@@ -263,7 +295,7 @@ def _from_override(problem: Problem, found: Loc, applied: dict[Loc, str]) -> Pro
 def _shown(loc: Loc) -> str:
     text = ""
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 
@@ -273,19 +305,25 @@ def _render(name: str, problems: list[Problem], again: str) -> str:
     width = max((len(str(problem.line)) for problem in problems if problem.line), default=0)
     for problem in problems:
         if problem.override:
-            place = f"override {problem.override}"
+            place = f"override {_cut(problem.override)}"
         else:
             place = f"line {problem.line:>{width}}" if problem.line else ""
         key = f"{_shown(problem.loc)}: " if problem.loc else ""
-        lines.append(f"  {place}  {key}{problem.text}")
-    return "\n".join([*lines, f"Nothing was loaded. {again}"])
+        # keys and values of a recipe from elsewhere must not steer the terminal
+        lines.append(f"  {printable(place)}  {printable(key)}{printable(problem.text, lines=True)}")
+    return "\n".join([*lines, f"Nothing was loaded. {printable(again)}"])
+
+
+def _cut(override: str) -> str:
+    """An override as it is shown: what is longer than a screen helps nobody."""
+    return override if len(override) <= 200 else f"{override[:197]}..."
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{path} is a folder. Name the recipe inside it."
     if not isinstance(error, FileNotFoundError):
         return f"{path} cannot be read: {error.strerror}."
-    names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    names = sorted(os.listdir(path.parent)) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
     hint = did_you_mean(path.name, [name for name in names if name.endswith((".yaml", ".yml"))])
     return f"no recipe at {path}.{hint} `eaftdrope recipes ls` lists the recipes that come with eaftdrope."

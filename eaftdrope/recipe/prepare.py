@@ -54,7 +54,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
     probes = build_run_probes(recipe, data)
     recovery = recovery_probe(stage, recipe, config, data, tokenizer) if stage.name == "recalibrate" else None
     if stage.heading:
-        console.print(f"\n{stage.heading}", highlight=False)
+        console.print(f"\n{stage.heading}", highlight=False, markup=False)
     _print_plan(recipe, planned_config(stage, config), data, console)
     print_audit(data, console)
     return Prepared(recipe, tokenizer, data, probes, recovery)
@@ -73,15 +73,17 @@ def _print_plan(recipe: Recipe, config: PretrainedConfig, data: RunData, console
     if console.is_terminal:
         console.print(plan_table(plan))
     else:
-        console.print(plan_text(plan), highlight=False, soft_wrap=True)
+        console.print(plan_text(plan), highlight=False, markup=False, soft_wrap=True)
     console.print()
 
 
 def print_audit(data: RunData, console: Console) -> None:
     """What may go wrong with the data, and the rows that were left out."""
+    from rich.text import Text
+
     report = data.report
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
     for origin, reason in report.skipped[:5]:
         console.print(f"skipped {origin}: {reason}", highlight=False, markup=False, soft_wrap=True)
     if report.skipped_rows > 5:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
-from .base import Positive, Section, describe, existing_file
+from .base import MOST, Positive, Section, describe, existing_file
 from .suggest import did_you_mean
 
 GENERATED = ("numeric_answers", "exact_answers", "yes_no_maybe")
@@ -189,7 +189,7 @@ class Probes(Section):
     during_limit: Positive = Field(
         32, description="Rows, windows, questions or prompts of each probe that such a measurement takes at most."
     )
-    batch_tokens: Annotated[int, Field(ge=64)] = Field(
+    batch_tokens: Annotated[int, Field(ge=64, le=MOST)] = Field(
         2048, description="Tokens the probes take at once, padding included; bounds their logits."
     )
 

@@ -7,6 +7,7 @@ or `make_recipe`.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -20,7 +21,9 @@ from pydantic import (
     field_validator,
 )
 
-from .base import Positive, Section, describe, existing_model, recipe_folder, require_package
+from eaftdrope.paths import usable_path
+
+from .base import STRONGEST, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
 from .probes import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
@@ -88,8 +91,10 @@ _TargetModules = Annotated[
 class Lora(Section):
     """Low-rank adapters on the frozen model; leave the section out for a full fine-tune."""
 
-    r: Positive = Field(16, description="Rank.")
-    alpha: float | None = Field(None, gt=0, description="Scaling, the update is multiplied by alpha / r (null: 2 r).")
+    r: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="Rank.")
+    alpha: float | None = Field(
+        None, gt=0, le=STRONGEST, description="Scaling, the update is multiplied by alpha / r (null: 2 r)."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     target_modules: Annotated[
         _TargetModules, BeforeValidator(_as_target_modules, json_schema_input_type=Literal["all-linear"] | list[str])
@@ -149,9 +154,7 @@ class Output(Section):
     @field_validator("dir")
     @classmethod
     def _dir_is_a_folder(cls, value: str, info: ValidationInfo) -> str:
-        from pathlib import Path
-
-        if recipe_folder(info) is not None and Path(value).expanduser().is_file():
+        if recipe_folder(info) is not None and os.path.isfile(usable_path(value)):
             raise ValueError(f"'{value}' is a file. Name a folder, which need not exist yet")
         return value
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from .base import Positive, Section, describe, existing_file, existing_model
+from .base import LARGEST_RATE, MOST, MOST_TOKENS, Positive, Section, describe, existing_file, existing_model
 from .data_section import Rows
 from .gates import GATE_OPTIONS
 from .probes import Probes
@@ -41,7 +41,7 @@ def _layers_tag(value: object) -> str:
 
 _Layers = Annotated[
     Annotated[Literal["all"], Tag("<name>")]
-    | Annotated[list[Annotated[int, Field(ge=0)]], Tag("<list>"), Field(min_length=1)]
+    | Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Tag("<list>"), Field(min_length=1)]
     | Annotated[float, Tag("<share>"), Field(gt=0, lt=1)],
     Discriminator(_layers_tag),
 ]
@@ -50,14 +50,14 @@ _Layers = Annotated[
 class Drope(Section):
     """The conversion: rotary embeddings become the identity, by configuration."""
 
-    max_length: Annotated[int, Field(ge=8)] | None = Field(
+    max_length: Annotated[int, Field(ge=8, le=MOST)] | None = Field(
         None, description="Context that the converted model announces, in tokens (null: the model's own)."
     )
     layers: Annotated[
         _Layers, BeforeValidator(_as_layers, json_schema_input_type=Literal["all"] | list[int] | float)
     ] = Field("all", description="Layers to drop it from: all, a list, or a share (where the architecture can say so).")
     temperature: float | None = Field(
-        None, gt=0, description="Factor on the attention's logits, folded into the query weights (null: 1)."
+        None, ge=1e-3, le=1e3, description="Factor on the attention's logits, folded into the query weights (null: 1)."
     )
     qk_norm: bool = Field(False, description="Normalise queries and keys of each head (Llama-shaped models).")
 
@@ -68,7 +68,7 @@ class TextData(Rows):
     train_on: Literal["all", "assistant", "last_assistant", "completion"] = Field(
         "all", description="Which tokens of chat rows carry the loss; of text, all do."
     )
-    max_length: Annotated[int, Field(ge=8)] | None = Field(
+    max_length: Annotated[int, Field(ge=8, le=MOST)] | None = Field(
         None, description="Length of a block in tokens (null: the context that the model was trained with)."
     )
     documents: Literal["joined", "separate"] = Field(
@@ -91,12 +91,12 @@ class TextTrain(Train):
     """How long and how fast a recalibration trains. Its length is better said in tokens."""
 
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate (null: 3e-4, or 1e-3 under drope.qk_norm)."
+        None, gt=0, le=LARGEST_RATE, description="Peak learning rate (null: 3e-4, or 1e-3 under drope.qk_norm)."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Share of the steps to warm up (null: 0.01, where the scheduler has a warm-up)."
     )
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's weight decay.")
+    weight_decay: float = Field(0.1, ge=0, le=LARGEST_RATE, description="AdamW's weight decay.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's beta2.")
 
     @field_validator("epochs")
@@ -149,11 +149,13 @@ class Recalibrate(Section):
     data: TextData = Field(description="The text to train on, and what of it to hold out.")
     loss: TextLoss = Field(TextLoss(), description="The gate on each token's cross-entropy; none by default.")
     train: TextTrain = Field(TextTrain(), description="How fast, and how long where no budget in tokens is set.")
-    tokens: float | None = Field(None, gt=0, description="Tokens to train on (the steps follow).")
+    tokens: float | None = Field(None, gt=0, le=MOST_TOKENS, description="Tokens to train on (the steps follow).")
     share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Tokens to train on as a share of pretraining_tokens, such as 0.02."
     )
-    pretraining_tokens: float | None = Field(None, gt=0, description="Tokens that the model was pretrained on.")
+    pretraining_tokens: float | None = Field(
+        None, gt=0, le=MOST_TOKENS, description="Tokens that the model was pretrained on."
+    )
     recovery: Recovery = Field(Recovery(), description="Perplexity against the original model's, and when to stop.")
     probes: Probes = Field(Probes(), description="What is measured before and after.")
 

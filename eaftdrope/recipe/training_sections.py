@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from .base import Positive, Section, Share, require_package
+from .base import LARGEST_RATE, MOST, STRONGEST, Positive, Section, Share, require_package
 from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
 OPTIMIZERS = (
@@ -31,22 +31,28 @@ class Loss(Section):
     """The gate on each token's cross-entropy, and how the loss is computed."""
 
     gate: Literal[tuple(GATE_OPTIONS)] = Field("eaft", description="What weights the tokens; none: plain SFT.")
-    alpha: float | None = Field(None, ge=0, description="eaft, eaft-vocab, eaft-exact: exponent of the gate (1.0).")
+    alpha: float | None = Field(
+        None, ge=0, le=STRONGEST, description="eaft, eaft-vocab, eaft-exact: exponent of the gate (1.0)."
+    )
     k: int | None = Field(
         None,
         ge=2,
+        le=MOST,
         description="eaft, eaft-sigmoid, eaft-mask: size of the top-K entropy; eaft-exact: ln k is its scale (20).",
     )
     divisor: float | None = Field(
-        None, gt=0, description="eaft: divide the entropy by this (null: ln k; 3.0: LLaMA-Factory; 1.0: Axolotl)."
+        None,
+        ge=1 / STRONGEST,
+        le=STRONGEST,
+        description="eaft: divide the entropy by this (null: ln k; 3.0: LLaMA-Factory; 1.0: Axolotl).",
     )
-    slope: float | None = Field(None, description="eaft-sigmoid: slope (30.0).")
+    slope: float | None = Field(None, ge=-STRONGEST, le=STRONGEST, description="eaft-sigmoid: slope (30.0).")
     threshold: Share | None = Field(None, description="eaft-sigmoid (0.17), profit (0.1): threshold.")
     quantile: Share | None = Field(None, description="eaft-mask, conflict-mask: share of low tokens (0.15).")
-    gamma: float | None = Field(None, ge=0, description="focal (2.0), mile (1.0): exponent.")
+    gamma: float | None = Field(None, ge=0, le=STRONGEST, description="focal (2.0), mile (1.0): exponent.")
     floor: Share | None = Field(None, description="talr: smallest weight (0.01).")
     keep: Literal["higher", "lower"] | None = Field(None, description="profit: keep tokens above or below (higher).")
-    weight: float | None = Field(None, ge=0, description="constant: the weight of every token (1.0).")
+    weight: float | None = Field(None, ge=0, le=STRONGEST, description="constant: the weight of every token (1.0).")
     tail: Literal["exact", "sparse"] = Field(
         "exact", description="sparse: gradients from the vocabulary columns that matter; faster, error about 1 %."
     )
@@ -69,9 +75,11 @@ class Train(Section):
     """How long and how fast."""
 
     steps: Positive | None = Field(None, description="Optimiser steps (instead of epochs).")
-    epochs: float | None = Field(None, gt=0, description="Passes over the training rows (1 when steps is not set).")
+    epochs: float | None = Field(
+        None, gt=0, le=STRONGEST, description="Passes over the training rows (1 when steps is not set)."
+    )
     learning_rate: float = Field(
-        1e-5, gt=0, description="Peak learning rate; the paper uses 1e-5 for full fine-tuning."
+        1e-5, gt=0, le=LARGEST_RATE, description="Peak learning rate; the paper uses 1e-5 for full fine-tuning."
     )
     batch_size: Positive = Field(4, description="Sequences a device takes at once.")
     accumulation: Positive = Field(1, description="Batches whose gradients are added up before a step.")
@@ -86,7 +94,7 @@ class Train(Section):
         "warmup_stable_decay",
     ] = Field("cosine", description="Learning-rate schedule of transformers.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="Share of the steps to warm up.")
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST)] | None = Field(
         None, description="Steps to warm up (instead of the ratio)."
     )
     decay_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -95,8 +103,10 @@ class Train(Section):
     min_rate_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="warmup_stable_decay: rate at the end, as a share of the peak (0)."
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient norm at this (0: do not clip).")
+    weight_decay: float = Field(0.0, ge=0, le=LARGEST_RATE, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=LARGEST_RATE, description="Clip the gradient norm at this (0: do not clip)."
+    )
     optimizer: Literal[OPTIMIZERS] = Field("adamw_torch", description="Optimiser, by its name in transformers.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
@@ -109,7 +119,7 @@ class Train(Section):
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones are deleted.")
     log_every: Positive = Field(1, description="Steps between lines of the log.")
     eval_every: Positive | None = Field(None, description="Steps between evaluations on held_out (null: none).")
-    dataloader_workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load data.")
+    dataloader_workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Processes that load data.")
 
     @field_validator("epochs")
     @classmethod

@@ -40,6 +40,21 @@ class _Loader(yaml.SafeLoader):
     # PyYAML's own class attribute, emptied of the 1.1 rules
     yaml_implicit_resolvers: dict = {}
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        """The value of a node. Raises yaml.YAMLError with the node's place where PyYAML's constructors, which look a value
+        up, match it or convert it, let the errors of that through."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            raise _misfit(node, error) from error
+
+    def construct_scalar(self, node: yaml.Node) -> str:
+        """Text, with the two halves that JSON escapes a character beyond U+FFFF in put together."""
+        value = super().construct_scalar(node)
+        if any("\ud800" <= char <= "\udbff" for char in value):
+            value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return value
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that either YAML 1.1 or 1.2 would read as something else."""
@@ -60,6 +75,16 @@ _resolve(
 _resolve("null", "~|null|Null|NULL|", "~nN")
 _Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers["~"]
 _resolve("merge", "<<", "<")
+
+
+def _misfit(node: yaml.Node, error: Exception) -> yaml.YAMLError:
+    tag = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.ScalarNode):
+        found = f"'{node.value}'" if len(node.value) <= 60 else f"a value of {len(node.value):,} characters"
+        what = f"{found} is not a value of the type {tag}"
+    else:
+        what = f"this is not a value of the type {tag} ({error})"
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -86,21 +111,24 @@ def read_yaml(text: str) -> Document:
     if document.root is None:
         document.problems.append(Problem("the file is empty. A recipe starts with `model: ...`", line=1))
         return document
-    _check_keys(document.root, (), document.problems, set())
     try:
+        _check_keys(document.root, (), document.problems, set())
         document.data = loader.construct_document(document.root)
     except yaml.YAMLError as error:
         document.problems.append(_syntax_problem(error, text))
-    except ValueError as error:  # such as !!int on text
-        document.problems.append(Problem(f"a value does not fit its tag: {error}", line=1))
+    except RecursionError:
+        document.problems.append(Problem("nested too deeply to be a recipe", line=1))
     return document
 
 
 def read_value(text: str) -> object:
-    """The value of an override, read as YAML. Raises yaml.YAMLError or ValueError."""
-    loader = _Loader(text)
-    node = loader.get_single_node()
-    return None if node is None else loader.construct_document(node)
+    """The value of an override, read as YAML. Raises yaml.YAMLError."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def write_yaml(data: dict) -> str:

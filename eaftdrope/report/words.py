@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eaftdrope.evaluate.scores import Score
-from eaftdrope.evaluate.table import number_text
+from eaftdrope.evaluate.table import error_text, number_text
 
 
 def clip(text: str, most: int, *, file: str) -> str:
@@ -61,18 +61,19 @@ def value_text(score: Score | None) -> str:
     """The value with its standard error."""
     if score is None:
         return "–"
-    error = "" if score.stderr is None else f" ± {number_text(score.stderr, score.kind)}"
-    return number_text(score.value, score.kind) + error
+    return number_text(score.value, score.kind) + error_text(score.stderr, score.kind)
 
 
 def interval_text(score: Score) -> str:
     """95 % by the normal approximation, cut to what is possible."""
-    if score.stderr is None:
-        return "–"
+    if not score.stderr:
+        return "not known"
     low, high = score.value - 1.96 * score.stderr, score.value + 1.96 * score.stderr
     low = max(low, 0.0) if score.value >= 0 else low
     high = min(high, 1.0) if score.kind == "share" else high
-    return f"{number_text(low, score.kind)} to {number_text(high, score.kind)}"
+    ends = [number_text(end, score.kind) for end in (low, high)]
+    # narrower than the digits of the table
+    return " to ".join(ends) if ends[0] != ends[1] else ends[0] + error_text(1.96 * score.stderr, score.kind)
 
 
 def arrowed(metric: str, better: str) -> str:

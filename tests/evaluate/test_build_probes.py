@@ -25,7 +25,8 @@ def test_shipped_questions():
     assert Counter(q.answer for q in questions) == {0: 30, 1: 30, 2: 30, 3: 30}
     assert all(len(set(q.choices)) == 4 for q in questions)
     assert len({q.question for q in questions}) == 120
-    sample = build("multiple_choice").questions
+    assert build("multiple_choice").questions == questions
+    sample = build("multiple_choice", limit=60).questions
     assert sample == questions[::2]
     assert Counter(q.answer for q in sample).keys() == {0, 1, 2, 3}
 

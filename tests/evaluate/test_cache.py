@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from eaftdrope.errors import UserError
 from eaftdrope.evaluate import build_probes, cache, run_probes
 from eaftdrope.evaluate.cache import identity_of, plain, remembered, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.choices import MultipleChoice, Question
@@ -92,6 +93,20 @@ def test_configuration_and_files_beside_the_model(measure, saved, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     assert measure(other)[1] == ["perplexity", "multiple_choice"]
+    shutil.copy(saved / "config.json", other)
+    assert measure(other)[1] == []
+    (other / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.3}))
+    assert measure(other)[1] == ["perplexity", "multiple_choice"]
+
+
+def test_weights_of_an_unknown_commit_are_never_found_again(saved, monkeypatch):
+    from eaftdrope.evaluate import subject
+    from eaftdrope.models import ModelSource
+
+    hub = ModelSource("org/model", "org/model", "hub")
+    monkeypatch.setattr(subject, "resolve_model", lambda reference, revision=None: hub)
+    one = subject.Subject("org/model", str(saved))
+    assert one.fingerprint() != one.fingerprint()
 
 
 def test_everything_else_that_counts(measure, monkeypatch):
@@ -108,12 +123,75 @@ def test_everything_else_that_counts(measure, monkeypatch):
     assert measure()[1] == ["perplexity", "multiple_choice"]
 
 
+@pytest.fixture
+def copied_code(tmp_path, monkeypatch):
+    """A copy of what measures; `_code` is that of the copy and reads it each time."""
+    for name in cache._CODE:
+        place = cache.PACKAGE / name
+        if place.is_file():
+            shutil.copy(place, tmp_path / name)
+        else:
+            shutil.copytree(place, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
+    monkeypatch.setattr(cache, "_code", cache._code.__wrapped__)
+    return tmp_path
+
+
+def test_all_code_that_reads_and_measures_is_in_the_key(copied_code):
+    """Each file of evaluate/ with its folders, of data/, and what loads models: a change of any is a miss."""
+
+    def key():
+        return score_key("a model", ["probe"], "cpu float32")
+
+    files = sorted(copied_code.rglob("*.py"))
+    names = {str(file.relative_to(copied_code)) for file in files}
+    assert {"evaluate/scores.py", "evaluate/long_context/needles.py", "data/encoding.py", "models.py"} <= names
+    before = key()
+    for file in files:
+        text = file.read_bytes()
+        file.write_bytes(text + b"# corrected")
+        assert key() != before, file
+        file.write_bytes(text)
+    assert key() == before
+    (copied_code / "data" / "more.py").write_text("")
+    assert key() != before
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers", "tokenizers", "peft", "jinja2", "flash-attn"])
+def test_the_libraries_are_in_the_key(name, monkeypatch):
+    monkeypatch.setattr(cache, "_code", cache._code.__wrapped__)
+    before, real = score_key("a model", ["probe"], "cpu float32"), cache.version
+    monkeypatch.setattr(cache, "version", lambda package: "0.0.1" if package == name else real(package))
+    assert score_key("a model", ["probe"], "cpu float32") != before
+
+
+def test_a_damaged_file_of_scores_is_measured_again(measure, tmp_path):
+    first, _ = measure()
+    files = sorted((tmp_path / "cache" / "scores").glob("*.json"))
+    for file, damage in zip(files, (b"", b'[{"probe": "perplexity", "units": 3}]'), strict=True):
+        file.write_bytes(damage)
+    assert measure() == (first, ["perplexity", "multiple_choice"])
+    files[0].write_bytes(b"\xff\xfe")
+    assert len(measure()[1]) == 1 and measure() == (first, [])
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_measuring(measure, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"scores are kept in .*file/scores: Not a directory\. Set EAFTDROPE_CACHE to"):
+        measure()
+
+
 def test_a_tokenizer_is_the_same_however_it_was_called():
     used, unused = byte_tokenizer(), byte_tokenizer()
     used(["a", "abc"], padding=True, truncation=True, max_length=2)
     assert used.backend_tokenizer.to_str() != unused.backend_tokenizer.to_str()
     assert tokenizer_fingerprint(used) == tokenizer_fingerprint(unused)
     assert tokenizer_fingerprint(used) != tokenizer_fingerprint(byte_tokenizer(eos="<|end|>"))
+    for setting, value in {"model_max_length": 77, "clean_up_tokenization_spaces": True}.items():
+        other = byte_tokenizer()
+        setattr(other, setting, value)
+        assert tokenizer_fingerprint(other) != tokenizer_fingerprint(unused), setting
 
 
 def test_probes_as_plain_data(tmp_path):

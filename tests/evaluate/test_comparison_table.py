@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from eaftdrope.evaluate import comparison, comparison_markdown
-from eaftdrope.evaluate.scores import score_units
-from eaftdrope.evaluate.table import comparison_lines
+from eaftdrope.evaluate.scores import Score, score_units
+from eaftdrope.evaluate.table import comparison_lines, error_text
+from eaftdrope.report.words import interval_text, value_text
 
 
 def scores(loss, right, ppl):
@@ -29,10 +30,10 @@ def test_markdown():
         "| | before | after | change | |\n"
         "|---|---:|---:|---:|---|\n"
         "| **Target: what was trained** | | | | |\n"
-        "| held-out loss ↓ | 0.881 | 0.101 | -0.780 ± 0.000 | better |\n"
+        "| held-out loss ↓ | 0.881 | 0.101 | -0.780 | better |\n"
         "| exact calls ↑ | 0.0 % (0/12) | 16.7 % (2/12) | +16.7 % ± 13.8 % | no clear change |\n"
         "| **General: what may be forgotten** | | | | |\n"
-        "| perplexity ↓ | 20.09 | 22.20 | +2.11 ± 0.00 | worse |\n"
+        "| perplexity ↓ | 20.09 | 22.20 | +2.11 | worse |\n"
         "\n± is one standard error; a change is called better or worse only beyond two standard errors of the change.\n"
     )
 
@@ -79,3 +80,34 @@ def loss_line(before, after, kind="mean"):
 )
 def test_what_is_no_number_and_what_is_no_change(before, after, kind, line):
     assert loss_line(before, after, kind) == line
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (0.0123, "mean", " ± 0.012"),
+        # what the table's digits would make 0
+        (0.0004, "mean", " ± 0.0004"),
+        (0.004, "exp", " ± 0.004"),
+        (0.0004, "share", " ± 0.04 %"),
+        (0.0, "mean", ""),
+        (None, "share", ""),
+    ],
+)
+def test_no_error_is_shown_as_0(error, kind, text):
+    assert error_text(error, kind) == text
+
+
+def test_no_interval_of_0():
+    """All right, all wrong, one item, identical rows, and an error below the table's digits."""
+
+    def shown(units, kind, better="higher"):
+        score = score_units("a probe", "general", "m", units, kind=kind, better=better)
+        return value_text(score), interval_text(score)
+
+    assert shown([(1.0, 1.0)] * 12, "share") == ("100.0 % ± 8.3 %", "83.8 % to 100.0 %")
+    assert shown([(0.0, 1.0)] * 12, "share") == ("0.0 % ± 8.3 %", "0.0 % to 16.2 %")
+    assert shown([(1.0, 1.0)], "share") == ("100.0 % ± 21.9 %", "57.1 % to 100.0 %")
+    assert shown([(3.0, 1.0)], "mean") == ("3.000", "not known")
+    # the same row in batches of other widths
+    assert shown([(3.0, 1.0), (3.0000003, 1.0), (2.9999998, 1.0)], "mean") == ("3.000", "not known")
+    assert shown([(0.0, 4.0)] * 3, "mean") == ("0.000", "not known")
+    assert interval_text(Score("p", "general", "m", 2.0, 1e-4, 9, "lower")) == "2.000 ± 0.0002"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from eaftdrope.evaluate.choices import MultipleChoice, Question, choice_row
 from eaftdrope.evaluate.likelihood import rows_nll
 from eaftdrope.evaluate.perplexity import Perplexity
 from eaftdrope.evaluate.scores import change_stderr
+from tests.conftest import make_word_tokenizer
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip(
@@ -155,21 +157,106 @@ def test_multiple_choice_to_the_item(ask, model, tokenizer, questions):
     assert costs == pytest.approx(likelihoods, rel=1e-4)
 
 
-def test_perplexity_to_the_text(folder, model, texts):
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    # lm-eval puts BOS before every text; where the tokenizer does so too, it would stand there twice but for this option
+def test_perplexity_to_the_text(ask, model, texts):
+    # lm-eval puts BOS before every text; where the tokenizer writes it too, it must not stand there twice
     tokenizer = make_tokenizer(bos=True)
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, add_bos_token=False)
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(model=wrapped, tasks=["texts"], task_manager=manager, bootstrap_iters=0)
+    found = ask(model, tokenizer, "texts")
     theirs = sorted(found["samples"]["texts"], key=lambda row: row["doc_id"])
     rows = Perplexity(texts, None, window=512).windows(tokenizer)
     assert [row.input_ids for row in rows] == [tokenizer(text).input_ids for text in texts]
     costs = [cost for cost, _ in rows_nll(model, rows, batch_tokens=512)]
     assert costs == pytest.approx([-row["resps"][0][0] for row in theirs], rel=1e-5)
+    words = sum(len(text.split()) for text in texts)
+    perplexity = found["results"]["texts"]["word_perplexity,none"]
+    assert perplexity == pytest.approx(math.exp(sum(costs) / words), rel=1e-5)
+
+
+# id 1 is BOS, 5 and 6 are words, 7 is a word of the answer
+WORD_TEMPLATE = "{% if bos %}{{ bos_token }} {% endif %}{% for m in messages %}{{ m['content'] }} {% endfor %}"
+GENERATED_TASK = """
+task: generated
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "w7"
+generation_kwargs: {{until: ["w9"], max_gen_toks: 2}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def one_question(tmp_path_factory):
+    """Task files of one row each, on words of `make_word_tokenizer`."""
+    folder = tmp_path_factory.mktemp("one")
+    file = folder / "rows.jsonl"
+    file.write_text(json.dumps({"question": "w5 w6", "text": "w5 w6", "choices": ["w7", "w8"], "answer": 0}) + "\n")
+    choice = CHOICE_TASK.replace("Question: ", "").replace("\\nAnswer:", "")
+    for name, task in {"choice": choice, "texts": TEXT_TASK, "generated": GENERATED_TASK}.items():
+        (folder / f"{name}.yaml").write_text(task.format(name=name, file=file))
+    (folder / "spaced.jsonl").write_text('{"text": "<s> w5 w6"}\n{"text": "w5 w6 w7"}\n')
+    (folder / "mixed.yaml").write_text(
+        GENERATED_TASK.format(file=folder / "spaced.jsonl").replace("task: generated", "task: mixed")
+    )
+    return folder
+
+
+@pytest.mark.parametrize("written_by", ["tokenizer", "template", "both", "nobody"])
+def test_one_bos(one_question, tiny_word_model, written_by):
+    """What the model is given, whoever writes BOS, for each kind of task, with and without the chat template."""
+    from tokenizers import processors
+
+    from eaftdrope.evaluate.harness import find_tasks, run_tasks
+
+    tokenizer = make_word_tokenizer()
+    if written_by in ("tokenizer", "both"):
+        bos = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        tokenizer.backend_tokenizer.post_processor = bos
+    tokenizer.chat_template = WORD_TEMPLATE.replace("{% if bos %}", f"{{% if {written_by in ('template', 'both')} %}}")
+
+    def given(name, chat):
+        """The sequences of token ids in the order in which the model was first given them, without padding."""
+        tiny_word_model.given.clear()
+        manager = find_tasks([name], include=one_question).manager
+        run_tasks(tiny_word_model, tokenizer, [name], batch_size=4, limit=None, manager=manager, chat=chat)
+        return sorted([i for i in row if i != 0] for row in tiny_word_model.given[0])
+
+    begin = [1] if written_by in ("tokenizer", "both") else []
+    chat = [] if written_by == "nobody" else [1]
+    # the last token of an answer is not an input
+    assert given("choice", chat=False) == [[*begin, 5, 6]]
+    assert given("choice", chat=True) == [[*chat, 5, 6]]
+    # lm-eval's own prefix, which is there for a tokenizer without BOS too
+    assert given("texts", chat=False) == given("texts", chat=True) == [[1, 5]]
+    assert given("generated", chat=False) == [[*begin, 5, 6]]
+    assert given("generated", chat=True) == [[*chat, 5, 6]]
+    # the first of a batch of prompts begins with BOS, the second does not
+    assert given("mixed", chat=False) == sorted([[1, 5, 6], [*begin, 5, 6, 7]])
+
+
+@pytest.fixture(scope="module")
+def tiny_word_model():
+    """A model of the word tokenizer's vocabulary; `given` has the ids of each of its calls."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.given = []
+    model.register_forward_pre_hook(
+        lambda module, args, options: module.given.append((*args, options.get("input_ids"))[0].tolist()),
+        with_kwargs=True,
+    )
+    return model
 
 
 def test_the_bridges_scores(ask, model, folder, questions):
@@ -203,7 +290,23 @@ def test_the_bridges_scores(ask, model, folder, questions):
     assert perplexity.value > 1 and perplexity.stderr is None
 
 
-def test_what_a_task_asks_is_known_by_its_rows(folder, tmp_path):
+def test_all_right_is_no_certainty():
+    """lm-eval's error of rows that are all right or all wrong is 0; of one row it has none."""
+    from eaftdrope.evaluate.harness import harness_scores
+
+    def found(marks, error, metric="acc"):
+        samples = [{"doc_id": i, "filter": "none", metric: mark} for i, mark in enumerate(marks)]
+        values = {f"{metric},none": sum(marks) / len(marks), f"{metric}_stderr,none": error}
+        counts = {"effective": len(marks)}
+        return {"results": {"t": values}, "n-samples": {"t": counts}, "samples": {"t": samples}, "higher_is_better": {}}
+
+    for marks, error in (([1.0] * 8, 0.0), ([0.0] * 8, 0.0), ([1.0] * 8, float("nan"))):
+        assert harness_scores(found(marks, error), "t")[0].stderr == pytest.approx((2 * 10) ** 0.5 / 12 / 12**0.5)
+    assert harness_scores(found([2.5] * 8, 0.0), "t")[0].stderr is None
+    assert harness_scores(found([1.0, 0.0], 0.3), "t")[0].stderr == 0.3
+
+
+def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
     from eaftdrope.evaluate.harness import find_tasks
 
     def prints():
@@ -216,6 +319,29 @@ def test_what_a_task_asks_is_known_by_its_rows(folder, tmp_path):
     changed = prints()
     (folder / "one.yaml").write_text(task)
     assert all(changed[name] != before[name] for name in before) and prints() == before
+    # Python that the functions of a task import is in no setting of it
+    (folder / "parts").mkdir()
+    helper = folder / "parts" / "helper.py"
+    helper.write_text("x = 1")
+    with_helper = prints()
+    helper.write_text("x = 2")
+    changed = prints()
+    helper.unlink()
+    assert len({tuple(found.values()) for found in (before, with_helper, changed)}) == 3
+    (folder / ".hidden").mkdir(exist_ok=True)
+    (folder / ".hidden" / "other.py").write_text("")
+    assert prints() == before
+
+
+def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
+    from eaftdrope.evaluate import cache
+    from eaftdrope.evaluate.harness import find_tasks
+
+    before, real = find_tasks(["one"], include=folder).prints, cache.version
+    for name in ("lm-eval", "sacrebleu"):
+        monkeypatch.setattr(cache, "version", lambda package, name=name: "0.1" if package == name else real(package))
+        assert find_tasks(["one"], include=folder).prints != before, name
+        monkeypatch.undo()
 
 
 def test_tasks_that_are_not_there(folder, tmp_path):
@@ -224,6 +350,12 @@ def test_tasks_that_are_not_there(folder, tmp_path):
     (tmp_path / "gone.yaml").write_text(CHOICE_TASK.format(name="gone", file=tmp_path / "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm-eval cannot measure gone: .*gone\.jsonl.* It downloads a task's data"):
         find_tasks(["gone"], include=tmp_path)
+    broken = CHOICE_TASK.format(name="broken", file=tmp_path / "gone.jsonl") + "no_such_setting: 1\n"
+    (tmp_path / "broken.yaml").write_text(broken)
+    with pytest.raises(
+        UserError, match=r"lm-eval cannot measure broken: TypeError: .*no_such_setting.* Correct the task,"
+    ):
+        find_tasks(["broken"], include=tmp_path)
 
 
 @pytest.mark.slow

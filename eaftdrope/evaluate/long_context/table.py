@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eaftdrope.evaluate.table import error_text
+
 from .lengths import multiple
 from .plan import PROBES, Plan
 
@@ -19,6 +21,7 @@ CAPTION = (
 def cost_table(plan: Plan) -> Table:
     """What the plan will measure: cells and tokens by model and length."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="What will be measured", title_justify="left")
     for column in ("model", "length"):
@@ -30,7 +33,7 @@ def cost_table(plan: Plan) -> Table:
             cells = [cell for cell in plan.cells if (cell.model, cell.length) == (model.name, length)]
             arms = ", ".join(dict.fromkeys(cell.arm for cell in cells))
             words = f"{length:,} ({multiple(length, model.trained)})"
-            table.add_row(model.name, words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
+            table.add_row(Text(model.name), words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
     table.add_section()
     table.add_row("all", "", "", f"{len(plan.cells):,}", f"{sum(cell.tokens for cell in plan.cells):,}")
     return table
@@ -39,6 +42,7 @@ def cost_table(plan: Plan) -> Table:
 def result_table(rows: list[dict]) -> Table:
     """One line an arm and length; a column a probe that was measured."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Long context", caption=CAPTION, title_justify="left", caption_justify="left")
     head, lines = result_lines(rows)
@@ -48,7 +52,7 @@ def result_table(rows: list[dict]) -> Table:
         if len(line) == 1:
             name, _, trained = line[0].rpartition(", ")
             table.add_section()
-            table.add_row(f"[bold]{name}[/bold]", trained)
+            table.add_row(Text(name, "bold"), trained)
         else:
             table.add_row(f"  {line[0]}", *line[1:])
     return table
@@ -76,6 +80,7 @@ def result_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 def suite_table(rows: list[dict]) -> Table | None:
     """Scores of lm-eval's suites, None where none was measured."""
     from rich.table import Table
+    from rich.text import Text
 
     head, lines = suite_lines(rows)
     if not lines:
@@ -84,7 +89,7 @@ def suite_table(rows: list[dict]) -> Table | None:
     for column in head:
         table.add_column(column, justify="right" if column in ("length", "score") else "left")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -93,8 +98,7 @@ def suite_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         if row["probe"] not in PROBES:
-            error = "" if row["stderr"] is None else f" ± {row['stderr']:.3f}"
-            score = f"{row['value']:.3f}{error}"
+            score = f"{row['value']:.3f}{error_text(row['stderr'], 'mean')}"
             lines.append([row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score])
     return ["model", "arm", "suite", "task", "length", "score"], lines
 
@@ -105,7 +109,7 @@ def _text(probe: str, rows: list[dict]) -> str:
         return "–"
     if probe == "perplexity":
         row = values["perplexity"]
-        return f"{row['value']:.2f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.2f}")
+        return f"{row['value']:.2f}" + error_text(row["stderr"], "exp")
     if probe == "attention":
         return f"{values['near, mean']['value']:.3f} / {values['near, best head']['value']:.3f}"
     row = values["accuracy"]

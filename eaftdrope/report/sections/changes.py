@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
-from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, number_text
+from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text
 
 from ..blocks import Cell, Gallery, Section, Table
 from ..changes import changes_figure
@@ -100,7 +100,7 @@ def change_table(pairs: list[Pair]) -> Table:
 def _with_error(text: str, score: Score | None) -> str:
     if score is None or score.stderr is None:
         return text
-    return f"{text} ± {number_text(score.stderr, score.kind)}"
+    return text + error_text(score.stderr, score.kind)
 
 
 def change_pictures(pairs: list[Pair], drawer: Drawer) -> list[Gallery]:

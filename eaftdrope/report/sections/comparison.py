@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eaftdrope.evaluate.scores import Score
-from eaftdrope.evaluate.table import by_metric, number_text
+from eaftdrope.evaluate.table import by_metric, error_text, number_text
 
 from ..blocks import Gallery, Page, Section, Table, Text
 from ..drawer import Drawer
@@ -85,8 +85,7 @@ def _table(document: dict) -> Table:
 
 
 def _spread(value: dict, kind: str) -> str:
-    text = number_text(value["mean"], kind)
-    return text if value["sd"] is None else f"{text} ± {number_text(value['sd'], kind)}"
+    return number_text(value["mean"], kind) + error_text(value["sd"], kind)
 
 
 def _matched(document: dict) -> list[Section]:

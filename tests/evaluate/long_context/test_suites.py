@@ -46,11 +46,10 @@ def asked(monkeypatch):
         calls["wrapper"] = options
         return "wrapped"
 
-    module, models, huggingface = (ModuleType(name) for name in ("lm_eval", "lm_eval.models", "lm_eval.models.hf"))
-    module.simple_evaluate, huggingface.HFLM = simple_evaluate, wrapper
+    module, one_bos = ModuleType("lm_eval"), ModuleType("one_bos")
+    module.simple_evaluate, one_bos.OneBos = simple_evaluate, wrapper
     monkeypatch.setitem(sys.modules, "lm_eval", module)
-    monkeypatch.setitem(sys.modules, "lm_eval.models", models)
-    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
+    monkeypatch.setitem(sys.modules, "eaftdrope.evaluate.one_bos", one_bos)
     return calls
 
 
