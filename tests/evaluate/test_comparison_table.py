@@ -80,6 +80,8 @@ def loss_line(before, after, kind="mean"):
 )
 def test_what_is_no_number_and_what_is_no_change(before, after, kind, line):
     assert loss_line(before, after, kind) == line
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
