@@ -22,5 +22,9 @@ class LostTextError(DataError):
         self.lost = lost
 
 
+class ChatTemplateError(DataError):
+    """The tokenizer's chat template itself is at fault, whatever the row."""
+
+
 class RecipeError(UserError):
     """A recipe has problems; the text lists every one with its line."""

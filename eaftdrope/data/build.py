@@ -19,7 +19,7 @@ from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
 from eaftdrope.data.encoding import Encoded, encode
 from eaftdrope.data.formats import Example, normalise
 from eaftdrope.data.sources import Row, Source, iter_rows
-from eaftdrope.errors import DataError
+from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -180,17 +180,22 @@ def _encode_row(
     """The row encoded, or None if it is left out; the counts of its source are kept."""
     counts = report.by_source[name]
     counts.read += 1
-    reason = row.error
+    reason, remedy = row.error, "Repair the row, or set on_bad_row: skip to leave such rows out."
     encoded = None
     if reason is None:
         try:
             example = read(row.data, origin=row.origin)
             encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
+        except ChatTemplateError as error:
+            # no row can be repaired so that it passes
+            reason, remedy = str(error), ""
+        except LostTextError as error:
+            reason, remedy = str(error), "Or set on_bad_row: skip to leave such rows out."
         except DataError as error:
             reason = str(error)
     if encoded is None:
         if on_bad_row == "stop":
-            raise DataError(f"{row.origin}: {reason}\nRepair the row, or set on_bad_row: skip to leave such rows out.")
+            raise DataError(f"{row.origin}: {reason}\n{remedy}".rstrip())
         counts.skipped += 1
         if len(report.skipped) < _REASONS_KEPT:
             report.skipped.append((row.origin, reason))

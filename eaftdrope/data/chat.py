@@ -10,10 +10,12 @@ Where an answer stands (character offsets [start, end) in the rendering of the w
 
 The end includes the token that ends the turn (`<|im_end|>`), so that the model learns to stop; white space after it is
 left out, because no model gets to generate it. Turns that only the next one ends (GLM's `<|user|>`) are given its first
-token.
+token. Where the text of another message stands inside (Gemma 4 writes a tool's result into the turn that called it, and
+the turn's own text behind that), the answer is several stretches.
 
 Reasoning (`reasoning_content`) goes where the template writes it, which may drop that of earlier turns; before the answer,
-in <think>, if the template knows nothing of it.
+in <think>, if the template knows nothing of it. A developer turn becomes a system turn where the template has no such role.
+That nothing else is dropped is checked for each row (`audit.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eaftdrope.data.template import MARKER, Template, common_prefix, render, template_of, try_render
+from eaftdrope.data.audit import Found, Messages, Tools, audit
+from eaftdrope.data.template import (
+    MARKER,
+    Template,
+    common_prefix,
+    one_clock,
+    render,
+    render_quickly,
+    specials_at_start,
+    template_of,
+    try_render,
+)
 from eaftdrope.data.tools import as_plain_messages
 from eaftdrope.errors import DataError
 
@@ -31,17 +44,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """An assistant turn in the rendering: characters [start, end), whether it is to be trained, and its stop token."""
+    """An assistant turn in the rendering.
 
-    start: int
-    end: int
+    Args:
+        pieces (`tuple[tuple[int, int], ...]`): its stretches of text in order, characters [start, end) each.
+        trained (`bool`): whether it is to be trained.
+        stop (`str`, *optional*): the token that ends it.
+    """
+
+    pieces: tuple[tuple[int, int], ...]
     trained: bool
     stop: str | None
 
 
-def render_prompt(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, tokenizer: PreTrainedTokenizerBase
-) -> str:
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, its assistant turns in order, and the paths of what the template leaves out by design."""
+
+    text: str
+    spans: list[Span]
+    dropped: tuple[str, ...]
+
+
+def render_prompt(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text a model is given before its next answer: the text that training rows have before that answer.
 
     (For all templates but those with `Template.prompt_differs`, of which `build_dataset` warns.) Tokenise it with
@@ -50,55 +75,108 @@ def render_prompt(
     Raises:
         DataError: no chat template, or it refuses the conversation.
     """
-    messages, tools = _prepare(messages, tools, template_of(tokenizer))
-    return render(tokenizer, messages, tools=tools, add_generation_prompt=True)
+    template = _template_for(messages, tools, tokenizer)
+    messages, tools = _prepare(messages, tools, template)
+    return render(tokenizer, template.source, messages, tools=tools, add_generation_prompt=True)
 
 
-def render_conversation(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[Span]]:
+def render_conversation(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """The whole conversation as text, and its assistant turns in order.
 
     Raises:
+        LostTextError: the template leaves out something that the conversation has.
         DataError: no chat template, it refuses the conversation, or an answer cannot be found in the rendering.
     """
-    talk = _Talk(tokenizer, messages, tools)
-    spans = talk.marked_spans() if talk.template.has_markers else None
-    return talk.text, [talk.found_span(index) for index in talk.turns] if spans is None else spans
+    template = _template_for(messages, tools, tokenizer)
+    with one_clock(template.source):
+        talk = _Talk(tokenizer, template, messages, tools)
+        spans = talk.marked_spans() if template.has_markers else None
+        if spans is None:
+            spans = [talk.found_span(index) for index in talk.turns]
+        return Rendered(talk.text, spans, talk.found.dropped)
 
 
-def _prepare(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, template: Template
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+def _template_for(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template for this conversation: of several named ones `tool_use`, if it writes tools and there are any."""
+    template = template_of(tokenizer, tools=_uses_tools(messages, tools))
+    return template if template.has_tools else template_of(tokenizer)
+
+
+def _uses_tools(messages: Messages, tools: Tools) -> bool:
+    return bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+
+
+def _prepare(messages: Messages, tools: Tools, template: Template) -> tuple[Messages, Tools]:
     """Messages and tools as this template takes them."""
-    uses_tools = bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
-    if uses_tools and not template.has_tools:
+    if not template.has_developer_role:
+        messages = _developer_as_system(messages)
+    if not template.has_tools and _uses_tools(messages, tools):
         messages, tools = as_plain_messages(messages, tools, has_system_role=template.has_system_role), None
-    elif not template.has_parallel_calls and any(len(message.get("tool_calls", ())) > 1 for message in messages):
-        raise DataError(
-            "the chat template writes only one call in a turn, and this conversation has a turn with more. Give each "
-            "call a turn of its own, or set a chat template that can."
-        )
-    return [template.shaped(message) for message in messages], tools or None
+    return [template.shaped(message) for message in messages], tools or ([] if template.is_tool_use else None)
+
+
+def _developer_as_system(messages: Messages) -> Messages:
+    """Developer turns as system turns; one right behind a system turn joins it (templates read only the first)."""
+    changed: Messages = []
+    for message in messages:
+        if message["role"] == "developer":
+            if changed and changed[-1]["role"] == "system":
+                text = "\n\n".join(filter(None, (changed[-1]["content"], message["content"])))
+                changed[-1] = {**changed[-1], "content": text}
+                continue
+            message = {**message, "role": "system"}
+        changed.append(message)
+    return changed
 
 
 class _Talk:
     """One conversation, its rendering, and what the template can do."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None,
+        self, tokenizer: PreTrainedTokenizerBase, template: Template, messages: Messages, tools: Tools
     ) -> None:
         self.tokenizer = tokenizer
-        self.template = template_of(tokenizer)
-        self.messages, self.tools = _prepare(messages, tools, self.template)
-        self.rendered = self.text = render(tokenizer, self.messages, tools=self.tools)
-        if self.template.stop_is_next_turn and self.messages[-1]["role"] == "assistant":
+        self.template = template
+        self.row = messages
+        self.messages, self.tools = _prepare(messages, tools, template)
+        try:
+            self.rendered = self.text = self._write(self.messages, self.tools)
+        except DataError as error:
+            if any(len(message.get("tool_calls", ())) > 1 for message in self.messages):
+                raise DataError(
+                    f"{error} (a turn has several calls; if that is it, give each a turn of its own)"
+                ) from error
+            raise
+        self.found: Found = audit(
+            messages,
+            tools,
+            self.text,
+            lambda *given: render_quickly(tokenizer, template.source, *_prepare(*given, template)),
+            template.source,
+        )
+        if self.found.dropped:
+            self._leave_out(messages, tools)
+        last = self.messages[-1]
+        if template.stop_is_next_turn and last["role"] == "assistant":
             # what the model itself says to end its turn, and what a longer conversation has there
-            self.text += self.template.stop_run
+            self.text += template.stop_after_call if last.get("tool_calls") else template.stop_run
         self.turns = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+        # Tool results may have been joined to one turn, assistant turns stay as they are: their indices in the row.
+        self.row_index = dict(
+            zip(self.turns, (i for i, message in enumerate(messages) if message["role"] == "assistant"))
+        )
+
+    def _leave_out(self, messages: Messages, tools: Tools) -> None:
+        """Reasoning that the template leaves out anyway is left out here as well: more prefixes are the whole's then."""
+        bare = [
+            {name: value for name, value in message.items() if name != "reasoning_content"}
+            if f"messages[{index}].reasoning_content" in self.found.dropped
+            else message
+            for index, message in enumerate(messages)
+        ]
+        prepared = _prepare(bare, tools, self.template)
+        if self._write(*prepared) == self.rendered:
+            self.messages, self.tools = prepared
 
     def marked_spans(self) -> list[Span] | None:
         """Spans of the template's own `{% generation %}` blocks; None if they do not stand one to one for the turns."""
@@ -107,7 +185,7 @@ class _Talk:
         rendered, marked = render_jinja_template(
             conversations=[self.messages],
             tools=self.tools,
-            chat_template=self.tokenizer.get_chat_template(tools=self.tools),
+            chat_template=self.template.source,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
@@ -136,7 +214,7 @@ class _Talk:
 
     def _compared(self, index: int) -> tuple[int, int]:
         """Characters of the rendering that stand for message `index`: those that change when its content does."""
-        text = self.text
+        text = self.rendered
         marker = self.template.shaped({"role": "assistant", "content": MARKER})
         changed = self._try([*self.messages[:index], marker, *self.messages[index + 1 :]])
         same_before = common_prefix(text, changed)
@@ -150,21 +228,60 @@ class _Talk:
         return same_before, len(text) - same_after
 
     def _span(self, index: int, start: int, end: int) -> Span:
-        """The span with its stop token, without white space behind it.
+        """The span with its stop token, without white space behind it and without what other messages have inside.
 
         The stop token is the special token that the span ends in, or the template's own stop right behind the span (a
         template's markers may leave it out).
         """
-        template = self.template
         inside = self.text[start:end].rstrip()
         behind = self.text[end:].lstrip()
-        stop = template.stop_at_end(inside)
-        if stop:
+        stop = self.template.stop_at_end(inside)
+        run = self._stop_behind(behind)
+        if stop and not (run and self.template.stop_is_next_turn):
             end = start + len(inside)
-        elif template.stop_run and behind.startswith(template.stop_run):
-            end = len(self.text) - len(behind) + len(template.stop_run)
-            stop = template.stop_at_end(template.stop_run)
-        return Span(start, end, self.messages[index].get("weight", 1) != 0, stop or None)
+        elif run:
+            end = len(self.text) - len(behind) + len(run)
+            stop = self.template.stop_at_end(run)
+        return Span(self._pieces(index, start, end), self.messages[index].get("weight", 1) != 0, stop or None)
 
-    def _try(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        return try_render(self.tokenizer, messages, tools=self.tools, **options)
+    def _stop_behind(self, behind: str) -> str:
+        """What ends a turn at the beginning of `behind`, the text after it; or ""."""
+        template = self.template
+        if template.stop_is_next_turn:
+            return next(iter(specials_at_start(behind, template.specials)), "")
+        return next((run for run in (template.stop_run, template.stop_between) if run and behind.startswith(run)), "")
+
+    def _pieces(self, index: int, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """[start, end) without the stretches that other messages' values stand in."""
+        own = self.row_index[index]
+        if self.found.places is None:
+            behind = self.row[own + 1] if own + 1 < len(self.row) else {"role": ""}
+            if behind["role"] == "tool" and behind["content"].strip() in self.text[start:end]:
+                raise DataError(
+                    f"cannot tell the tool's result from the rest of turn {own}, in which the chat template writes it. "
+                    "Leave private-use characters out of the row, or use another template."
+                )
+            return ((start, end),)
+        places = [place for place in self.found.places if start <= place.start < end]
+        if all(place.message == own for place in places):
+            return ((start, end),)
+        # Up to where the text stays the same when nothing follows yet, the turn is the model's own.
+        alone = common_prefix(self.text, self._try(self.messages[: index + 1]))
+        pieces = []
+        reached = begin = start
+        for place in places:
+            if place.message == own:
+                begin = place.start if begin is None else begin
+                reached = max(reached, place.end)
+            elif begin is not None:
+                pieces.append((begin, min(max(reached, alone), place.start)))
+                begin = None
+        if begin is not None:
+            pieces.append((begin, end))
+        return tuple((start, end) for start, end in pieces if end > start)
+
+    def _write(self, messages: Messages, tools: Tools) -> str:
+        return render(self.tokenizer, self.template.source, messages, tools=tools)
+
+    def _try(self, messages: Messages, **options: Any) -> str:
+        return try_render(self.tokenizer, self.template.source, messages, tools=self.tools, **options)

@@ -14,8 +14,10 @@ after `"Answer:"`) or stands for one of several bytes of a character.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from eaftdrope.data.chat import render_conversation, render_prompt
 from eaftdrope.data.formats import Example
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 TRAIN_ON = ("assistant", "last_assistant", "completion", "all")
 IGNORED = -100
+_NO_SPAN = (sys.maxsize, sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Encoded:
         truncated (`bool`): whether something was cut off.
         stop (`str`, *optional*): the token at the end of the last trained answer, if it is among the trained ones.
         is_conversation (`bool`): whether the chat template wrote it.
+        dropped (`tuple[str, ...]`): paths of what the template leaves out by design, `messages[1].reasoning_content`: the
+            reasoning of earlier turns, which the model does not see at inference either.
     """
 
     input_ids: list[int]
@@ -45,6 +50,7 @@ class Encoded:
     truncated: bool
     stop: str | None
     is_conversation: bool
+    dropped: tuple[str, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
@@ -64,20 +70,22 @@ def encode(
     A prompt-completion or text example ends in the tokenizer's end-of-sequence token, which is trained.
 
     Raises:
+        LostTextError: the chat template leaves out something that the row has.
         DataError: the chat template refuses the conversation, an answer cannot be found in it, the text cannot be
             tokenised, or the tokenizer is a slow one.
     """
     if train_on not in TRAIN_ON:
         raise DataError(f"train_on {train_on!r} is not one of {', '.join(TRAIN_ON)}.")
+    dropped: tuple[str, ...] = ()
     if example.messages is not None:
-        input_ids, labels, stop_at, stop = _encode_messages(example, tokenizer, train_on)
+        input_ids, labels, stop_at, stop, dropped = _encode_messages(example, tokenizer, train_on)
     else:
         input_ids, labels, stop_at, stop = _encode_text(example, tokenizer, train_on)
     truncated = max_length is not None and len(input_ids) > max_length
     if truncated:
         input_ids, labels = input_ids[:max_length], labels[:max_length]
     stop_kept = stop_at is not None and stop_at < len(labels) and labels[stop_at] != IGNORED
-    return Encoded(input_ids, labels, truncated, stop if stop_kept else None, example.messages is not None)
+    return Encoded(input_ids, labels, truncated, stop if stop_kept else None, example.messages is not None, dropped)
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -92,16 +100,18 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
     if example.prompt is None:
         raise DataError(f"{example.origin or 'the example'}: a text has no prompt to ask with.")
     ids, _ = _tokenise(tokenizer, example.prompt, add_special_tokens=True)
+    ids = ids[_doubled_start(ids, example.prompt, tokenizer) :]
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _encode_messages(
     example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
-) -> tuple[list[int], list[int], int | None, str | None]:
-    """(ids, labels, position of the last trained answer's stop token, that token)."""
+) -> tuple[list[int], list[int], int | None, str | None, tuple[str, ...]]:
+    """(ids, labels, position of the last trained answer's stop token, that token, what the template leaves out)."""
     messages = example.messages
-    text, spans = render_conversation(messages, example.tools, tokenizer)
-    input_ids, ends = _tokenise(tokenizer, text, add_special_tokens=False)
+    rendered = render_conversation(messages, example.tools, tokenizer)
+    text, spans = rendered.text, rendered.spans
+    input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=False)
     if train_on == "last_assistant":
         spans = spans[-1:]
     elif train_on == "completion":
@@ -109,26 +119,39 @@ def _encode_messages(
         last_user = len(roles) - roles[::-1].index("user") if "user" in roles else 0
         spans = spans[len(spans) - roles[last_user:].count("assistant") :]
     chosen = spans if train_on == "all" else [span for span in spans if span.trained]
-    trained = [(0, len(text))] if train_on == "all" else [(span.start, span.end) for span in chosen]
-    labels = _labels(input_ids, ends, trained)
+    trained = [(0, len(text))] if train_on == "all" else [piece for span in chosen for piece in span.pieces]
+    labels = _labels(input_ids, extents, trained)
     last = chosen[-1] if chosen else None
     if last is None or last.stop is None:
-        return input_ids, labels, None, None
-    stop_at = next(position for position, end in enumerate(ends) if end >= last.end)
-    return input_ids, labels, stop_at, last.stop
+        return input_ids, labels, None, None, rendered.dropped
+    stop_end = last.pieces[-1][1]
+    stop_at = next(position for position, (_, end) in enumerate(extents) if end >= stop_end)
+    return input_ids, labels, stop_at, last.stop, rendered.dropped
 
 
 def _encode_text(
     example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
 ) -> tuple[list[int], list[int], int | None, str | None]:
+    """(ids, labels, position of the end-of-sequence token, that token).
+
+    Where the text itself begins or ends with the token that the tokenizer would add, there is one of it; white space behind
+    a text's own end-of-sequence token is left out, as no model gets to generate it.
+    """
     prompt = example.prompt or ""
     text = prompt + (example.completion if example.text is None else example.text)
     everything = train_on == "all" or example.text is not None
-    input_ids, ends = _tokenise(tokenizer, text, add_special_tokens=True, offsets=not everything)
+    end = getattr(tokenizer, "eos_token", None)
+    has_end = end is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(end)
+    text = stripped if has_end else text
+    input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=True, offsets=not everything)
+    labels = list(input_ids) if everything else _labels(input_ids, extents, [(len(prompt), len(text))])
     eos = tokenizer.eos_token_id
-    labels = list(input_ids) if everything else _labels(input_ids, ends, [(len(prompt), len(text))])
+    doubled = _doubled_start(input_ids, text, tokenizer)
+    input_ids, labels = input_ids[doubled:], labels[doubled:]
     if eos is None:
         return input_ids, labels, None, None
+    if has_end and input_ids[-2:] == [eos, eos]:
+        input_ids, labels = input_ids[:-1], labels[:-1]
     if input_ids and input_ids[-1] == eos:
         labels[-1] = eos
     else:
@@ -136,27 +159,37 @@ def _encode_text(
     return input_ids, labels, len(labels) - 1, tokenizer.eos_token
 
 
-def _labels(input_ids: list[int], ends: list[int], spans: list[tuple[int, int]]) -> list[int]:
-    """Ids of the tokens that stand for a character of a span, -100 elsewhere.
+def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """1 where the tokenizer put its first token in front of a text that begins with it, else 0."""
+    bos, begins = tokenizer.bos_token, 0
+    while bos and text.startswith(bos, begins * len(bos)):
+        begins += 1
+    return int(begins > 0 and input_ids[: begins + 1] == [tokenizer.bos_token_id] * (begins + 1))
 
-    A token stands for the characters from the end of the one before it (or from its own last character, when several
-    tokens share one character) to its own end.
-    """
+
+def _labels(input_ids: list[int], extents: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """Ids of the tokens that stand for a character of a span, -100 elsewhere; the spans are in order and apart."""
     labels = [IGNORED] * len(input_ids)
-    before = 0
-    for position, end in enumerate(ends):
-        begin = min(before, end - 1)
-        if end > 0 and any(begin < span_end and end > span_start for span_start, span_end in spans):
+    rest = iter(spans)
+    span_start, span_end = next(rest, _NO_SPAN)
+    for position, (begin, end) in enumerate(extents):
+        while span_end <= begin:
+            span_start, span_end = next(rest, _NO_SPAN)
+        if span_start < end and end > 0:
             labels[position] = input_ids[position]
-        before = end
     return labels
 
 
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool, offsets: bool = True
-) -> tuple[list[int], list[int]]:
-    """Ids of `text`, and for each the character offset at which it ends (0 for a token added in front); without
-    `offsets`, which take more than half of the time, none."""
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text`, and for each the characters [begin, end) that it stands for ((0, 0) or less for a token added in
+    front); without `offsets`, which take more than half of the time, none.
+
+    A token stands for the characters from the end of the one before it (or from its own last character, when several
+    tokens share one character) to its own end; a special token that swallows white space around it (`rstrip`, `lstrip`)
+    for its own text only.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -173,8 +206,33 @@ def _tokenise(
     encoding = tokenizer(
         text, add_special_tokens=add_special_tokens, return_offsets_mapping=offsets, truncation=False, verbose=False
     )
-    ends: list[int] = []
-    for begin, end in encoding.get("offset_mapping", ()):
-        # Some tokenizers give white space and added tokens an empty span; they end where they stand.
-        ends.append(max(begin, end, ends[-1] if ends else 0))
-    return encoding["input_ids"], ends
+    input_ids = encoding["input_ids"]
+    if not offsets:
+        return input_ids, []
+    swallowing = _swallowing(tokenizer)
+    extents: list[tuple[int, int]] = []
+    before = 0
+    for token, (begin, end) in zip(input_ids, encoding["offset_mapping"]):
+        if token in swallowing and (own := text.find(swallowing[token], begin, end)) >= 0:
+            begin, end = own, own + len(swallowing[token])
+            extents.append((max(before, begin), end))
+        else:
+            # Some tokenizers give white space and added tokens an empty span; they end where they stand.
+            end = max(begin, end, before)
+            extents.append((min(before, end - 1), end))
+        before = end
+    return input_ids, extents
+
+
+_known_swallowing: WeakKeyDictionary[Any, tuple[int, dict[int, str]]] = WeakKeyDictionary()
+
+
+def _swallowing(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Ids and texts of the added tokens that take the white space beside them into their offsets."""
+    size = len(tokenizer)
+    known = _known_swallowing.get(tokenizer)
+    if known is None or known[0] != size:
+        added = tokenizer.added_tokens_decoder.items()
+        known = (size, {number: token.content for number, token in added if token.rstrip or token.lstrip})
+        _known_swallowing[tokenizer] = known
+    return known[1]

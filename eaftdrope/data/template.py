@@ -1,25 +1,34 @@
 """What a tokenizer's chat template can do, found by rendering a canary through it, never by its name.
 
-Templates silently drop what they do not know: SmolLM2's drops tools and calls, gpt-oss's every call but the first, those of
-vision models a content that is a plain string. What is dropped here would be missing from the training rows.
+Templates silently drop what they do not know: SmolLM2's drops tools and calls, those of vision models a content that is a
+plain string, Gemma 4's the reasoning of a turn that does not call. The canary decides in which form a conversation is given
+to the template; whether the template then wrote all of it is checked row by row (`audit.py`).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from eaftdrope.errors import DataError
+from eaftdrope.errors import ChatTemplateError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Private-use characters: no template looks at them, no sane text begins or ends with them.
 MARKER = "\ue0f0turn\ue0f1"
+# Stands for "</think>" on its way through a template that cuts off what is in front of that.
+_CLOSE_THOUGHT = "\ue0f2"
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+# The inline form of reasoning: (white space and <think>, the thought, </think> and white space, the answer).
+THOUGHT = re.compile(r"\A(\s*(?:<think>)?\s*)(.*?)(\s*</think>\s*)(.*)\Z", re.DOTALL)
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _CANARY_TOOL = {
     "type": "function",
     "function": {
@@ -33,44 +42,56 @@ _ASK = {"role": "user", "content": "canary question"}
 
 @dataclass(frozen=True)
 class Template:
-    """What one tokenizer's chat template can do.
+    """What one chat template can do.
 
     Args:
+        source (`str`): the template itself.
+        is_tool_use (`bool`): it is the one of several named templates that is meant for conversations with tools: where
+            the row has no definitions, it is given an empty list.
         has_tools (`bool`): tools, calls and results all appear in the rendering: the template's own way is used.
-        has_parallel_calls (`bool`): so does a second call in one turn.
         arguments_as_text (`bool`): the template wants a call's `arguments` as a JSON string, not as an object.
         content_as_parts (`bool`): it wants content as a list of parts, `[{"type": "text", "text": ...}]`.
         has_system_role (`bool`): a system turn appears in the rendering.
-        has_reasoning (`bool`): so does the `reasoning_content` of the last turn.
+        has_developer_role (`bool`): so does a developer turn.
+        reasoning_key (`str`, *optional*): the key under which the reasoning of a turn without calls appears.
+        reasoning_key_beside_calls (`str`, *optional*): the same for a turn that calls.
+        cuts_thoughts (`bool`): of a content with `</think>`, what is in front of that is dropped.
         has_markers (`bool`): it has `{% generation %}` blocks.
         stop (`str`, *optional*): the special token right after an answer, such as `<|im_end|>`.
         stop_run (`str`): that and those that follow it at once (Cohere's turns end in two); "" if there is none.
+        stop_between (`str`): what ends an answer that is not the last turn, if that is another token (gpt-oss); else "".
         stop_is_next_turn (`bool`): the turns of GLM have no end of their own: what stops them, in the stop's place here,
-            is the special token that the user's next turn begins with.
+            is the special token that the next turn begins with.
+        stop_after_call (`str`): that token after a turn that calls; "" unless `stop_is_next_turn`.
         after_stop (`str`): what the template writes behind the stop of the last turn, such as a line break.
         prompt_differs (`str`): how the generation prompt ends, if answered conversations do not begin with it; else "".
         specials (`tuple[str, ...]`): the text of every special token, longest first.
     """
 
+    source: str
+    is_tool_use: bool
     has_tools: bool
-    has_parallel_calls: bool
     arguments_as_text: bool
     content_as_parts: bool
     has_system_role: bool
-    has_reasoning: bool
+    has_developer_role: bool
+    reasoning_key: str | None
+    reasoning_key_beside_calls: str | None
+    cuts_thoughts: bool
     has_markers: bool
     stop: str | None
     stop_run: str
+    stop_between: str
     stop_is_next_turn: bool
+    stop_after_call: str
     after_stop: str
     prompt_differs: str
     specials: tuple[str, ...]
 
     def shaped(self, message: dict[str, Any]) -> dict[str, Any]:
         """`message` with reasoning, content and arguments in the form this template takes."""
-        if message.get("reasoning_content") and not self.has_reasoning:
-            thought = f"<think>\n{message['reasoning_content'].strip()}\n</think>\n\n"
-            message = {**message, "content": thought + message["content"]}
+        if message["role"] == "assistant":
+            message = self._with_reasoning(message)
         if self.arguments_as_text and message.get("tool_calls"):
             calls = [
                 {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
@@ -79,109 +100,267 @@ class Template:
             message = {**message, "tool_calls": calls}
         return _in_parts(message) if self.content_as_parts else message
 
+    def _with_reasoning(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Reasoning under the key that the template reads for such a turn; without one, in <think> before the content."""
+        key = self.reasoning_key_beside_calls if message.get("tool_calls") else self.reasoning_key
+        thought, content = message.get("reasoning_content"), message["content"]
+        if not thought and key and self.cuts_thoughts and (found := THOUGHT.match(content)):
+            thought, content = found[2], found[4]
+        if thought:
+            message = {name: value for name, value in message.items() if name != "reasoning_content"}
+            if key:
+                return {**message, "content": content, key: thought}
+            content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+        if self.cuts_thoughts:
+            content = content.replace("</think>", _CLOSE_THOUGHT)
+        return {**message, "content": content}
+
     def stop_at_end(self, text: str) -> str:
         """The special token that `text` ends in, or ""."""
         return next((special for special in self.specials if text.endswith(special)), "")
 
 
-_known: WeakKeyDictionary[Any, tuple[Any, Template]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[tuple[str, bool, str | None], Template]] = WeakKeyDictionary()
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
+def template_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> Template:
     """What the tokenizer's chat template can do (found once for each tokenizer and template).
 
+    Of several named templates, `tool_use` is looked at with `tools` (a conversation with tools, calls or results), and
+    `default` otherwise.
+
     Raises:
-        DataError: the tokenizer has no chat template, or the template drops what the assistant says.
+        ChatTemplateError: the tokenizer has no chat template, or the template drops what the assistant says.
     """
-    state = (tokenizer.chat_template, tokenizer.eos_token)
-    known = _known.get(tokenizer)
-    if known is None or known[0] != state:
-        known = _known[tokenizer] = (state, _inspect(tokenizer))
-    return known[1]
+    if not tokenizer.chat_template:
+        raise ChatTemplateError(
+            f"the tokenizer {_name(tokenizer)} has no chat template, so a conversation cannot be written as text. Use the "
+            "tokenizer of an instruct model, set tokenizer.chat_template, or bring the data as prompt and completion "
+            "strings (format prompt_completion)."
+        )
+    try:
+        source = tokenizer.get_chat_template(tools=[] if tools else None)
+    except ValueError as error:
+        raise ChatTemplateError(f"the tokenizer {_name(tokenizer)}: {error}") from error
+    is_tool_use = tools and isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template
+    templates = _known.setdefault(tokenizer, {})
+    key = (source, is_tool_use, tokenizer.eos_token)
+    if key not in templates:
+        templates[key] = _Canary(tokenizer, source, is_tool_use).template()
+    return templates[key]
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
+    source: str,
     messages: list[dict[str, Any]],
     *,
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The conversation through the chat template, as text.
+    """The conversation through the chat template `source`, as text.
 
     Raises:
-        DataError: the template refuses it; the text carries the template's own words.
+        DataError: the template refuses it or fails on it; the text carries the template's own words.
     """
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=source, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    # A template is a program that came with the model: it may raise anything (ZeroDivisionError, RecursionError, ...).
+    except Exception as error:
+        raise _refusal(error, tokenizer) from error
+    return text.replace(_CLOSE_THOUGHT, "</think>")
+
+
+def _refusal(error: Exception, tokenizer: PreTrainedTokenizerBase) -> DataError:
     from jinja2 import TemplateError
 
+    if isinstance(error, TemplateError):
+        return DataError(f"the chat template refuses this conversation: {error}")
+    what = f"the chat template of {_name(tokenizer)} fails on this conversation"
+    return DataError(f"{what} ({type(error).__name__}: {error})")
+
+
+def render_quickly(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]], tools: Any) -> str:
+    """The same without the copies and checks of `apply_chat_template`: for text that is compared with what that gave.
+
+    Raises:
+        DataError: as `render`.
+    """
+    if any(key in message for message in messages for key in _REASONING_KEYS):
+        # apply_chat_template copies the reasoning to the other keys
+        return render(tokenizer, source, messages, tools=tools)
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": False}
     try:
-        return tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(f"the chat template refuses this conversation: {error}") from error
+        text = _compile_jinja_template(source).render(**given, **tokenizer.special_tokens_map)
+    except Exception as error:
+        raise _refusal(error, tokenizer) from error
+    return text.replace(_CLOSE_THOUGHT, "</think>")
 
 
-def try_render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **options: Any) -> str:
+def try_render(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]], **options: Any) -> str:
     """The same, or "" where the template refuses the conversation."""
     try:
-        return render(tokenizer, messages, **options)
+        return render(tokenizer, source, messages, **options)
     except DataError:
         return ""
+
+
+@contextmanager
+def one_clock(source: str) -> Iterator[None]:
+    """Within, the template reads one and the same time of day: renderings of one row must differ in nothing else."""
+    if "strftime_now" not in source:
+        yield
+        return
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    names = _compile_jinja_template(source).globals
+    now = datetime.now()
+    names["strftime_now"] = lambda format: now.strftime(format)
+    try:
+        yield
+    finally:
+        names.pop("strftime_now", None)
 
 
 # --- the canary -------------------------------------------------------------------------------------------------------
 
 
-def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
-    name = repr(tokenizer.name_or_path or type(tokenizer).__name__)
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"the tokenizer {name} has no chat template, so a conversation cannot be written as text. Use the tokenizer "
-            "of an instruct model, set tokenizer.chat_template, or bring the data as prompt and completion strings "
-            "(format prompt_completion)."
-        )
-    answered, in_parts = _answered(tokenizer)
-    if MARKER not in answered:
-        raise DataError(
-            f"the chat template of {name} drops what the assistant says, or refuses a conversation of one question and "
-            "one answer. Set another tokenizer.chat_template, or bring the data as prompt and completion strings."
-        )
-    specials = _specials(tokenizer)
-    ask = _in_parts(_ASK) if in_parts else _ASK
-    system = {"role": "system", "content": "canary system"}
-    has_tools, has_parallel, as_text = _tool_support(tokenizer, in_parts)
-    before, _, tail = answered.rpartition(MARKER)
-    run = _stop_run(tail.lstrip(), specials, tokenizer.eos_token)
-    begins = [] if run else _next_turn(tokenizer, in_parts, specials)
-    prompt = try_render(tokenizer, [ask], add_generation_prompt=True)
-    return Template(
-        has_tools=has_tools,
-        has_parallel_calls=has_parallel,
-        arguments_as_text=as_text,
-        content_as_parts=in_parts,
-        has_system_role="canary system" in try_render(tokenizer, [_in_parts(system) if in_parts else system, ask]),
-        has_reasoning=_writes_reasoning(tokenizer, ask, in_parts),
-        has_markers=bool(_GENERATION.search(tokenizer.get_chat_template())),
-        stop=next(iter(run or begins), None),
-        stop_run="".join(run or begins),
-        stop_is_next_turn=bool(begins),
-        after_stop=tail.lstrip().removeprefix("".join(run)) if run else "",
-        prompt_differs="" if before.startswith(prompt) else prompt[len(_common(prompt, before)) :],
-        specials=specials,
-    )
+class _Canary:
+    """Made-up conversations through one template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, is_tool_use: bool) -> None:
+        self.tokenizer = tokenizer
+        self.source = source
+        self.no_tools: list[dict[str, Any]] | None = [] if is_tool_use else None
+        self.in_parts = False
+
+    def template(self) -> Template:
+        """Everything that there is to find.
+
+        Raises:
+            ChatTemplateError: the template drops what the assistant says, or refuses one question and one answer.
+        """
+        with one_clock(self.source):
+            answered = self._answered()
+            specials = _specials(self.tokenizer)
+            before, _, tail = answered.partition(MARKER)
+            run = specials_at_start(tail, specials, self.tokenizer.eos_token)
+            between = self._between(specials)
+            begins = between[:1] if not run else []
+            begins = [token for token in begins if token != self.tokenizer.bos_token]
+            has_tools, as_text = self._tool_support()
+            prompt = self._text(_ASK, add_generation_prompt=True)
+            return Template(
+                source=self.source,
+                is_tool_use=self.no_tools is not None,
+                has_tools=has_tools,
+                arguments_as_text=as_text,
+                content_as_parts=self.in_parts,
+                has_system_role=self._has_role("system"),
+                has_developer_role=self._has_role("developer"),
+                reasoning_key=self._reasoning_key({}),
+                reasoning_key_beside_calls=(
+                    self._reasoning_key({"content": "", "tool_calls": _calls(as_text)}) if has_tools else None
+                ),
+                cuts_thoughts=self._cuts_thoughts(),
+                has_markers=bool(_GENERATION.search(self.source)),
+                stop=next(iter(run or begins), None),
+                stop_run="".join(run or begins),
+                # What stands alone between an answer and the next turn is the head of that turn, not the answer's end.
+                stop_between=between[0] if run and len(between) > 1 and between[: len(run)] != run else "",
+                stop_is_next_turn=bool(begins),
+                stop_after_call=self._after_call(as_text, specials) if begins and has_tools else "",
+                after_stop=tail.lstrip().removeprefix("".join(run)) if run else "",
+                prompt_differs="" if before.startswith(prompt) else prompt[common_prefix(prompt, before) :],
+                specials=specials,
+            )
+
+    def _text(self, *messages: dict[str, Any], **options: Any) -> str:
+        talk = [_in_parts(message) for message in messages] if self.in_parts else list(messages)
+        return try_render(self.tokenizer, self.source, talk, **{"tools": self.no_tools, **options})
+
+    def _answered(self) -> str:
+        """A question and the marker as its answer; finds out whether content has to come in parts."""
+        talk = [_ASK, {"role": "assistant", "content": MARKER}]
+        reason = ""
+        try:
+            text = render(self.tokenizer, self.source, talk, tools=self.no_tools)
+        except DataError as error:
+            text, reason = "", f": {error}"
+        if MARKER in text and _ASK["content"] in text:
+            return text
+        self.in_parts = True
+        text = self._text(*talk)
+        if MARKER not in text:
+            raise ChatTemplateError(
+                f"the chat template of {_name(self.tokenizer)} drops what the assistant says, or refuses a conversation "
+                f"of one question and one answer{reason.rstrip('.')}. Set another tokenizer.chat_template, or bring the "
+                "data as prompt and completion strings."
+            )
+        return text
+
+    def _between(self, specials: tuple[str, ...]) -> list[str]:
+        """The special tokens in the text between an answer and the user's next question, if it begins with one."""
+        text = self._text(_ASK, {"role": "assistant", "content": MARKER}, _ASK)
+        gap = text.partition(MARKER)[2].partition(_ASK["content"])[0]
+        if not specials or not specials_at_start(gap, specials):
+            return []
+        return re.findall("|".join(map(re.escape, specials)), gap)
+
+    def _has_role(self, role: str) -> bool:
+        return "canary role" in self._text({"role": role, "content": "canary role"}, _ASK)
+
+    def _reasoning_key(self, more: dict[str, Any]) -> str | None:
+        """The key under which the last turn's reasoning is read."""
+        answer = {"role": "assistant", "content": "canary answer", **more}
+        tools = [_CANARY_TOOL] if more else self.no_tools
+        for key in _REASONING_KEYS:
+            if "canary reasoning" in self._text(_ASK, {**answer, key: "canary reasoning"}, tools=tools):
+                return key
+        return None
+
+    def _cuts_thoughts(self) -> bool:
+        content = "<think>\ncanary reasoning\n</think>\n\ncanary answer"
+        text = self._text(_ASK, {"role": "assistant", "content": content})
+        return "canary answer" in text and "canary reasoning" not in text
+
+    def _tool_support(self) -> tuple[bool, bool]:
+        """(whether tools, calls and results all appear, whether arguments must be text)."""
+        for as_text in (False, True):
+            # The result does not carry the call's name: a call that is dropped must not be found in its result.
+            result = {"role": "tool", "content": "canary result", "tool_call_id": "canary000"}
+            call = {"role": "assistant", "content": "", "tool_calls": _calls(as_text)}
+            text = self._text(
+                _ASK, call, result, {"role": "assistant", "content": "canary answer"}, tools=[_CANARY_TOOL]
+            )
+            called = text.partition("canary_call")[2].partition("canary result")[0]
+            all_there = all(word in text for word in ("canary_tool", "canary_call", "canary value", "canary result"))
+            # `{'key': 'value'}` is Python's way to print an object: the template meant a string. `{\"key\"` is a string
+            # that was written as JSON once more: the template meant an object.
+            if all_there and "'canary_argument'" not in called and '\\"canary_argument' not in called:
+                return True, as_text
+        return False, False
+
+    def _after_call(self, as_text: bool, specials: tuple[str, ...]) -> str:
+        """The special token that a result begins with right after the turn that calls, or ""."""
+        talk = [_ASK, {"role": "assistant", "content": "", "tool_calls": _calls(as_text)}]
+        called = self._text(*talk, tools=[_CANARY_TOOL])
+        result = {"role": "tool", "content": "canary result", "tool_call_id": "canary000"}
+        rest = self._text(*talk, result, tools=[_CANARY_TOOL]).removeprefix(called)
+        return next(iter(specials_at_start(rest, specials)), "")
 
 
-def _answered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
-    """(a question and the marker as its answer, whether content had to come in parts)."""
-    talk = [_ASK, {"role": "assistant", "content": MARKER}]
-    plain = try_render(tokenizer, talk)
-    if MARKER in plain and _ASK["content"] in plain:
-        return plain, False
-    return try_render(tokenizer, [_in_parts(message) for message in talk]), True
+def _calls(as_text: bool) -> list[dict[str, Any]]:
+    arguments: Any = {"canary_argument": "canary value"}
+    function = {"name": "canary_call", "arguments": _json(arguments) if as_text else arguments}
+    return [{"id": "canary000", "type": "function", "function": function}]
 
 
-def _stop_run(tail: str, specials: tuple[str, ...], eos: str | None) -> list[str]:
+def specials_at_start(tail: str, specials: tuple[str, ...], eos: str | None = None) -> list[str]:
     """The special tokens that `tail` begins with, up to the end-of-sequence token if it is among them."""
     run: list[str] = []
     while eos not in run and (found := next((special for special in specials if tail.startswith(special)), None)):
@@ -190,58 +369,14 @@ def _stop_run(tail: str, specials: tuple[str, ...], eos: str | None) -> list[str
     return run
 
 
-def _next_turn(tokenizer: PreTrainedTokenizerBase, in_parts: bool, specials: tuple[str, ...]) -> list[str]:
-    """The special token right after an answer, if the user speaks again; none if that begins every sequence."""
-    talk = [_ASK, {"role": "assistant", "content": MARKER}, _ASK]
-    text = try_render(tokenizer, [_in_parts(message) for message in talk] if in_parts else talk)
-    return [token for token in _stop_run(text.partition(MARKER)[2], specials, None)[:1] if token != tokenizer.bos_token]
-
-
-def _writes_reasoning(tokenizer: PreTrainedTokenizerBase, ask: dict[str, Any], in_parts: bool) -> bool:
-    answer: dict[str, Any] = {"role": "assistant", "content": "canary answer"}
-    answer = {**(_in_parts(answer) if in_parts else answer), "reasoning_content": "canary reasoning"}
-    return "canary reasoning" in try_render(tokenizer, [ask, answer])
-
-
 def _specials(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     # Longest first: one special token's text may begin another's.
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True))
 
 
-def _tool_support(tokenizer: PreTrainedTokenizerBase, in_parts: bool) -> tuple[bool, bool, bool]:
-    """(whether tools, calls and results all appear, also two calls in a turn, whether arguments must be text)."""
-    for as_text in (False, True):
-        text = _with_calls(tokenizer, in_parts, as_text, ["canary_call"])
-        called = text.partition("canary_call")[2].partition("canary result")[0]
-        all_there = all(word in text for word in ("canary_tool", "canary_call", "canary value", "canary result"))
-        # `{'key': 'value'}` is Python's way to print an object: the template meant a string. `{\"key\"` is a string
-        # that was written as JSON once more: the template meant an object.
-        if all_there and "'canary_argument'" not in called and '\\"canary_argument' not in called:
-            both = _with_calls(tokenizer, in_parts, as_text, ["canary_call", "canary_second"])
-            return True, "canary_second" in both, as_text
-    return False, False, False
-
-
-def _with_calls(tokenizer: PreTrainedTokenizerBase, in_parts: bool, as_text: bool, names: list[str]) -> str:
-    arguments: Any = {"canary_argument": "canary value"}
-    calls = [
-        {
-            "id": f"canary00{number}",
-            "type": "function",
-            "function": {"name": name, "arguments": _json(arguments) if as_text else arguments},
-        }
-        for number, name in enumerate(names)
-    ]
-    # The results do not carry the calls' names: a call that is dropped must not be found in its result.
-    results = [{"role": "tool", "content": "canary result", "tool_call_id": call["id"]} for call in calls]
-    talk = [
-        _ASK,
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        *results,
-        {"role": "assistant", "content": "canary answer"},
-    ]
-    return try_render(tokenizer, [_in_parts(m) for m in talk] if in_parts else talk, tools=[_CANARY_TOOL])
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(tokenizer.name_or_path or type(tokenizer).__name__)
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -250,10 +385,6 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _common(a: str, b: str) -> str:
-    return a[: common_prefix(a, b)]
 
 
 def common_prefix(a: str, b: str) -> int:

@@ -109,7 +109,7 @@ def test_a_template_that_rewrites_earlier_turns(make_tokenizer, trained):
         {"role": "user", "content": "two"},
         {"role": "assistant", "content": "<think>more</think>\nThere"},
     ]
-    text, _ = render_conversation(talk, None, tokenizer)
+    text = render_conversation(talk, None, tokenizer).text
     assert "long" not in text
     row = encode(normalise({"messages": talk}), tokenizer)
     assert trained(tokenizer, row) == ["Hello<|im_end|>", "<think>more</think>\nThere<|im_end|>"]
@@ -196,6 +196,43 @@ def test_text_is_trained_whole_and_ends(make_tokenizer, trained):
     row = encode(normalise({"text": "Hello there"}), tokenizer)
     assert trained(tokenizer, row) == ["Hello there<|endoftext|>"]
     assert row.stop == "<|endoftext|>"
+
+
+def test_the_tokens_that_the_tokenizer_adds_are_there_once(make_tokenizer, trained):
+    """Also where the text already begins or ends with them."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    special = [("<s>", tokenizer.bos_token_id), ("<|im_end|>", tokenizer.eos_token_id)]
+    talk = {"prompt": "user\nhi<|im_end|>\n", "completion": "yo<|im_end|>\n"}
+    for added in ("<s> $A", "<s> $A <|im_end|>"):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(added, special_tokens=special)
+        for text in ("Hello", "<s>Hello", "<s>Hello<|im_end|>", "Hello<|im_end|>\n"):
+            assert trained(tokenizer, encode(normalise({"text": text}), tokenizer)) == ["<s>Hello<|im_end|>"]
+        for prompt in (talk["prompt"], "<s>" + talk["prompt"]):
+            example = normalise({**talk, "prompt": prompt})
+            row = encode(example, tokenizer)
+            assert tokenizer.decode(row.input_ids) == "<s>user\nhi<|im_end|>\nyo<|im_end|>"
+            assert trained(tokenizer, row) == ["yo<|im_end|>"]
+            assert encode_prompt(example, tokenizer) == row.input_ids[: row.labels.index(row.input_ids[-2]) - 1]
+    # Two of its own are the text's matter.
+    assert trained(tokenizer, encode(normalise({"text": "<s><s>Hello"}), tokenizer)) == ["<s><s>Hello<|im_end|>"]
+
+
+@pytest.mark.parametrize("strip", [{"rstrip": True}, {"lstrip": True}, {"rstrip": True, "lstrip": True}])
+def test_a_head_that_swallows_white_space_is_not_trained(make_tokenizer, trained, strip):
+    from tokenizers import AddedToken
+
+    template = t.CHATML.replace("<|im_start|>' + m['role'] + '\n", "<|' + m['role'] + '|>\n").replace(
+        "<|im_start|>assistant\n", "<|assistant|>\n"
+    )
+    tokenizer = make_tokenizer(template)
+    heads = [AddedToken(f"<|{role}|>", special=True, **strip) for role in ("user", "assistant")]
+    tokenizer.add_tokens(heads, special_tokens=True)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "  def f():"}] * 2
+    row = encode(normalise({"messages": messages}), tokenizer)
+    answer = "def f():<|im_end|>" if "rstrip" in strip else "  def f():<|im_end|>"
+    assert trained(tokenizer, row) == [answer] * 2
 
 
 def test_truncation_keeps_the_start_and_loses_the_stop(make_tokenizer, trained):
@@ -290,7 +327,9 @@ def test_an_answer_that_the_template_drops_is_refused(make_tokenizer):
         "{% for m in messages %}{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] + '<|im_end|>' }}"
         "{% endif %}{% endfor %}"
     )
-    with pytest.raises(DataError, match="cannot find where the answer of message 2 stands"):
+    with pytest.raises(
+        DataError, match=r"messages\[2\]\.content is not in the text that the chat template writes: 'How are you\?'"
+    ):
         encode(normalise(TALK), make_tokenizer(template))
 
 
