@@ -70,7 +70,8 @@ class EAFTTrainer(SFTTrainer):
         install(self.model, self.gate, args.loss_options())
         if self.padding_free:
             check_packing(self.model)
-        self.model_accepts_loss_kwargs = True
+        # read from the model before it was patched (see patch.py)
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self._clock = TokenClock()
         if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
