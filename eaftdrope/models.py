@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eaftdrope.errors import UserError
+from eaftdrope.loading import check_config, check_room, load_complete, quantization_config_of, reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ def load_config(reference: str, *, revision: str | None = None, trust_remote_cod
     Raises:
         UserError: the reference is wrong, or the configuration cannot be read or fetched.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     place = _locate(reference)
     if place.gguf is not None and revision is None and not _cache_folder(place.gguf).is_dir():
@@ -123,6 +124,8 @@ def load_config(reference: str, *, revision: str | None = None, trust_remote_cod
             return AutoConfig.from_pretrained(place.gguf.parent, gguf_file=place.gguf.name)
     source = resolve_model(reference, revision=revision)
     with _told_to_user(reference, "configuration"):
+        raw, _ = PretrainedConfig.get_config_dict(source.path, revision=source.revision)
+        check_config(raw, f"{source.path}/config.json")
         return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
@@ -160,7 +163,7 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model.
+    """Load a causal language model; see [`load_complete`].
 
     Args:
         dtype: "float32", "bfloat16" or "auto" (the checkpoint's own).
@@ -168,19 +171,23 @@ def load_model(
         quantization: None, or "4bit" for a bitsandbytes NF4 base (QLoRA), which needs bitsandbytes and a CUDA device.
 
     Raises:
-        UserError: the reference or an option is wrong, or the weights cannot be read or fetched.
+        UserError: the reference or an option is wrong, or the weights cannot be read or fetched, or not all are there.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    quantization_config = _quantization_config(quantization)
+    quantization_config = quantization_config_of(quantization)
 
     import torch
-    from transformers import AutoModelForCausalLM
 
+    # the configuration first: what is wrong in it is found before anything is built from it
+    config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve_model(reference, revision=revision)
+    if source.kind != "hub":
+        check_room(config, Path(source.path))
     with _told_to_user(reference, "model"):
-        return AutoModelForCausalLM.from_pretrained(
+        return load_complete(
             source.path,
+            name=reference,
             revision=source.revision,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn_implementation,
@@ -287,12 +294,25 @@ def _pip_command(package: ModelPackage) -> str:
 
 @contextlib.contextmanager
 def _told_to_user(reference: str, part: str) -> Iterator[None]:
-    """Turn the loading errors of transformers (OSError: missing, unreachable; ValueError: unusable) into UserError."""
+    """Turn whatever the libraries raise on files that they cannot read (tokenizers: a plain Exception) into a UserError."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the {part} of {reference!r} cannot be loaded: {reason}{_way_out(reference)}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        why = reason(error, part, _on_disk(reference))
+        raise UserError(f"the {part} of {reference!r} cannot be loaded: {why}{_way_out(reference)}") from error
+
+
+def _on_disk(reference: str) -> Path | None:
+    """The folder or GGUF file that a reference leads to; of a hub id, its snapshot in the cache."""
+    place = _locate(reference)
+    if place.kind != "hub":
+        return place.gguf or place.folder
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(place.hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _way_out(reference: str) -> str:
@@ -301,31 +321,6 @@ def _way_out(reference: str) -> str:
     if _locate(reference).kind == "hub":
         return f" If you meant a local folder: it does not exist.{_nearest(Path(reference))}"
     return ""
-
-
-def _quantization_config(quantization: str | None):
-    if quantization is None:
-        return None
-    if quantization != "4bit":
-        raise UserError(f"quantization {quantization!r} is not known; only `4bit` is.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "4-bit loading (QLoRA) needs bitsandbytes, which is not installed. "
-            "Run `pip install bitsandbytes` (with a CUDA device), or leave `quantization` out for plain LoRA."
-        )
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "4-bit loading (QLoRA) needs a CUDA device and none is visible. Leave `quantization` out for plain LoRA."
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
-    )
 
 
 def _cache_folder(gguf: Path) -> Path:
@@ -359,12 +354,13 @@ def _dequantised_copy(gguf: Path) -> Path:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer, GgufConfig
 
     with _told_to_user(str(gguf), "GGUF file"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_complete(
             gguf.parent,
+            name=str(gguf),
             gguf_file=gguf.name,
             dtype=torch.float32,
             # Without it the model stays "quantized": it cannot be saved, and the trainer refuses it.
