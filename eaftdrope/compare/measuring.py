@@ -75,9 +75,9 @@ class Bench:
         model = build_model(recipe)
         stop_where_trained(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
-            from peft import PeftModel
+            from ..adapters import attach
 
-            model = PeftModel.from_pretrained(model, str(self.plan.path(arm)))
+            model = attach(model, self.plan.path(arm))
         # quantised weights are where they belong
         return (model if recipe.model.quantization != "none" else model.to(self.device)).eval()
 
