@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from eaftdrope.errors import UserError
 from eaftdrope.loading import check_config, check_room, load_complete, quantization_config_of, reason
+from eaftdrope.permissions import honour_umask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -98,6 +99,14 @@ def resolve_model(reference: str, *, revision: str | None = None) -> ModelSource
         raise UserError(f"model {reference!r} is local, so revision {revision!r} cannot apply. Leave `revision` out.")
     folder = place.folder if place.gguf is None else _dequantised_copy(place.gguf)
     return ModelSource(reference, str(folder), place.kind)
+
+
+def hub_id_of(reference: str) -> str | None:
+    """The hub id that a reference is or stands for (`package:NAME`); None for something local."""
+    if reference.startswith(PACKAGE_PREFIX):
+        package = MODEL_PACKAGES.get(reference.removeprefix(PACKAGE_PREFIX))
+        return package.hub_id if package else None
+    return reference if _HUB_ID.fullmatch(reference) and not Path(reference).exists() else None
 
 
 def needs_dequantising(reference: str) -> bool:
@@ -373,6 +382,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     _require_space(folder.parent, size + (64 << 20), gguf.name)
     model.save_pretrained(folder)
+    honour_umask(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -169,7 +169,7 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
     """The model, its weights loaded; what text does not reach is frozen."""
-    from ..models import load_model
+    from ..models import hub_id_of, load_model
 
     chosen = recipe.model
     model = load_model(
@@ -181,6 +181,9 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
         quantization=None if chosen.quantization == "none" else chosen.quantization,
     )
     freeze_beside_the_text(model)
+    if hub_id := hub_id_of(chosen.reference):
+        # what peft writes into adapter_config.json: a package's weights lie in a folder that only this machine has
+        model.name_or_path = model.config._name_or_path = hub_id
     return model
 
 

@@ -27,6 +27,7 @@ from eaftdrope.adapters import CONFIG, adapter_settings, adapter_tokenizer, atta
 from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_config, load_model, load_tokenizer
+from eaftdrope.permissions import honour_umask
 
 from .line import adapter_line, full_line
 from .mergeable import check_biases, check_mergeable
@@ -241,6 +242,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_di
     if (adapter_dir / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model.save_pretrained(folder)
+    honour_umask(folder)
     # a base without rotary embedding stays so in transformers 4 too
     complete(folder)
     tokenizer.save_pretrained(folder)

@@ -13,10 +13,12 @@ from ..errors import UserError
 from ..loss.gates import GateLike, resolve_gate
 from ..loss.landscape import Landscape
 from ..loss.products import has_instructions
+from ..permissions import honour_umask
 from .config import EAFTConfig
 from .meter import TokenClock, log_names
 from .packing import check_packing
 from .patch import install, pop_landscape, pop_meter, refuse_applied
+from .saving import own_settings, saved_with
 
 _SLOW_BFLOAT16 = (
     "bf16 is on, as TRL has it by default, but this processor has no instructions for it: the model's matrix products are "
@@ -61,6 +63,7 @@ class EAFTTrainer(SFTTrainer):
                 "EAFTTrainer(..., gate=lambda stats: ...)."
             )
         refuse_parallelism(args.parallelism_config)
+        self._own_settings = own_settings(model, args.model_init_kwargs)
         self.gate = resolve_gate(args.gate, **(args.gate_kwargs or {})) if gate is None else resolve_gate(gate)
         if isinstance(model, torch.nn.Module):
             refuse_applied(model)
@@ -75,6 +78,12 @@ class EAFTTrainer(SFTTrainer):
         self._clock = TokenClock()
         if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
+
+    def _save(self, output_dir=None, state_dict=None):
+        with saved_with(self.model.config, self._own_settings):
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            honour_umask(output_dir or self.args.output_dir)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.training:

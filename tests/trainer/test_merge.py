@@ -275,7 +275,9 @@ def test_prompt_tuning_is_refused(base, tmp_path):
     get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(
         tmp_path / "p"
     )
-    with pytest.raises(UserError, match="is a PROMPT_TUNING adapter: it adds tokens or a path of its own, and has no weights"):
+    with pytest.raises(
+        UserError, match="is a PROMPT_TUNING adapter: it adds tokens or a path of its own, and has no weights"
+    ):
         merge_adapter(tmp_path / "p", tmp_path / "merged")
 
 
