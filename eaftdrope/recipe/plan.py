@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from . import memory
 from .adapters import lora_config
 from .gpus import Fit, fit_lines, fits
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from .schema import Recipe
+    from .schema import Lora, Recipe
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,18 @@ def meta_model(recipe: Recipe, config: PretrainedConfig, device: Device | None =
             with warnings.catch_warnings():
                 # peft asks transformers by a deprecated name; nothing the user could change
                 warnings.simplefilter("ignore", FutureWarning)
-                model = get_peft_model(model, lora_config(recipe.lora, model))
+                try:
+                    model = get_peft_model(model, lora_config(recipe.lora, model))
+                except ValueError as error:
+                    raise UserError(_no_adapter(recipe.lora, str(error))) from error
     return model
+
+
+def _no_adapter(lora: Lora, problem: str) -> str:
+    """Why peft puts no adapter on a model, and what to do about it."""
+    if "lora_dropout" in problem and lora.dropout:
+        return f"lora.dropout: {problem} Set it to 0, or name lora.target_modules without the experts."
+    return f"lora.target_modules: {problem} Name modules of the model, or leave the key out for all-linear."
 
 
 def steps_of(recipe: Recipe, data: DataStats, processes: int) -> int:

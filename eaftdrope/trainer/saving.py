@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-# transformers' Trainer switches the cache off; TRL's has the routers' logits returned, and the auxiliary loss weighted as its
-# own arguments have it
-_SET_BY_TRAINERS = ("use_cache", "output_router_logits", "router_aux_loss_coef")
+# transformers' Trainer switches the cache off, TRL's has the routers' logits returned
+_SET_BY_TRAINERS = ("use_cache", "output_router_logits")
 _HUB_OPTIONS = ("revision", "trust_remote_code", "cache_dir", "token")
 
 
