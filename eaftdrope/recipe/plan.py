@@ -16,6 +16,7 @@ from ..errors import UserError
 from . import memory
 from .adapters import lora_config
 from .gpus import Fit, fit_lines, fits
+from .limits import check_positions, context_notes, room_notes
 from .machine import Device, gib, training_device
 from .modalities import freeze_beside_the_text
 from .precision import precision_line, slow_in_bfloat16, weights_dtype
@@ -79,6 +80,7 @@ def make_plan(
     *,
     autocast: bool,
     device: Device | None = None,
+    longest: int = 0,
 ) -> Plan:
     """The plan of `recipe` for a model of this configuration.
 
@@ -86,6 +88,10 @@ def make_plan(
         data: statistics of the training rows, where they are known: steps and tokens are then exact.
         autocast: whether the run computes in bfloat16 under autocast.
         device: what to compare the memory with; the device that training takes by default.
+        longest: tokens of the longest row, where the rows are known.
+
+    Raises:
+        UserError: peft puts no such adapter on the model, or a row is longer than the positions that the model has learned.
     """
     device = device or training_device()
     model = meta_model(recipe, config, device)
@@ -96,6 +102,8 @@ def make_plan(
     if recipe.data.packing:
         mean = recipe.data.max_length
     lora = recipe.lora
+    if not recipe.data.packing:
+        check_positions(model, config, longest)
     estimated = memory.estimate(recipe, config, model, device=device.kind, autocast=autocast)
     return Plan(
         model=recipe.model.reference,
@@ -115,7 +123,11 @@ def make_plan(
         gpus=fits(recipe, config, model, autocast=autocast or recipe.train.precision == "auto"),
         folder=recipe.output.dir,
         files=_files(recipe, model, estimated.optimizer),
-        notes=tuple(_notes(recipe, config, data, estimated, device)),
+        notes=(
+            *context_notes(recipe, config, longest),
+            *_notes(recipe, config, data, estimated, device),
+            *room_notes(recipe, config, model),
+        ),
     )
 
 
@@ -190,10 +202,6 @@ def _files(recipe: Recipe, model: nn.Module, optimizer: int) -> tuple[tuple[str,
 
 
 def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, estimated, device: Device):
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    if limit and recipe.data.max_length > limit:
-        yield f"data.max_length {recipe.data.max_length} is beyond the model's context of {limit} tokens."
     if isinstance(recipe.data, TextData):
         yield from _text_notes(recipe, data)
     if data and data.truncated:

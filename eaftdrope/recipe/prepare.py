@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .build import RunData, build_data, build_run_probes, check_backend
+from .build import RunData, build_data, build_run_probes, check_backend, check_vocabulary
 from .conversion import planned_config
 from .plan import make_plan, plan_table, plan_text
 from .precision import uses_bfloat16
@@ -50,6 +50,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
     config = load_config(readable, **how)
     recipe = with_steps(recipe, config)
     data = build_data(recipe, tokenizer)
+    check_vocabulary(data, tokenizer, config)
     probes = build_run_probes(recipe, data)
     recovery = recovery_probe(stage, recipe, config, data, tokenizer) if stage.name == "recalibrate" else None
     if stage.heading:
@@ -60,7 +61,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
 
 
 def _print_plan(recipe: Recipe, config: PretrainedConfig, data: RunData, console: Console) -> None:
-    plan = make_plan(recipe, config, data.stats, autocast=uses_bfloat16(recipe))
+    plan = make_plan(recipe, config, data.stats, autocast=uses_bfloat16(recipe), longest=data.longest)
     console.print()
     if console.is_terminal:
         console.print(plan_table(plan))

@@ -6,9 +6,11 @@ import warnings
 from dataclasses import fields
 
 import torch
+from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTTrainer
 
+from ..data.vocabulary import check_token_ids
 from ..errors import UserError
 from ..loss.gates import GateLike, resolve_gate
 from ..loss.landscape import Landscape
@@ -68,6 +70,7 @@ class EAFTTrainer(SFTTrainer):
         if isinstance(model, torch.nn.Module):
             refuse_applied(model)
         super().__init__(model, args, *trainer_args, **kwargs)
+        self._check_vocabulary()
         # an accelerate configuration file can bring what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
         install(self.model, self.gate, args.loss_options())
@@ -78,6 +81,14 @@ class EAFTTrainer(SFTTrainer):
         self._clock = TokenClock()
         if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
+
+    def _check_vocabulary(self) -> None:
+        """Tokens that the model has no row for, before the first step: torch would end in an index error there."""
+        size = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for rows in (self.train_dataset, *held_out.values()):
+            if size and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+                check_token_ids(rows, size, getattr(self.processing_class, "tokenizer", self.processing_class))
 
     def _save(self, output_dir=None, state_dict=None):
         with saved_with(self.model.config, self._own_settings):

@@ -150,6 +150,14 @@ def test_mixture_of_experts_equals_trl(tmp_path, word_tokenizer):
     assert_same(run(EAFTTrainer, ours), run(SFTTrainer, theirs), 2e-5)
 
 
+@pytest.mark.parametrize("column", ["train_dataset", "eval_dataset"])
+def test_a_token_beyond_the_embedding_is_named_before_the_first_step(tmp_path, word_tokenizer, column):
+    rows = {"train_dataset": ragged_rows(4), "eval_dataset": ragged_rows(4)}
+    rows[column] = Dataset.from_list([*ragged_rows(4), {"input_ids": [3, VOCAB], "labels": [3, VOCAB]}])
+    with pytest.raises(UserError, match=rf"^row 4 holds token {VOCAB} .*the model's embedding has {VOCAB} rows"):
+        EAFTTrainer(tiny_model(), arguments(tmp_path), processing_class=word_tokenizer, **rows)
+
+
 @pytest.mark.parametrize("loaded_by", ["us", "the trainer"])
 def test_the_saved_configuration_is_the_models_own(tmp_path, word_tokenizer, loaded_by):
     """transformers' Trainer switches the cache off, TRL's has the routers' logits returned."""
