@@ -3,7 +3,7 @@
     python cuda/build.py                      # every architecture in DEFAULT_ARCHITECTURES, into the package
     python -m eaftdrope._cuda.build           # the same where eaftdrope was installed from a wheel
     python cuda/build.py --arch 90            # one architecture: faster to build, smaller
-    python cuda/build.py --cache              # into $EAFTDROPE_CACHE (default ~/.cache/eaftdrope)
+    python cuda/build.py --cache              # into the cache folder (eaftdrope/cache.py)
     python cuda/build.py --output lib.so      # anywhere; EAFTDROPE_CUDA_LIBRARY=lib.so makes the backend load it
     python cuda/build.py --host --output t.so # the host twin, for tests: g++ and the CUDA headers only
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def _output(options: argparse.Namespace) -> Path:
     if options.output:
         return options.output
     if options.cache:
-        return Path(os.environ.get("EAFTDROPE_CACHE") or Path.home() / ".cache" / "eaftdrope") / LIBRARY_NAME
+        # by its path: the package needs not be installed
+        return runpy.run_path(str(PACKAGE.parents[1] / "cache.py"))["cache_dir"]() / LIBRARY_NAME
     return PACKAGE / LIBRARY_NAME
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
-from eaftdrope.loading import damaged
+from eaftdrope.loading import damaged, reason
 from eaftdrope.models import MODEL_PACKAGES, PACKAGE_PREFIX, load_model, load_tokenizer
+from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,11 +85,16 @@ def _as_trained(folder: Path, base: str) -> str:
 
 def adapter_tokenizer(folder: Path, base: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer (its template may be the one it was trained with), else the base model's."""
-    from transformers import AutoTokenizer
-
-    if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(folder))
-    return load_tokenizer(base, revision=revision)
+    if not (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(base, revision=revision)
+    try:
+        return load_tokenizer_files(str(folder))
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises a plain one
+        raise UserError(
+            f"the tokenizer of {str(folder)!r} cannot be loaded: {reason(error, 'tokenizer', folder)}"
+        ) from error
 
 
 def load_adapted(folder: Path, base: str, revision: str | None, *, dtype: str) -> PeftModel:

@@ -161,21 +161,19 @@ def check_room(config: PretrainedConfig, folder: Path) -> None:
             )
 
 
-def reason(error: Exception, part: str, place: Path | None) -> str:
-    """Why something could not be loaded: the damaged file of `place` (a folder or a GGUF file), else the error's text."""
+def reason(error: Exception, part: str, folder: Path | None) -> str:
+    """Why something could not be loaded: the damaged file of a folder, else the error's text."""
     text, kind = " ".join(str(error).split()).rstrip("."), type(error).__name__
     if isinstance(error, ImportError):
         return f"{text}."
     if "memory" in text or isinstance(error, MemoryError):
         return f"{text or kind}. Free memory, or load it in bfloat16."
-    if place is not None and (damage := damaged(place)):
+    if folder is not None and (damage := damaged(folder)):
         return damage
-    if place is not None and place.is_file():
-        return f"{place} is damaged: its contents contradict each other ({kind}: {text}). {RESTORE}"
     if isinstance(error, (OSError, ValueError)) and text:
         return f"{text}."
-    if part == "configuration" and place is not None:
-        return f"{kind}: {text}. Correct {place / 'config.json'}, or restore it."
+    if part == "configuration" and folder is not None:
+        return f"{kind}: {text}. Correct {folder / 'config.json'}, or restore it."
     return f"{kind}: {text}. Its files are damaged or do not belong together: restore them."
 
 

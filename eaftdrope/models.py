@@ -4,9 +4,8 @@
 - `path/to/folder`  a local folder with config.json, or a `.gguf` file (or a folder with exactly one)
 - `package:NAME`    a model that a pip package carries (`MODEL_PACKAGES`); without the package, its hub id is used
 
-A GGUF file is dequantised once into the cache ($EAFTDROPE_CACHE, else ~/.cache/eaftdrope) as safetensors, because
-reading the copy takes seconds and dequantising half a minute; in float32, because Q4_1 values (scale * q + minimum) are
-not exact in bfloat16.
+A GGUF file is dequantised once into the cache, see `gguf/`. A tokenizer gives the tokens of its own tokenizer.json, see
+`tokenizer_file.py`.
 
 Nothing heavy is imported here at module level: `check_model_reference` is used by `eaftdrope validate`.
 """
@@ -15,19 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import importlib.util
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from eaftdrope import gguf
 from eaftdrope.errors import UserError
 from eaftdrope.loading import check_config, check_room, load_complete, quantization_config_of, reason
-from eaftdrope.permissions import honour_umask
+from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +95,7 @@ def resolve_model(reference: str, *, revision: str | None = None) -> ModelSource
         return ModelSource(reference, place.hub_id, "hub", revision)
     if revision is not None:
         raise UserError(f"model {reference!r} is local, so revision {revision!r} cannot apply. Leave `revision` out.")
-    folder = place.folder if place.gguf is None else _dequantised_copy(place.gguf)
+    folder = place.folder if place.gguf is None else gguf.dequantised_copy(place.gguf)
     return ModelSource(reference, str(folder), place.kind)
 
 
@@ -116,7 +114,7 @@ def needs_dequantising(reference: str) -> bool:
         UserError: unknown or missing reference.
     """
     place = _locate(reference)
-    return place.gguf is not None and not _cache_folder(place.gguf).is_dir()
+    return place.gguf is not None and not gguf.copy_folder(place.gguf).is_dir()
 
 
 def load_config(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -128,8 +126,8 @@ def load_config(reference: str, *, revision: str | None = None, trust_remote_cod
     from transformers import AutoConfig, PretrainedConfig
 
     place = _locate(reference)
-    if place.gguf is not None and revision is None and not _cache_folder(place.gguf).is_dir():
-        with _told_to_user(reference, "configuration"):
+    if place.gguf is not None and revision is None and not gguf.copy_folder(place.gguf).is_dir():
+        with gguf.reading(place.gguf):
             return AutoConfig.from_pretrained(place.gguf.parent, gguf_file=place.gguf.name)
     source = resolve_model(reference, revision=revision)
     with _told_to_user(reference, "configuration"):
@@ -144,15 +142,12 @@ def load_tokenizer(
     """Load the tokenizer with its chat template. A missing pad token becomes the end-of-sequence token.
 
     Raises:
-        UserError: the reference is wrong, the tokenizer cannot be read or fetched, or it has no token to pad with.
+        UserError: the reference is wrong, the tokenizer cannot be read or fetched, it does not give the tokens of its own
+            tokenizer.json, or it has no token to pad with.
     """
-    from transformers import AutoTokenizer
-
     source = resolve_model(reference, revision=revision)
     with _told_to_user(reference, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = load_tokenizer_files(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -205,11 +200,6 @@ def load_model(
         )
 
 
-def cache_dir() -> Path:
-    """The folder for dequantised models: $EAFTDROPE_CACHE, else ~/.cache/eaftdrope."""
-    return Path(os.environ.get("EAFTDROPE_CACHE") or Path.home() / ".cache" / "eaftdrope").expanduser()
-
-
 def _locate(reference: str) -> _Place:
     if reference.startswith(PACKAGE_PREFIX):
         return _locate_package(reference)
@@ -236,9 +226,9 @@ def _locate_package(reference: str) -> _Place:
     package = MODEL_PACKAGES[name]
     spec = importlib.util.find_spec(package.import_name)
     if spec is not None and spec.submodule_search_locations:
-        gguf = Path(spec.submodule_search_locations[0]) / package.file
-        if gguf.is_file():
-            return _Place("package", gguf=gguf)
+        file = Path(spec.submodule_search_locations[0]) / package.file
+        if file.is_file():
+            return _Place("package", gguf=file)
     if _in_hub_cache(package.hub_id) or not _hub_is_offline():
         return _Place("hub", hub_id=package.hub_id)
     raise UserError(
@@ -287,7 +277,8 @@ def _nearest_model_folder(path: Path) -> str:
 
 def _in_hub_cache(hub_id: str) -> bool:
     # The layout that huggingface_hub documents; importing the library to ask would cost half a second.
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or caches / "huggingface").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     return any(hub.glob(f"models--{hub_id.replace('/', '--')}/snapshots/*/config.json"))
 
@@ -314,10 +305,10 @@ def _told_to_user(reference: str, part: str) -> Iterator[None]:
 
 
 def _on_disk(reference: str) -> Path | None:
-    """The folder or GGUF file that a reference leads to; of a hub id, its snapshot in the cache."""
+    """The folder that a reference is read from: of a GGUF file its copy, of a hub id its snapshot, both in the cache."""
     place = _locate(reference)
     if place.kind != "hub":
-        return place.gguf or place.folder
+        return place.folder if place.gguf is None else gguf.copy_folder(place.gguf)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(place.hub_id, "config.json")
@@ -330,66 +321,3 @@ def _way_out(reference: str) -> str:
     if _locate(reference).kind == "hub":
         return f" If you meant a local folder: it does not exist.{_nearest(Path(reference))}"
     return ""
-
-
-def _cache_folder(gguf: Path) -> Path:
-    """The final folder of the dequantised copy, named after the file's name and content (size, first and last MiB)."""
-    size, mebibyte = gguf.stat().st_size, 1 << 20
-    digest = hashlib.sha256(str(size).encode())
-    with gguf.open("rb") as file:
-        digest.update(file.read(mebibyte))
-        file.seek(max(0, size - mebibyte))
-        digest.update(file.read(mebibyte))
-    return cache_dir() / "models" / f"{gguf.stem}-{digest.hexdigest()[:12]}"
-
-
-def _dequantised_copy(gguf: Path) -> Path:
-    """Return the cached copy of `gguf`; a missing one is written by one process at a time, and renamed when whole."""
-    from filelock import FileLock
-
-    final = _cache_folder(gguf)
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    # The lock dies with its process, so whoever holds it may remove what a killed one left.
-    with FileLock(f"{final}.lock"):
-        if not final.is_dir():
-            partial = final.with_name(final.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _dequantise(gguf, partial)
-            partial.rename(final)
-    return final
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, GgufConfig
-
-    with _told_to_user(str(gguf), "GGUF file"):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = load_complete(
-            gguf.parent,
-            name=str(gguf),
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            # Without it the model stays "quantized": it cannot be saved, and the trainer refuses it.
-            quantization_config=GgufConfig(dequantize=True),
-        )
-    if model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-    tokenizer.model_max_length = model.config.max_position_embeddings
-
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    _require_space(folder.parent, size + (64 << 20), gguf.name)
-    model.save_pretrained(folder)
-    honour_umask(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _require_space(folder: Path, needed: int, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"dequantising {name} needs {needed / 1e6:,.0f} MB in {folder}, which has {free / 1e6:,.0f} MB free. "
-            "Make room, or set EAFTDROPE_CACHE to a folder on another disk."
-        )

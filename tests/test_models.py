@@ -1,5 +1,6 @@
 """Model references: what is accepted, what is refused in which words, and a cache that is never half written."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
+from eaftdrope.gguf import copy
 from eaftdrope.models import MODEL_PACKAGES, ModelPackage, check_model_reference, resolve_model
 
 PACKAGE = "package:smollm2-135m-instruct"
@@ -201,8 +203,37 @@ def test_options_are_checked_before_anything_is_read(monkeypatch):
 
 def test_too_little_space_is_told_before_writing(tmp_path):
     with pytest.raises(UserError, match=r"^dequantising x\.gguf needs 1,000,000,000,000 MB in .* MB free\. Make room"):
-        models._require_space(tmp_path, 10**18, "x.gguf")
-    models._require_space(tmp_path, 1, "x.gguf")
+        copy._require_space(tmp_path, 10**18, "x.gguf")
+    copy._require_space(tmp_path, 1, "x.gguf")
+
+
+def test_one_cache_folder(monkeypatch, tmp_path):
+    """Models, scores and captures, the compiled loss, the CUDA library and its build script, `doctor`: one function."""
+    import runpy
+
+    from eaftdrope.cache import cache_dir
+    from eaftdrope.loss.backends import cuda
+    from eaftdrope.loss.native import build
+
+    monkeypatch.setenv("EAFTDROPE_CACHE", "~/somewhere")
+    assert cache_dir() == Path.home() / "somewhere"
+    monkeypatch.delenv("EAFTDROPE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir() == Path.home() / ".cache" / "eaftdrope"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = tmp_path / "eaftdrope"
+    assert cache_dir() == place
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    assert copy.copy_folder(file).parent == place / "models"
+    monkeypatch.delenv("EAFTDROPE_CUDA_LIBRARY", raising=False)
+    place.mkdir()
+    (place / cuda.LIBRARY_NAME).touch()
+    assert cuda.library_path() == place / cuda.LIBRARY_NAME
+    monkeypatch.setattr(build, "compile_library", lambda target: None)
+    assert build.library_path().is_relative_to(place) or build.library_path().parent == build.SOURCES
+    script = runpy.run_path(str(Path(models.__file__).parents[1] / "cuda" / "build.py"))
+    assert script["_output"](argparse.Namespace(output=None, cache=True)) == place / script["LIBRARY_NAME"]
 
 
 def test_checking_a_reference_is_quick_and_loads_nothing():
@@ -222,6 +253,7 @@ CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 from eaftdrope import models
+from eaftdrope.gguf import copy
 
 def write(gguf, folder):
     folder.mkdir()
@@ -235,7 +267,7 @@ def write(gguf, folder):
         time.sleep(0.7)
     (folder / "config.json").write_text("{}")
 
-models._dequantise = write
+copy._dequantise = write
 print(models.resolve_model(sys.argv[1]).path)
 """
 
@@ -279,10 +311,10 @@ def test_processes_at_the_same_time_convert_once(gguf):
 
 
 def test_another_file_of_the_same_name_is_another_copy(gguf):
-    first = models._cache_folder(gguf)
+    first = copy.copy_folder(gguf)
     gguf.write_bytes(b"GGUF" + bytes(999) + b"x")
-    assert models._cache_folder(gguf) != first
-    assert models._cache_folder(gguf).parent == first.parent
+    assert copy.copy_folder(gguf) != first
+    assert copy.copy_folder(gguf).parent == first.parent
 
 
 @pytest.mark.slow

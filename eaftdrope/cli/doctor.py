@@ -129,7 +129,9 @@ def caches() -> list[str]:
     """Folders where models and data are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    own = Path(os.environ.get("EAFTDROPE_CACHE") or Path.home() / ".cache" / "eaftdrope")
+    from ..cache import cache_dir
+
+    own = cache_dir()
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     return [
         f"{name:14} {path}" + ("" if path.is_dir() else " (not there yet)")

@@ -1,8 +1,8 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
-source (`sources.py`, `bfcl.py`) -> row -> `formats.py` -> Example -> `chat.py` (`template.py`, `tools.py`) -> text and
-answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`) -> dataset and report -> `preview.py`; to pretrain
-on: dataset -> `blocks.py` -> blocks of one length
+source (`sources.py`, `folders.py`, `readers.py`, `bfcl.py`) -> row -> `formats.py` -> Example -> `chat.py` (`template.py`,
+`tools.py`) -> text and answers -> `encoding.py` -> ids and labels -> `build.py` (`counts.py`, `copies.py`) -> dataset and
+report -> `preview.py`; to pretrain on: dataset -> `blocks.py` -> blocks of one length
 
 Names are loaded on first use: checking a source needs only `sources.py`.
 """
@@ -25,6 +25,7 @@ _HOMES = {
     "encode": "encoding",
     "encode_prompt": "encoding",
     "examples_for_probe": "build",
+    "held_out_warnings": "copies",
     "hold_out": "build",
     "iter_examples": "build",
     "iter_rows": "sources",
@@ -48,6 +49,7 @@ __all__ = [
     "encode",
     "encode_prompt",
     "examples_for_probe",
+    "held_out_warnings",
     "hold_out",
     "iter_examples",
     "iter_rows",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .blocks import text_blocks
     from .build import build_dataset, examples_for_probe, hold_out, iter_examples
     from .chat import render_prompt
+    from .copies import held_out_warnings
     from .counts import DataReport
     from .encoding import TRAIN_ON, Encoded, encode, encode_prompt
     from .formats import FORMATS, Example, detect_format, normalise

@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from eaftdrope.data.arrow_file import write_rows
+from eaftdrope.data.copies import choose, content_key, groups_of, repeated_rows
 from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
 from eaftdrope.data.encoding import Encoded, encode
 from eaftdrope.data.formats import Example, normalise
-from eaftdrope.data.sources import Row, Source, iter_rows
+from eaftdrope.data.sources import Row, Source, iter_rows, left_out
 from eaftdrope.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def build_dataset(
     names = _names(sources)
     report = DataReport(by_source={name: SourceReport() for name in names})
     stops = StopTokens()
-    lengths, trained = array("I"), array("I")
+    lengths, trained, keys = array("I"), array("I"), array("Q")
 
     def encoded_rows() -> Iterator[dict[str, object]]:
         for name, source in zip(names, sources):
@@ -80,6 +81,7 @@ def build_dataset(
                     stops.add(encoded)
                     lengths.append(len(encoded.input_ids))
                     trained.append(encoded.trained_tokens)
+                    keys.append(content_key(encoded.input_ids))
                     rows, tokens = rows + 1, tokens + lengths[-1]
                     yield {"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": row.origin}
 
@@ -89,6 +91,8 @@ def build_dataset(
     _count(report, indices, lengths, trained)
     if report.rows == 0:
         raise DataError(f"the weights leave no row of {', '.join(names)} ({report.encoded} rows). Raise a weight.")
+    report.warnings += filter(None, map(left_out, sources))
+    report.warnings += _copies(keys, dataset)
     stops.report_to(report, tokenizer, max_length)
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -100,7 +104,8 @@ def build_dataset(
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
     """(rows to train on, rows held out) of a built dataset: about `share` of its rows by origin, chosen by `seed`.
 
-    All repetitions of a row (by the mixture's weights) go to one side; the held-out side has each row once.
+    All repetitions of a row (by the mixture's weights), and all rows with the same tokens, go to one side; the held-out
+    side has each row once.
 
     Raises:
         DataError: one of the two sides would be empty.
@@ -109,12 +114,15 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
     first: dict[str, int] = {}
     for index, origin in enumerate(origins):
         first.setdefault(origin, index)
-    count = int(share * len(first) + 0.5)
-    if not 0 < count < len(first):
+    groups = groups_of(origins, dataset)
+    wanted = int(share * len(first) + 0.5)
+    if not 0 < wanted < len(first) or len(groups) < 2:
+        copies = "" if len(groups) == len(first) else f" ({len(groups)} without their copies)"
         raise DataError(
-            f"holding out {share:g} of {len(first)} rows leaves one side empty. Name a held-out file, or change the share."
+            f"holding out {share:g} of {len(first)} rows{copies} leaves one side empty. Name a held-out file, or change "
+            "the share."
         )
-    chosen = set(random.Random(f"{seed}:hold out").sample(list(first), count))
+    chosen = {origin for group in choose(groups, share, wanted, seed) for origin in group}
     kept = [index for index, origin in enumerate(origins) if origin not in chosen]
     return dataset.select(kept), dataset.select([index for origin, index in first.items() if origin in chosen])
 
@@ -165,6 +173,8 @@ def _example(row: Row, read: Callable[..., Example]) -> Example:
         return read(row.data, origin=row.origin)
     except DataError as error:
         raise DataError(f"{row.origin}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{row.origin}: nested too deeply") from error
 
 
 def _encode_row(
@@ -188,6 +198,8 @@ def _encode_row(
             encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
         except DataError as error:
             reason = str(error)
+        except RecursionError:
+            reason = "nested too deeply"
     if encoded is None:
         if on_bad_row == "stop":
             raise DataError(f"{row.origin}: {reason}\nRepair the row, or set on_bad_row: skip to leave such rows out.")
@@ -202,6 +214,17 @@ def _encode_row(
     counts.encoded += 1
     counts.truncated += encoded.truncated
     return encoded
+
+
+def _copies(keys: Sequence[int], dataset: Dataset) -> list[str]:
+    found = repeated_rows(keys)
+    if found is None:
+        return []
+    count, (earlier, row) = found
+    return [
+        f"{count:,} of {len(keys):,} rows are copies of earlier ones (the first: {dataset[row]['origin']} of "
+        f"{dataset[earlier]['origin']}) and count as often. Remove them, unless that is meant."
+    ]
 
 
 def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_length: int | None) -> None:

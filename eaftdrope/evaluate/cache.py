@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eaftdrope.models import cache_dir
+from eaftdrope.cache import cache_dir
 
 from .scores import Score, scores_from_json, scores_to_json
 

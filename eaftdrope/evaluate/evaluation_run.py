@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from eaftdrope.cache import cache_dir
 from eaftdrope.errors import UserError
-from eaftdrope.models import cache_dir
 
 from . import harness
 from .agreement import Agreement

@@ -101,7 +101,7 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     Raises:
         DataError: a source or row that can not be used, or no row with a trained token.
     """
-    from ..data import hold_out, iter_examples
+    from ..data import held_out_warnings, hold_out, iter_examples
 
     data = recipe.data
     if isinstance(data, TextData):
@@ -116,7 +116,8 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
         train, held_out = hold_out(train, data.held_out_share, seed=data.drawn_by(recipe.train.seed))
         sources = data.train_sources()
     elif sources:
-        held_out, _ = encode(sources)
+        held_out, held_out_report = encode(sources)
+        report.warnings += held_out_warnings(train, held_out, held_out_report)
     else:
         return RunData(train, report, None, [])
     chosen = set(_asked(recipe, held_out["origin"]))
@@ -145,7 +146,7 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     Raises:
         DataError: as `build_data`, or there is not enough text for a block.
     """
-    from ..data import hold_out, text_blocks
+    from ..data import held_out_warnings, hold_out, text_blocks
 
     data, train = recipe.data, recipe.train
     share = data.held_out_share or 0.0
@@ -163,7 +164,8 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
     if share:
         rows, held_out = hold_out(rows, share, seed=data.drawn_by(train.seed))
     elif sources := data.held_out_sources():
-        held_out, _ = encode_rows(recipe, sources, tokenizer, max_length=None)
+        held_out, held_out_report = encode_rows(recipe, sources, tokenizer, max_length=None)
+        report.warnings += held_out_warnings(rows, held_out, held_out_report)
 
     def blocks(rows: Dataset, name: str, *, boundaries: bool = False) -> Dataset:
         try:

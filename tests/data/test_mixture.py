@@ -1,10 +1,13 @@
 """Sources to one dataset: weights, bad rows, rows without a trained token, stop tokens, truncation."""
 
+import json
+import random
+import re
 import warnings
 
 import pytest
 
-from eaftdrope.data import Source, build_dataset, hold_out
+from eaftdrope.data import Source, build_dataset, held_out_warnings, hold_out, iter_examples
 from eaftdrope.errors import DataError
 from tests.data import chat_templates as t
 
@@ -80,7 +83,13 @@ def test_the_choice_does_not_depend_on_where_the_files_lie(make_tokenizer, write
 
 def test_a_source_named_twice_is_counted_twice(make_tokenizer, write_jsonl):
     path = write_jsonl([{"text": "a"}, {"text": "b"}])
-    _, report = build([Source(path, limit=1), Source(path)], make_tokenizer())
+    said = (
+        f"1 of 3 rows are copies of earlier ones (the first: {path}:1 of {path}:1) and count as often. Remove them, unless "
+        "that is meant."
+    )
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        _, report = build_dataset([Source(path, limit=1), Source(path)], make_tokenizer())
+    assert report.warnings == [said]
     assert [(name, counts.read) for name, counts in report.by_source.items()] == [(f"{path} #1", 1), (f"{path} #2", 2)]
 
 
@@ -209,3 +218,85 @@ def test_holding_out_keeps_repetitions_together(make_tokenizer, write_jsonl):
     assert hold_out(dataset, 0.25, seed=4)[1]["origin"][:] != held_out["origin"][:]
     with pytest.raises(DataError, match=r"holding out 0\.001 of 40 rows leaves one side empty"):
         hold_out(dataset, 0.001)
+
+
+def test_a_share_of_a_json_array_on_one_line(make_tokenizer, tmp_path):
+    """`json.dump` writes all rows on one line: each is a row of its own, and is found again by its origin."""
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps([talk(f"a{number}") for number in range(40)]))
+    dataset, _ = build([Source(str(path))], make_tokenizer(t.CHATML))
+    train, held_out = hold_out(dataset, 0.25)
+    assert (len(train), len(held_out)) == (30, 10)
+    chosen = set(held_out["origin"])
+    found = [example.messages[1]["content"] for example in iter_examples(Source(str(path)), only=chosen)]
+    assert len(found) == 10
+    assert [f"{path}:1 (row {int(text[1:]) + 1})" for text in found if text != "a0"] == [
+        origin for origin in held_out["origin"][:] if origin != f"{path}:1"
+    ]
+
+
+def ids(dataset):
+    return {tuple(row) for row in dataset["input_ids"][:]}
+
+
+@pytest.mark.parametrize(("copies", "distinct"), [(8, 5), (2, 20), (20, 2)])
+def test_copies_of_a_row_are_never_on_both_sides(make_tokenizer, write_jsonl, copies, distinct):
+    rows = [talk(f"a{number % distinct}", f"q{number % distinct}") for number in range(copies * distinct)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset, report = build_dataset([Source(write_jsonl(rows), weight=2.0)], make_tokenizer(t.CHATML))
+    assert report.warnings[0].startswith(f"{40 - distinct} of 40 rows are copies of earlier ones (the first: ")
+    for seed in range(5):
+        train, held_out = hold_out(dataset, 0.25, seed=seed)
+        assert not ids(train) & ids(held_out)
+        # all copies stay, each once where it is measured; the share is that of the rows, as far as they can be divided
+        assert len(train) + 2 * len(held_out) == 80
+        assert len(held_out) == {8: 8, 2: 10, 20: 20}[copies]
+    assert hold_out(dataset, 0.25, seed=1)[1]["origin"][:] == hold_out(dataset, 0.25, seed=1)[1]["origin"][:]
+
+
+def test_a_row_with_many_copies_does_not_take_the_whole_share(make_tokenizer, write_jsonl):
+    rows = [{"text": "often"}] * 90 + [{"text": f"once {number}"} for number in range(10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset, _ = build_dataset([Source(write_jsonl(rows))], make_tokenizer())
+    for seed in range(5):
+        train, held_out = hold_out(dataset, 0.05, seed=seed)
+        assert len(held_out) == 5 and len(train) == 95
+    with pytest.raises(
+        DataError, match=r"holding out 0\.5 of 90 rows \(1 without their copies\) leaves one side empty"
+    ):
+        hold_out(dataset.select(range(90)), 0.5)
+
+
+def test_the_share_without_copies_is_what_it_was(make_tokenizer, write_jsonl):
+    """The choice of earlier versions, so that a run can be measured on the rows that it held out then."""
+    dataset, _ = build([Source(write_jsonl([{"text": f"a{number}"} for number in range(40)]))], make_tokenizer())
+    found = [int(origin.rpartition(":")[2]) for origin in hold_out(dataset, 0.2, seed=3)[1]["origin"]]
+    assert found == sorted(random.Random("3:hold out").sample(range(1, 41), 8))
+
+
+def test_held_out_rows_that_are_also_trained_are_counted(make_tokenizer, write_jsonl):
+    tokenizer = make_tokenizer(t.CHATML)
+    train, _ = build([Source(write_jsonl([talk("one"), talk("two")], "train.jsonl"))], tokenizer)
+    path = write_jsonl([talk("two"), talk("three"), talk(None)], "held.jsonl")
+    held_out, report = build([Source(path)], tokenizer, on_bad_row="skip")
+    assert held_out_warnings(train, held_out, report) == [
+        f"1 of 2 held-out rows are also trained (the first: {path}:1): what is measured on them is memory. Remove them "
+        "from one of the two.",
+        "1 held-out rows are bad and left out; the first: "
+        f"{path}:3: messages[1].content is null and there are no tool_calls: the assistant message says nothing",
+    ]
+    assert (
+        held_out_warnings(held_out, train.select([0]), build([Source(path)], tokenizer, on_bad_row="skip")[1])[1:] == []
+    )
+
+
+def test_what_a_folder_holds_besides_is_named(make_tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="b.jsonl.gz: not of a type that is read"):
+        _, report = build_dataset([Source(str(tmp_path))], make_tokenizer())
+    assert report.warnings == [
+        f"{tmp_path}: files that are not read: b.jsonl.gz: not of a type that is read (.jsonl, .json, .parquet, .csv)."
+    ]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from eaftdrope.data import Source, check_source, iter_rows
+from eaftdrope.data.sources import left_out
 from eaftdrope.errors import DataError
 
 
@@ -73,13 +74,25 @@ def test_csv(tmp_path):
         writer.writerow(["prompt", "completion", "note"])
         writer.writerow(["two\nlines", "é, comma", ""])
         writer.writerow(["p", "c", "n"])
-        file.write("too,few\n1,2,3,4\n")
+        file.write('too,few\n1,2,3,4\n\n"x"y,1,2\nq,c,n\n')
     assert read(path) == [
         ({"prompt": "two\nlines", "completion": "é, comma"}, f"{path}:2", None),
         ({"prompt": "p", "completion": "c", "note": "n"}, f"{path}:4", None),
         ({}, f"{path}:5", "2 fields, but the header names 3"),
         ({}, f"{path}:6", "4 fields, but the header names 3; quote fields with commas"),
+        ({}, f"{path}:8", "not valid CSV: ',' expected after '\"'"),
+        ({"prompt": "q", "completion": "c", "note": "n"}, f"{path}:9", None),
     ]
+    for text, said in [
+        ("\na,b\n1,2\n", "the first line is empty; it must name the columns"),
+        ('"a\n1,2\n', "the header is not valid CSV: unexpected end of data"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"^{path}: {said}"):
+            read(path)
+    path.write_bytes(b"a,b\n1,2\n3,\xff\n")
+    with pytest.raises(DataError, match=r"not valid UTF-8 from line \d on\. Save the file as UTF-8"):
+        read(path)
 
 
 def test_parquet_without_the_nulls_that_arrow_filled_in(tmp_path):
@@ -108,6 +121,143 @@ def test_folders(tmp_path):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
     assert [data["text"] for data, _, _ in read(tmp_path)] == ["train-00.jsonl"]
     assert [data["text"] for data, _, _ in read(tmp_path, split="test")] == ["test.jsonl"]
+
+
+def test_folders_are_read_with_their_subfolders(tmp_path):
+    def write(name, text=None):
+        path = tmp_path / "nest" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": name}) + "\n" if text is None else text)
+
+    for name in ("b.jsonl", "shard1/deep/A.JSONL", "shard1/c.json", "shard2/_d.jsonl"):
+        write(name)
+    # about the data, hidden, or what another program is still writing
+    for name in ("README.md", "LICENSE", "_SUCCESS", ".hidden.jsonl", ".cache/x.jsonl", "__pycache__/x.jsonl"):
+        write(name)
+    source = Source(str(tmp_path / "nest"))
+    assert [row.data["text"] for row in iter_rows(source)] == [
+        "b.jsonl",
+        "shard1/c.json",
+        "shard1/deep/A.JSONL",
+        "shard2/_d.jsonl",
+    ]
+    assert left_out(source) is None
+    # round in circles, and to a file that is read already
+    (tmp_path / "nest" / "shard1" / "loop").symlink_to(tmp_path / "nest")
+    (tmp_path / "nest" / "shard3.jsonl").symlink_to(tmp_path / "nest" / "b.jsonl")
+    for name in ("rows.tsv", "shard1/rows.jsonl.gz"):
+        write(name)
+    write("empty.csv", "")
+    assert len(list(iter_rows(source))) == 4
+    assert left_out(source) == (
+        f"{tmp_path}/nest: files that are not read: rows.tsv, shard1/rows.jsonl.gz: not of a type that is read (.jsonl, "
+        ".json, .parquet, .csv); empty.csv: empty; shard3.jsonl: links to a file that is read already."
+    )
+    (tmp_path / "nest" / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"gone.jsonl: a link that leads nowhere, or no file\. Remove it"):
+        list(iter_rows(source))
+
+
+def test_subfolders_named_after_splits(tmp_path):
+    for name in ("train/1.jsonl", "Test/a.jsonl", "train/more/2.jsonl", "other.jsonl", "train/dev.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    for split, names in {
+        "train": ["train/1.jsonl", "train/more/2.jsonl"],
+        "test": ["Test/a.jsonl"],
+        "dev": ["train/dev.jsonl"],
+    }.items():
+        source = Source(str(tmp_path), split=split)
+        assert [row.data["text"] for row in iter_rows(source)] == names
+        assert left_out(source) == (
+            f"{tmp_path}: files that are not read: other.jsonl: not named after a split, as others are ({split!r} is read)."
+        )
+
+
+def test_rows_that_share_a_line(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(
+        '\n [{"text": "a"}, {"text": "b"}, 3,\n{"text": "c"}, {"text": "d", "text": "e"}, {"text": "f"}\n,\n]\n'
+    )
+    assert read(path) == [
+        ({"text": "a"}, f"{path}:2", None),
+        ({"text": "b"}, f"{path}:2 (row 2)", None),
+        ({}, f"{path}:2 (row 3)", "a row must be a JSON object with named fields, this is a int"),
+        ({"text": "c"}, f"{path}:3", None),
+        ({}, f"{path}:3 (row 5)", "the key 'text' occurs more than once in an object; leave one of them"),
+        ({"text": "f"}, f"{path}:3 (row 6)", None),
+    ]
+
+
+@pytest.mark.parametrize("rest", ['[{"text": "b"}]', '{"text": "b"}\n{"text": "c"}', "oops", "]", ","])
+def test_what_follows_an_array_is_not_passed_over(tmp_path, rest):
+    path = tmp_path / "rows.json"
+    path.write_text(f'[{{"text": "a"}}]\n \n{rest}\n')
+    assert read(path) == [
+        ({"text": "a"}, f"{path}:1", None),
+        ({}, f"{path}:3", "more follows the array; write one array, or one row a line (.jsonl)"),
+    ]
+
+
+def test_several_objects_on_a_line_and_other_broken_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        '{"text": "a"}{"text": "b"}',
+        '{"text": "a"}, {"text": "b"}',
+        '{"x": {"y": 1, "y": 2}, "z": [{"w": 1, "w": 1}]}',
+        f'{{"n": {"9" * 4301}}}',
+        f'{{"n": {"[" * 3000}{"]" * 3000}}}',
+        '{"text": "\\ud83d"}',
+        '{"text": "\\ud83d\\ude00 \\u00e9"}',
+        "\0",
+    ]
+    path.write_text("\n\n".join(lines))  # no line break at the end
+    assert [(row.data, row.origin.rpartition(":")[2], row.error) for row in iter_rows(Source(str(path)))] == [
+        ({}, "1", "not one JSON object: more follows at column 14; write one row a line"),
+        ({}, "3", "not one JSON object: more follows at column 14; write one row a line"),
+        ({}, "5", "the key 'y' occurs more than once in an object; leave one of them"),
+        ({}, "7", "not valid JSON: a number has too many digits; write it as a string"),
+        ({}, "9", "JSON nested too deeply"),
+        ({}, "11", "half of a surrogate pair (\\ud800 to \\udfff) is no character; write both halves, or none"),
+        ({"text": "😀 é"}, "13", None),
+        ({}, "15", "not valid JSON: Expecting value at column 1"),
+    ]
+    path = tmp_path / "rows.json"
+    for line, reason in [(lines[3], "a number has too many digits"), (lines[4], "nested too deeply")]:
+        path.write_text(f'[{{"text": "a"}},\n{line}, {{"text": "b"}}]')
+        (_, origin, error) = read(path)[-1]
+        assert origin == f"{path}:2" and reason in error and error.endswith("; the rest of the file is not read")
+
+
+def test_a_repeated_column_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,completion\np,FIRST,SECOND\n")
+    said = "the header names 'completion' more than once, so which value counts would be a guess. Rename one, or remove it."
+    with pytest.raises(DataError, match=f"^{path}: {said}$"):
+        read(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    inner = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
+    pq.write_table(pa.Table.from_arrays([inner], names=["m"]), path)
+    with pytest.raises(DataError, match=r"rows.parquet: the column 'm' names 'x' more than once"):
+        read(path)
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["t", "t"]), path)
+    with pytest.raises(DataError, match=r"rows.parquet: the file names 't' more than once"):
+        read(path)
+
+
+def test_every_row_group_of_a_parquet_file(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    rows = [{"text": str(number)} for number in range(1000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=300)
+    assert [(data, origin) for data, origin, _ in read(path)] == [
+        (row, f"{path}:{number + 1}") for number, row in enumerate(rows)
+    ]
 
 
 def test_hub_datasets(monkeypatch):

@@ -129,7 +129,7 @@ def test_a_generation_config_that_can_not_be_saved_is_told_at_once():
 def test_dequantising_is_announced_once(project, tmp_path, monkeypatch, capsys):
     from rich.console import Console
 
-    from eaftdrope import models
+    from eaftdrope.gguf import copy
     from eaftdrope.recipe import load_recipe
     from eaftdrope.recipe.run import show_plan
 
@@ -140,7 +140,7 @@ def test_dequantising_is_announced_once(project, tmp_path, monkeypatch, capsys):
     def dequantise(gguf, folder):
         save_model(folder)
 
-    monkeypatch.setattr(models, "_dequantise", dequantise)
+    monkeypatch.setattr(copy, "_dequantise", dequantise)
     recipe = load_recipe(project / "recipe.yaml", [f"model={gguf}", f"output.dir={tmp_path / 'run'}"])
     text = "dequantising the model once, about half a minute ..."
     show_plan(recipe, Console(width=120))

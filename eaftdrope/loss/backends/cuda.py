@@ -2,7 +2,7 @@
 on PyTorch's current stream. Nothing here waits for the device.
 
 Looked for, in this order: the file that the environment variable EAFTDROPE_CUDA_LIBRARY names (then nowhere else), this
-folder, `$EAFTDROPE_CACHE` (default `~/.cache/eaftdrope`).
+folder, the cache (`eaftdrope.cache`).
 
 Legend: R rows of a tile, V vocabulary.
 """
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from eaftdrope.cache import cache_dir
 
 from .tile import LogitsTransform, TileStats
 
@@ -143,8 +145,8 @@ def library_path() -> Path | None:
     named = os.environ.get("EAFTDROPE_CUDA_LIBRARY")
     if named:
         return Path(named)
-    cache = Path(os.environ.get("EAFTDROPE_CACHE") or Path.home() / ".cache" / "eaftdrope")
-    return next((path for folder in (Path(__file__).parent, cache) if (path := folder / LIBRARY_NAME).exists()), None)
+    folders = (Path(__file__).parent, cache_dir())
+    return next((path for folder in folders if (path := folder / LIBRARY_NAME).exists()), None)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,6 +1,7 @@
 """Compiles the C++ sources beside this file, once for each content and compiler.
 
-Standard library only, and nothing else of the package: the build hook of the package runs this file by its path.
+Standard library only: the build hook of the package runs this file by its path. (Where the cache lies is looked up when
+a library is wanted.)
 """
 
 from __future__ import annotations
@@ -92,14 +93,6 @@ def compile_library(target: Path) -> None:
         ) from error
 
 
-def cache_folder() -> Path:
-    """`$EAFTDROPE_CACHE`, else `~/.cache/eaftdrope` (under `$XDG_CACHE_HOME` where that is set)."""
-    if chosen := os.environ.get("EAFTDROPE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "eaftdrope"
-
-
 def library_path() -> Path:
     """The library of the present sources: the one that was installed beside them, else one of the cache, which is
     compiled at first use.
@@ -113,7 +106,9 @@ def library_path() -> Path:
     compiler = find_compiler()
     identity = f"{shutil.which(compiler[0])} {compiler} {_compiler_version(compiler)}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    cached = cache_folder() / "native" / key / library_name()
+    from eaftdrope.cache import cache_dir
+
+    cached = cache_dir() / "native" / key / library_name()
     if not cached.is_file():
         compile_library(cached)
     return cached

@@ -153,16 +153,6 @@ def test_a_cache_that_cannot_be_written(sources, tmp_path, monkeypatch):
         load_build(sources).library_path()
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("EAFTDROPE_CACHE", "~/somewhere")
-    assert product.cache_folder() == Path.home() / "somewhere"
-    monkeypatch.delenv("EAFTDROPE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert product.cache_folder() == tmp_path / "eaftdrope"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert product.cache_folder() == Path.home() / ".cache" / "eaftdrope"
-
-
 UNAVAILABLE = """
 import torch
 from eaftdrope.loss.backends import cpu
