@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from eaftdrope import gguf
 from eaftdrope.errors import UserError
+from eaftdrope.loading import check_config, check_room, load_complete, quantization_config_of, reason
 from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "auto")
-_PACKAGE_PREFIX = "package:"
+PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -98,6 +99,14 @@ def resolve_model(reference: str, *, revision: str | None = None) -> ModelSource
     return ModelSource(reference, str(folder), place.kind)
 
 
+def hub_id_of(reference: str) -> str | None:
+    """The hub id that a reference is or stands for (`package:NAME`); None for something local."""
+    if reference.startswith(PACKAGE_PREFIX):
+        package = MODEL_PACKAGES.get(reference.removeprefix(PACKAGE_PREFIX))
+        return package.hub_id if package else None
+    return reference if _HUB_ID.fullmatch(reference) and not Path(reference).exists() else None
+
+
 def needs_dequantising(reference: str) -> bool:
     """Whether `resolve_model` would dequantise a GGUF file now, which takes half a minute.
 
@@ -114,7 +123,7 @@ def load_config(reference: str, *, revision: str | None = None, trust_remote_cod
     Raises:
         UserError: the reference is wrong, or the configuration cannot be read or fetched.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     place = _locate(reference)
     if place.gguf is not None and revision is None and not gguf.copy_folder(place.gguf).is_dir():
@@ -122,6 +131,8 @@ def load_config(reference: str, *, revision: str | None = None, trust_remote_cod
             return AutoConfig.from_pretrained(place.gguf.parent, gguf_file=place.gguf.name)
     source = resolve_model(reference, revision=revision)
     with _told_to_user(reference, "configuration"):
+        raw, _ = PretrainedConfig.get_config_dict(source.path, revision=source.revision)
+        check_config(raw, f"{source.path}/config.json")
         return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
@@ -156,7 +167,7 @@ def load_model(
     trust_remote_code: bool = False,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model.
+    """Load a causal language model; see [`load_complete`].
 
     Args:
         dtype: "float32", "bfloat16" or "auto" (the checkpoint's own).
@@ -164,19 +175,23 @@ def load_model(
         quantization: None, or "4bit" for a bitsandbytes NF4 base (QLoRA), which needs bitsandbytes and a CUDA device.
 
     Raises:
-        UserError: the reference or an option is wrong, or the weights cannot be read or fetched.
+        UserError: the reference or an option is wrong, or the weights cannot be read or fetched, or not all are there.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    quantization_config = _quantization_config(quantization)
+    quantization_config = quantization_config_of(quantization)
 
     import torch
-    from transformers import AutoModelForCausalLM
 
+    # the configuration first: what is wrong in it is found before anything is built from it
+    config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve_model(reference, revision=revision)
+    if source.kind != "hub":
+        check_room(config, Path(source.path))
     with _told_to_user(reference, "model"):
-        return AutoModelForCausalLM.from_pretrained(
+        return load_complete(
             source.path,
+            name=reference,
             revision=source.revision,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn_implementation,
@@ -186,7 +201,7 @@ def load_model(
 
 
 def _locate(reference: str) -> _Place:
-    if reference.startswith(_PACKAGE_PREFIX):
+    if reference.startswith(PACKAGE_PREFIX):
         return _locate_package(reference)
     path = Path(reference).expanduser()
     if path.exists():
@@ -203,7 +218,7 @@ def _locate(reference: str) -> _Place:
 
 
 def _locate_package(reference: str) -> _Place:
-    name = reference.removeprefix(_PACKAGE_PREFIX)
+    name = reference.removeprefix(PACKAGE_PREFIX)
     if name not in MODEL_PACKAGES:
         close = difflib.get_close_matches(name, MODEL_PACKAGES, n=1, cutoff=0.5)
         hint = f" Did you mean `package:{close[0]}`?" if close else ""
@@ -279,44 +294,30 @@ def _pip_command(package: ModelPackage) -> str:
 
 @contextlib.contextmanager
 def _told_to_user(reference: str, part: str) -> Iterator[None]:
-    """Turn the loading errors of transformers (OSError: missing, unreachable; ValueError: unusable) into UserError."""
+    """Turn whatever the libraries raise on files that they cannot read (tokenizers: a plain Exception) into a UserError."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the {part} of {reference!r} cannot be loaded: {reason}{_way_out(reference)}") from error
+    except Exception as error:
+        why = reason(error, part, _on_disk(reference))
+        raise UserError(f"the {part} of {reference!r} cannot be loaded: {why}{_way_out(reference)}") from error
+
+
+def _on_disk(reference: str) -> Path | None:
+    """The folder that a reference is read from: of a GGUF file its copy, of a hub id its snapshot, both in the cache."""
+    place = _locate(reference)
+    if place.kind != "hub":
+        return place.folder if place.gguf is None else gguf.copy_folder(place.gguf)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(place.hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _way_out(reference: str) -> str:
-    if reference.startswith(_PACKAGE_PREFIX):
-        return f" To use it without the hub: `{_pip_command(MODEL_PACKAGES[reference.removeprefix(_PACKAGE_PREFIX)])}`."
+    if reference.startswith(PACKAGE_PREFIX):
+        return f" To use it without the hub: `{_pip_command(MODEL_PACKAGES[reference.removeprefix(PACKAGE_PREFIX)])}`."
     if _locate(reference).kind == "hub":
         return f" If you meant a local folder: it does not exist.{_nearest(Path(reference))}"
     return ""
-
-
-def _quantization_config(quantization: str | None):
-    if quantization is None:
-        return None
-    if quantization != "4bit":
-        raise UserError(f"quantization {quantization!r} is not known; only `4bit` is.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "4-bit loading (QLoRA) needs bitsandbytes, which is not installed. "
-            "Run `pip install bitsandbytes` (with a CUDA device), or leave `quantization` out for plain LoRA."
-        )
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "4-bit loading (QLoRA) needs a CUDA device and none is visible. Leave `quantization` out for plain LoRA."
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
-    )

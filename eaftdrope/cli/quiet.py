@@ -15,6 +15,8 @@ def quieten(*, bars: bool) -> None:
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning, "transformers")
     # the plan has said it in the recipe's terms
     warnings.filterwarnings("ignore", "bf16 is on, as TRL has it by default", UserWarning)
+    # peft, where it cannot ask the hub whether the vocabulary was changed: it never is here
+    warnings.filterwarnings("ignore", "(Could not find a config file in|Unable to fetch remote file)", UserWarning)
     # the newest checkpoint is found by its number, whatever the clock of the disk
     logging.getLogger("transformers.trainer_utils").addFilter(_not_about_mtime)
     # packed rows are as long as a batch: one of them is a choice, and the plan says when it is the better one

@@ -16,6 +16,7 @@ from ..recipe.build import (
     build_model,
     build_run_probes,
     check_backend,
+    check_vocabulary,
     stop_where_trained,
 )
 from ..recipe.machine import training_device
@@ -75,9 +76,9 @@ class Bench:
         model = build_model(recipe)
         stop_where_trained(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
-            from peft import PeftModel
+            from ..adapters import attach
 
-            model = PeftModel.from_pretrained(model, str(self.plan.path(arm)))
+            model = attach(model, self.plan.path(arm))
         # quantised weights are where they belong
         return (model if recipe.model.quantization != "none" else model.to(self.device)).eval()
 
@@ -126,12 +127,14 @@ def open_bench(plan: Plan) -> Bench:
     check_backend(recipe)
     how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **how)
+    config = load_config(recipe.model.reference, **how)
     data = build_data(recipe, tokenizer)
+    check_vocabulary(data, tokenizer, config)
     probes = build_run_probes(recipe, data)
     return Bench(
         plan,
         tokenizer,
-        load_config(recipe.model.reference, **how),
+        config,
         data,
         {probe_key(probe): probe for probe in probes},
     )

@@ -21,6 +21,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.likelihood import Row, batches, logits_at, padded
 from eaftdrope.evaluate.sampling import evenly
+from eaftdrope.permissions import honour_umask
 
 BYTES = 128 * 10**6
 LOWEST = torch.finfo(torch.float16).min
@@ -89,6 +90,7 @@ def save(file: Path, rows: list[Answered], log_probs: torch.Tensor, *, of: str) 
     partial = file.with_name(f".{file.name}.partial")
     save_file(tensors, partial, metadata={"of": of})
     os.replace(partial, file)
+    honour_umask(file.parent)
 
 
 def load(file: Path, *, of: str) -> Capture:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from eaftdrope.cache import cache_dir
 from eaftdrope.errors import UserError
+from eaftdrope.loading import load_complete
+from eaftdrope.permissions import honour_umask
 
 # Raised when the same file gives another copy; copies of other versions are left alone and not used.
 # 2: the tokenizer is cut as the file states
@@ -73,14 +75,18 @@ def reading(gguf: Path) -> Iterator[None]:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, GgufConfig
 
     from .tokenizer import read_tokenizer
 
     with reading(gguf):
+        # transformers' reader stops at the end of a file whose counts are wrong; gguf's, which reads the tokenizer, would
+        # fill the memory first
+        AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         tokenizer, ends = read_tokenizer(gguf)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_complete(
             gguf.parent,
+            name=str(gguf),
             gguf_file=gguf.name,
             dtype=torch.float32,
             # Without it the model stays "quantized": it cannot be saved, and the trainer refuses it.
@@ -93,6 +99,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     _require_space(folder.parent, size + (64 << 20), gguf.name)
     model.save_pretrained(folder)
+    honour_umask(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -62,9 +62,18 @@ def sampled_rows(
     ]
 
 
-def survey_of_rows(model, rows: list[Row], gate: Gate, *, batch_tokens: int) -> dict:
-    """`{"tokens", "landscape", "summary"}` of a few rows."""
+def survey_of_rows(
+    model,
+    rows: list[Row],
+    gate: Gate,
+    *,
+    batch_tokens: int,
+    backend: str = "auto",
+    tile_bytes: int | None = None,
+) -> dict:
+    """`{"tokens", "landscape", "summary"}` of a few rows; for `backend` and `tile_bytes` see [`look`]."""
     tally = Tally(["the model itself"])
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
-        tally.add(look(model, [rows[i] for i in batch], gate), [0] * len(batch))
+        chosen = [rows[i] for i in batch]
+        tally.add(look(model, chosen, gate, backend=backend, tile_bytes=tile_bytes), [0] * len(batch))
     return {"tokens": tally.tokens, "landscape": tally.landscape(), "summary": tally.summary()}

@@ -43,12 +43,15 @@ class Survey:
         gate: Gate,
         *,
         batch_tokens: int,
+        backend: str = "auto",
+        tile_bytes: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Survey:
-        """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows."""
+        """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows. For `backend` and
+        `tile_bytes` see [`look`]."""
         done = 0
         for numbers, rows, sources in self._batches(batch_tokens):
-            tokens = look(model, rows, gate)
+            tokens = look(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
             self.tally.add(tokens, sources)
             self.conflicts.add(tokens, numbers)
             self.figures.add(tokens, numbers, [copy_key(row, tokenizer) for row in rows])

@@ -59,9 +59,17 @@ class Tokens:
 
 
 @torch.no_grad()
-def look(model, rows: list[Row], gate: Gate) -> Tokens:
+def look(model, rows: list[Row], gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None) -> Tokens:
     """The trained tokens of some rows, none of which is without one. Computes as training would under the same autocast.
-    A gate that compares tokens with each other compares those of the batch."""
+    A gate that compares tokens with each other compares those of the batch.
+
+    Args:
+        backend: the loss backend, by name.
+        tile_bytes: size of a tile of logits; None for what suits the device and the vocabulary.
+
+    Raises:
+        ValueError: no such backend, or it cannot work on the model's device and dtype.
+    """
     input_ids, labels, mask = padded(rows, model.device)
     hidden_BSH = backbone(model)(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     trained = labels[:, 1:] != IGNORED
@@ -73,7 +81,15 @@ def look(model, rows: list[Row], gate: Gate) -> Tokens:
         bias = None if head.bias is None else head.bias.to(dtype)
         with torch.autocast(device.type, enabled=False):
             transform = LogitsTransform(head.scale, head.softcap)
-            parts = _tiles(hidden_TH.to(dtype), head.weight.to(dtype), bias, labels_T, transform, gate.topk)
+            weight_VH, chosen = head.weight.to(dtype), select_backend(backend, device, dtype)
+            budget = default_tile_bytes(tile_bytes, device, len(weight_VH))
+            rows_of_a_tile = max(1, budget // (len(weight_VH) * dtype.itemsize))
+            parts = [
+                _tile(chosen, hidden_RH, weight_VH, bias, labels_R, transform, gate.topk)
+                for hidden_RH, labels_R in zip(
+                    hidden_TH.to(dtype).split(rows_of_a_tile), labels_T.split(rows_of_a_tile), strict=True
+                )
+            ]
     seen = TileStats.concatenate([part[0] for part in parts])
     stats = TokenStats(
         nll=seen.nll,
@@ -98,26 +114,21 @@ def look(model, rows: list[Row], gate: Gate) -> Tokens:
     )
 
 
-def _tiles(
-    hidden_TH: Tensor,
+def _tile(
+    backend: Backend,
+    hidden_RH: Tensor,
     head_VH: Tensor,
     bias_V: Tensor | None,
-    labels_T: Tensor,
+    labels_R: Tensor,
     transform: LogitsTransform,
     topk: int | None,
-) -> list[tuple[TileStats, Tensor, Tensor]]:
-    """(statistics `[R]`, squared probabilities of the other tokens `[R]`, likeliest token of the conflicts `[C]`) of each
-    tile."""
-    backend: Backend = select_backend("auto", hidden_TH.device, hidden_TH.dtype)
-    size = max(1, default_tile_bytes(None, hidden_TH.device, len(head_VH)) // (len(head_VH) * head_VH.element_size()))
-    found = []
-    for hidden_RH, labels_R in zip(hidden_TH.split(size), labels_T.split(size), strict=True):
-        logits_RV = functional.linear(hidden_RH, head_VH, bias_V)
-        seen = backend.tile_statistics(logits_RV, labels_R, transform, topk)
-        conflict_R = TokenStats(seen.nll, seen.entropy, None, seen.correct, len(head_VH)).conflict
-        # scale and softcap keep the order
-        found.append((seen, _other_squares(logits_RV, labels_R, seen, transform), logits_RV[conflict_R].argmax(-1)))
-    return found
+) -> tuple[TileStats, Tensor, Tensor]:
+    """Statistics `[R]`, squared probabilities of the other tokens `[R]`, likeliest token of the conflicts `[C]`."""
+    logits_RV = functional.linear(hidden_RH, head_VH, bias_V)
+    seen = backend.tile_statistics(logits_RV, labels_R, transform, topk)
+    conflict_R = TokenStats(seen.nll, seen.entropy, None, seen.correct, len(head_VH)).conflict
+    # scale and softcap keep the order
+    return seen, _other_squares(logits_RV, labels_R, seen, transform), logits_RV[conflict_R].argmax(-1)
 
 
 def _other_squares(logits_RV: Tensor, labels_R: Tensor, seen: TileStats, transform: LogitsTransform) -> Tensor:

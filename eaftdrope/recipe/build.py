@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ..data import DataReport, Example, Source
     from ..evaluate import Probe
@@ -41,6 +41,14 @@ class RunData:
     report: DataReport
     held_out: Dataset | None
     held_out_examples: list[Example]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that is trained on."""
+        import pyarrow.compute as pc
+
+        batches = self.train.select_columns("input_ids").with_format("arrow").iter(10_000)
+        return max((pc.max(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in batches), default=0)
 
     @property
     def stats(self) -> DataStats:
@@ -171,7 +179,7 @@ def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
 
 def build_model(recipe: Recipe) -> PreTrainedModel:
     """The model, its weights loaded; what text does not reach is frozen."""
-    from ..models import load_model
+    from ..models import hub_id_of, load_model
 
     chosen = recipe.model
     model = load_model(
@@ -183,6 +191,9 @@ def build_model(recipe: Recipe) -> PreTrainedModel:
         quantization=None if chosen.quantization == "none" else chosen.quantization,
     )
     freeze_beside_the_text(model)
+    if hub_id := hub_id_of(chosen.reference):
+        # what peft writes into adapter_config.json: a package's weights lie in a folder that only this machine has
+        model.name_or_path = model.config._name_or_path = hub_id
     return model
 
 
@@ -215,6 +226,24 @@ def let_be_saved(model: PreTrainedModel) -> None:
                 f"the model's generation_config.json could not be saved with the result: {error} Correct it in a copy of "
                 "the model, and name that copy."
             ) from error
+
+
+def tile_bytes(recipe: Recipe) -> int | None:
+    """The size of a tile of logits that the recipe sets; None for the operator's own."""
+    return None if recipe.loss.tile_mb is None else recipe.loss.tile_mb << 20
+
+
+def check_vocabulary(data: RunData, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Every row's tokens against the embedding of the model, before its weights are loaded.
+
+    Raises:
+        DataError: a token that the model has no row for.
+    """
+    from ..data.vocabulary import check_token_ids
+
+    for rows in (data.train, data.held_out):
+        if rows is not None:
+            check_token_ids(rows, config.get_text_config().vocab_size, tokenizer)
 
 
 def check_backend(recipe: Recipe) -> None:
@@ -305,7 +334,7 @@ def build_arguments(recipe: Recipe, checkpoints: Path, data: DataStats) -> EAFTC
         gate=loss.gate,
         gate_kwargs=loss.gate_kwargs(),
         loss_backend=loss.backend,
-        loss_tile_bytes=None if loss.tile_mb is None else loss.tile_mb << 20,
+        loss_tile_bytes=tile_bytes(recipe),
         loss_tail=loss.tail,
         loss_tail_threshold=loss.tail_threshold or TAIL_THRESHOLD,
         loss_gate_threshold=loss.gate_threshold,

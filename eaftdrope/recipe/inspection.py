@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .build import build_model, encode_rows
+from .build import build_model, check_backend, encode_rows, tile_bytes
 from .dump import dump_recipe
 from .machine import gib, keep_freed_memory, training_device
 from .precision import precision_line, uses_bfloat16
@@ -51,18 +51,21 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     Raises:
         UserError: the recipe trains on no rows; the data, the model or the gate can not be used.
     """
+    from ..data.vocabulary import check_token_ids
     from ..evaluate.sampling import evenly
     from ..loss.gates import resolve_gate
-    from ..models import load_tokenizer
+    from ..models import load_config, load_tokenizer
 
     if recipe.data is None:
         raise UserError(
             "inspect looks at the rows of the section data, and this recipe has none: its stages are "
             f"{', '.join(recipe.stages)}."
         )
-    model = recipe.model
-    tokenizer = load_tokenizer(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    check_backend(recipe)
+    how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
+    tokenizer = load_tokenizer(recipe.model.reference, **how)
     found, sources = _training_rows(recipe, tokenizer)
+    check_token_ids(found, load_config(recipe.model.reference, **how).get_text_config().vocab_size, tokenizer)
     if rows is not None and rows < len(found):
         found = found.select(evenly(range(len(found)), rows))
     gate = resolve_gate(recipe.loss.gate, **recipe.loss.gate_kwargs())
@@ -156,7 +159,13 @@ def _look(survey: Survey, inspection: Inspection, model, progress) -> None:
         inspection.gate,
         batch_tokens=inspection.recipe.probes.batch_tokens,
         progress=progress,
+        **_loss_options(inspection.recipe),
     )
+
+
+def _loss_options(recipe: Recipe) -> dict:
+    """What the section `loss` decides beside the gate."""
+    return {"backend": recipe.loss.backend, "tile_bytes": tile_bytes(recipe)}
 
 
 def _on_policy(inspection: Inspection, model, start) -> dict:
@@ -173,7 +182,7 @@ def _on_policy(inspection: Inspection, model, start) -> dict:
         batch_tokens=batch_tokens,
         progress=start("the model answers"),
     )
-    return survey_of_rows(model, rows, inspection.gate, batch_tokens=batch_tokens)
+    return survey_of_rows(model, rows, inspection.gate, batch_tokens=batch_tokens, **_loss_options(recipe))
 
 
 def _autocast(recipe: Recipe, device: str):

@@ -12,9 +12,11 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from . import memory
 from .adapters import lora_config
 from .gpus import Fit, fit_lines, fits
+from .limits import check_positions, context_notes, room_notes
 from .machine import Device, gib, training_device
 from .modalities import freeze_beside_the_text
 from .precision import precision_line, slow_in_bfloat16, weights_dtype
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from .schema import Recipe
+    from .schema import Lora, Recipe
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def make_plan(
     *,
     autocast: bool,
     device: Device | None = None,
+    longest: int = 0,
 ) -> Plan:
     """The plan of `recipe` for a model of this configuration.
 
@@ -85,6 +88,10 @@ def make_plan(
         data: statistics of the training rows, where they are known: steps and tokens are then exact.
         autocast: whether the run computes in bfloat16 under autocast.
         device: what to compare the memory with; the device that training takes by default.
+        longest: tokens of the longest row, where the rows are known.
+
+    Raises:
+        UserError: peft puts no such adapter on the model, or a row is longer than the positions that the model has learned.
     """
     device = device or training_device()
     model = meta_model(recipe, config, device)
@@ -95,6 +102,8 @@ def make_plan(
     if recipe.data.packing:
         mean = recipe.data.max_length
     lora = recipe.lora
+    if not recipe.data.packing:
+        check_positions(model, config, longest)
     estimated = memory.estimate(recipe, config, model, device=device.kind, autocast=autocast)
     return Plan(
         model=recipe.model.reference,
@@ -114,7 +123,11 @@ def make_plan(
         gpus=fits(recipe, config, model, autocast=autocast or recipe.train.precision == "auto"),
         folder=recipe.output.dir,
         files=_files(recipe, model, estimated.optimizer),
-        notes=tuple(_notes(recipe, config, data, estimated, device)),
+        notes=(
+            *context_notes(recipe, config, longest),
+            *_notes(recipe, config, data, estimated, device),
+            *room_notes(recipe, config, model),
+        ),
     )
 
 
@@ -134,8 +147,18 @@ def meta_model(recipe: Recipe, config: PretrainedConfig, device: Device | None =
             with warnings.catch_warnings():
                 # peft asks transformers by a deprecated name; nothing the user could change
                 warnings.simplefilter("ignore", FutureWarning)
-                model = get_peft_model(model, lora_config(recipe.lora, model))
+                try:
+                    model = get_peft_model(model, lora_config(recipe.lora, model))
+                except ValueError as error:
+                    raise UserError(_no_adapter(recipe.lora, str(error))) from error
     return model
+
+
+def _no_adapter(lora: Lora, problem: str) -> str:
+    """Why peft puts no adapter on a model, and what to do about it."""
+    if "lora_dropout" in problem and lora.dropout:
+        return f"lora.dropout: {problem} Set it to 0, or name lora.target_modules without the experts."
+    return f"lora.target_modules: {problem} Name modules of the model, or leave the key out for all-linear."
 
 
 def steps_of(recipe: Recipe, data: DataStats, processes: int) -> int:
@@ -179,10 +202,6 @@ def _files(recipe: Recipe, model: nn.Module, optimizer: int) -> tuple[tuple[str,
 
 
 def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, estimated, device: Device):
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    if limit and recipe.data.max_length > limit:
-        yield f"data.max_length {recipe.data.max_length} is beyond the model's context of {limit} tokens."
     if isinstance(recipe.data, TextData):
         yield from _text_notes(recipe, data)
     if data and data.truncated:

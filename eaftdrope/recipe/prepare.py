@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-from .build import RunData, build_data, build_run_probes, check_backend
+from .build import RunData, build_data, build_run_probes, check_backend, check_vocabulary
 from .conversion import planned_config
 from .plan import make_plan, plan_table, plan_text
 from .precision import uses_bfloat16
@@ -51,6 +50,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
     config = load_config(readable, **how)
     recipe = with_steps(recipe, config)
     data = build_data(recipe, tokenizer)
+    check_vocabulary(data, tokenizer, config)
     probes = build_run_probes(recipe, data)
     recovery = recovery_probe(stage, recipe, config, data, tokenizer) if stage.name == "recalibrate" else None
     if stage.heading:
@@ -61,14 +61,7 @@ def prepare(stage: Stage, console: Console) -> Prepared:
 
 
 def _print_plan(recipe: Recipe, config: PretrainedConfig, data: RunData, console: Console) -> None:
-    try:
-        plan = make_plan(recipe, config, data.stats, autocast=uses_bfloat16(recipe))
-    except ValueError as error:
-        if "Target modules" not in str(error):
-            raise
-        raise UserError(
-            f"lora.target_modules: {error} Name modules of the model, or leave the key out for all-linear."
-        ) from error
+    plan = make_plan(recipe, config, data.stats, autocast=uses_bfloat16(recipe), longest=data.longest)
     console.print()
     if console.is_terminal:
         console.print(plan_table(plan))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eaftdrope.drope.engines import engines_markdown
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison_markdown
-from eaftdrope.models import MODEL_PACKAGES, resolve_model
+from eaftdrope.models import PACKAGE_PREFIX, hub_id_of
 
 _FILES = (".gguf", ".jsonl", ".json", ".parquet", ".csv")
 _LOAD_ADAPTER = """\
@@ -118,12 +119,12 @@ def write_model_card(
         ],
     )
     body = [
-        f"# {title or folder.resolve().name}",
+        f"# {_plain(title or folder.resolve().name)}",
         _summary(base_model, lineage, method, datasets),
         f"## Gained and forgotten\n\n{_table(before, after)}",
         *more,
         *([_ENGINES.format(engines=engines_markdown(folder))] if dropped else []),
-        f"## How to load it\n\n{_loading(folder, lineage, is_adapter)}",
+        f"## How to load it\n\n{_loading(folder, base_model, is_adapter)}",
         f"## How it was trained\n\n{_training(recipe_yaml, method, command, hardware)}",
         "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in versions.items()),
     ]
@@ -138,21 +139,36 @@ def write_model_card(
 
 def _hub_id(reference: str) -> str | None:
     """Return the hub id that a reference names or stands for, None for something local."""
-    if reference.startswith("package:"):
-        package = MODEL_PACKAGES.get(reference.removeprefix("package:"))
-        return package.hub_id if package else None
-    looks_local = reference.startswith((".", "/", "~")) or reference.count("/") != 1 or Path(reference).suffix in _FILES
-    return None if looks_local or Path(reference).exists() else reference
+    return None if Path(reference).suffix in _FILES else hub_id_of(reference)
 
 
 def _summary(base_model: str, lineage: str | None, method: str, datasets: Sequence[str]) -> str:
     model = (
-        f"[{lineage}](https://huggingface.co/{lineage})" if lineage else f"`{Path(base_model).name}` (a local model)"
+        f"[{lineage}](https://huggingface.co/{lineage})"
+        if lineage
+        else f"{_code(Path(base_model).name)} (a local model)"
     )
     data = (
-        f" on {', '.join(f'`{name if _hub_id(name) else Path(name).name}`' for name in datasets)}" if datasets else ""
+        f" on {', '.join(_code(name if _hub_id(name) else Path(name).name) for name in datasets)}" if datasets else ""
     )
     return f"Fine-tuned from {model}{data} with eaftdrope. {method}"
+
+
+def _code(text: str) -> str:
+    """Text as inline code, whatever is in it: a fence that is longer than its backticks, and no line break."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
+def _plain(text: str) -> str:
+    """Text as it is, in a heading: one line, without anything that Markdown or HTML would take for markup."""
+    return re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(text.split()))
+
+
+def _without_places(command: str) -> str:
+    """A command without the folders of absolute paths, which nobody else's machine has."""
+    return re.sub(r"(?<![\w.:/~])/(?:[^\s/'\"]+/)+(?=[^\s/'\"])", "", command)
 
 
 def _table(before: Sequence[Score], after: Sequence[Score]) -> str:
@@ -161,26 +177,28 @@ def _table(before: Sequence[Score], after: Sequence[Score]) -> str:
     return comparison_markdown(list(before), list(after))
 
 
-def _loading(folder: Path, lineage: str | None, is_adapter: bool) -> str:
+def _loading(folder: Path, base_model: str, is_adapter: bool) -> str:
     text = "With stock transformers; eaftdrope is not needed."
     code = _LOAD_FULL
     if is_adapter:
-        base = _adapter_base(folder)
+        base, where = _adapter_base(folder)
         code = _LOAD_ADAPTER.replace("{base}", json.dumps(base))
-        text = "With stock transformers and peft; eaftdrope is not needed."
-        if Path(base).exists():
-            elsewhere = f", or `{lineage}`, which it was made from" if lineage else ""
-            text += f" `base` is where the base model was in training; elsewhere, put its path there{elsewhere}."
+        text = "With stock transformers and peft; eaftdrope is not needed." + where
+        if base_model.startswith(PACKAGE_PREFIX):
+            text += f" The adapter was trained on the weights of `{base_model}`, which were made from that model's."
     return f"{text}\n\n```python\n{code}{_GENERATE_CHAT if _has_template(folder) else _GENERATE_TEXT}```"
 
 
-def _adapter_base(folder: Path) -> str:
+def _adapter_base(folder: Path) -> tuple[str, str]:
+    """What to load the base model from, a local one from its place relative to the card's; and what to add about it."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"no model card can be written: {folder} has no adapter_config.json. Save the adapter first.")
     base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    # Only eaftdrope knows what "package:" means; others need the folder that it leads to.
-    return resolve_model(base).path if base.startswith("package:") else base
+    if lineage := hub_id_of(base):
+        return lineage, ""
+    where = " `base` is where the base model was in training, seen from this folder; elsewhere, put its path there."
+    return os.path.relpath(Path(base).expanduser(), folder), where
 
 
 def _has_template(folder: Path) -> bool:
@@ -193,11 +211,16 @@ def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def _without_output_place(recipe_yaml: str) -> str:
+    """The recipe with the last part of an absolute `output.dir`; its other paths are relative to its folder."""
+    return re.sub(r"(?m)^(  dir: ['\"]?)/(?:[^/\n]+/)*(?=[^/\n])", r"\1", recipe_yaml)
+
+
 def _training(recipe_yaml: str, method: str, command: str, hardware: str) -> str:
     return f"""\
 - Method: {method}
 - Hardware: {hardware}
-- Command: `{command}`
+- Command: {_code(_without_places(command))}
 
 Each token's cross-entropy is multiplied by its gate, a weight that is computed from the model's own prediction and gets
 no gradient. The figures above are plain cross-entropy, whatever the gate.
@@ -206,7 +229,7 @@ no gradient. The figures above are plain cross-entropy, whatever the gate.
 <summary>The whole recipe</summary>
 
 ```yaml
-{recipe_yaml.strip()}
+{_without_output_place(recipe_yaml).strip()}
 ```
 
 </details>"""

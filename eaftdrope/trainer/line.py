@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import UserError
+from .mergeable import check_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +43,7 @@ def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
-    _check_linear(model)
+    check_linear(model.peft_config["default"].to_dict())
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     whole = []
     for module in model.modules():
@@ -60,23 +60,3 @@ def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
         return model
 
     return move
-
-
-def _check_linear(model: nn.Module) -> None:
-    config = model.peft_config["default"]
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    odd = [
-        name
-        for name, given in (
-            (f"{kind} layers", kind != "LORA"),
-            ("use_dora", getattr(config, "use_dora", False)),
-            ("trained biases", getattr(config, "bias", "none") != "none"),
-            ("trainable_token_indices", bool(getattr(config, "trainable_token_indices", None))),
-        )
-        if given
-    ]
-    if odd:
-        raise UserError(
-            f"an adapter with {', '.join(odd)} has no line to its base model that a scale follows: take share 1, or train "
-            "plain LoRA."
-        )

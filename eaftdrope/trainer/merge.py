@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from eaftdrope.adapters import CONFIG, adapter_settings, adapter_tokenizer, misfit
+from eaftdrope.adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
 from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_config, load_model, load_tokenizer
+from eaftdrope.permissions import honour_umask
 
 from .line import adapter_line, full_line
+from .mergeable import check_biases, check_mergeable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,9 +79,12 @@ def merge_adapter(
     """
     adapter_dir, output_dir = Path(adapter_dir), Path(output_dir)
     _check_settings(output_dir, dtype, share)
-    reference, revision = _adapter_base(adapter_dir)
+    settings = _adapter_settings(adapter_dir)
+    check_mergeable(adapter_dir, settings, share)
+    reference, revision = settings["base_model_name_or_path"], settings.get("revision")
     config = load_config(reference, revision=revision)
     _check_not_quantised(adapter_dir, reference, config)
+    check_biases(adapter_dir, settings, config)
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
 
     tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
@@ -176,15 +181,8 @@ def _merge(
     base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, share: float
 ) -> tuple[PreTrainedModel, Tensor, bool]:
     """Return the merged model, the live logits, and whether tied embeddings had to be separated."""
-    from peft import PeftModel
-
     tied = _separate_tied_head(base)
-    try:
-        live_model = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise misfit(adapter_dir, error) from error
+    live_model = attach(base, adapter_dir).eval()
     if share != 1:
         adapter_line(live_model)(share)
     live = _logits(live_model, prompt)
@@ -195,6 +193,8 @@ def _merge(
             model = live_model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # safe_merge found NaN or infinite values
         raise UserError(f"{adapter_dir} cannot be merged: {error} Use an earlier checkpoint.") from error
+    except (RuntimeError, NotImplementedError, AttributeError) as error:  # a layer that peft has no merging for
+        raise UserError(f"{adapter_dir} cannot be merged: {error} Use it as it is, with peft.") from error
     untied = tied and not _tie_head_if_equal(model)
     # Float32 sums in another order differ in proportion to the logits (SmolLM2-135M: by 9e-5).
     limit = TOLERANCE * max(1.0, _largest(live))
@@ -242,6 +242,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_di
     if (adapter_dir / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model.save_pretrained(folder)
+    honour_umask(folder)
     # a base without rotary embedding stays so in transformers 4 too
     complete(folder)
     tokenizer.save_pretrained(folder)
@@ -293,21 +294,15 @@ def _check_same_tensors(model: PreTrainedModel, base: dict[str, Tensor], model_d
         )
 
 
-def _adapter_base(adapter_dir: Path) -> tuple[str, str | None]:
-    """Return the base model's reference and revision.
+def _adapter_settings(adapter_dir: Path) -> dict:
+    """Return adapter_config.json.
 
     Raises:
-        UserError: the folder is missing, holds no adapter, or one that cannot be merged.
+        UserError: the folder is missing, holds no adapter, or an incomplete one.
     """
     if not (adapter_dir / CONFIG).is_file():
         raise UserError(_no_adapter_text(adapter_dir))
-    config = adapter_settings(adapter_dir)
-    if "PROMPT" in config["peft_type"] or "PREFIX" in config["peft_type"]:
-        raise UserError(
-            f"{adapter_dir} is a {config['peft_type']} adapter: it adds tokens and has no weights to merge. "
-            "Use it as it is, with peft."
-        )
-    return config["base_model_name_or_path"], config.get("revision")
+    return adapter_settings(adapter_dir)
 
 
 def _no_adapter_text(folder: Path) -> str:

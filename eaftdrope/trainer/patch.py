@@ -29,6 +29,9 @@ from .meter import Latest, Meter, log_names
 _ATTRIBUTE = "_eaft"
 # A mean gate below it is no gate but a mistake in its options.
 _CLOSED = 1e-6
+# What a plain Trainer reads from a model to count the tokens that the loss is divided by, as it is for our forward: some
+# classes (Qwen2.5-VL, Gemma 3n) declare that they take no count, others (GPT-2) none of the losses that shift the labels.
+_READ_BY_TRAINER = {"accepts_loss_kwargs": True, "loss_type": "ForCausalLM"}
 
 
 @dataclass
@@ -38,6 +41,8 @@ class _State:
     gate: Gate
     loss_options: dict
     original_forward: types.MethodType
+    # instance attributes that _READ_BY_TRAINER replaced; those of the class are not among them
+    replaced: dict
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
     warned: bool = False
     warned_of_gate: bool = False
@@ -57,7 +62,8 @@ def apply_eaft(
 ) -> nn.Module:
     """Makes `model(..., labels=labels).loss` the entropy-gated loss, in place; returns the model.
 
-    For the plain `transformers.Trainer`, an accelerate loop or your own. In a TRL script use [`EAFTTrainer`] instead:
+    For the plain `transformers.Trainer` (built after this call: it reads there how the loss is divided), an accelerate
+    loop or your own. In a TRL script use [`EAFTTrainer`] instead:
     `SFTTrainer` calls a head of its own and would go round this patch.
 
     Args:
@@ -94,8 +100,10 @@ def install(model: nn.Module, gate: Gate, loss_options: dict) -> nn.Module:
     if base.config.is_encoder_decoder:
         raise UserError(f"{type(base).__name__} is an encoder-decoder; EAFT is defined for causal language models.")
     check_head(base)
-    state = _State(gate=gate, loss_options=loss_options, original_forward=base.forward)
+    replaced = {name: vars(base)[name] for name in _READ_BY_TRAINER if name in vars(base)}
+    state = _State(gate=gate, loss_options=loss_options, original_forward=base.forward, replaced=replaced)
     setattr(base, _ATTRIBUTE, state)
+    vars(base).update(_READ_BY_TRAINER)
     base.forward = types.MethodType(_make_forward(type(base)), base)
     return model
 
@@ -114,10 +122,13 @@ def remove_eaft(model: nn.Module) -> nn.Module:
             f"the forward of this {type(base).__name__} was wrapped after apply_eaft. Undo that first, e.g. "
             "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
         )
-    original = getattr(base, _ATTRIBUTE).original_forward
+    state: _State = getattr(base, _ATTRIBUTE)
     del base.forward
-    if base.forward != original:
-        base.forward = original
+    if base.forward != state.original_forward:
+        base.forward = state.original_forward
+    for name in _READ_BY_TRAINER:
+        del vars(base)[name]
+    vars(base).update(state.replaced)
     delattr(base, _ATTRIBUTE)
     return model
 

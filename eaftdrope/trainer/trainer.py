@@ -6,19 +6,23 @@ import warnings
 from dataclasses import fields
 
 import torch
+from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTTrainer
 
+from ..data.vocabulary import check_token_ids
 from ..errors import UserError
 from ..loss.gates import GateLike, resolve_gate
 from ..loss.landscape import Landscape
 from ..loss.products import has_instructions
+from ..permissions import honour_umask
 from .config import EAFTConfig
 from .divergence import Fault, Guard, check_saved
 from .meter import TokenClock, log_names
 from .optimizer import check_optimizer, reshard
 from .packing import check_packing
 from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
+from .saving import own_settings, saved_with
 from .step_rows import rows_in_words, rows_of_step
 
 _SLOW_BFLOAT16 = (
@@ -66,22 +70,39 @@ class EAFTTrainer(SFTTrainer):
                 "EAFTTrainer(..., gate=lambda stats: ...)."
             )
         refuse_parallelism(args.parallelism_config)
+        self._own_settings = own_settings(model, args.model_init_kwargs)
         self.gate = resolve_gate(args.gate, **(args.gate_kwargs or {})) if gate is None else resolve_gate(gate)
         if isinstance(model, torch.nn.Module):
             refuse_applied(model)
         super().__init__(model, args, *trainer_args, **kwargs)
+        self._check_vocabulary()
         # an accelerate configuration file can bring what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
         install(self.model, self.gate, args.loss_options())
         if self.padding_free:
             check_packing(self.model)
-        self.model_accepts_loss_kwargs = True
+        # read from the model before it was patched (see patch.py)
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self._clock = TokenClock()
         self._aux_losses = {"train": [], "eval": []}
         self._guard = Guard(self.args.device, self.args.gradient_accumulation_steps, self.gate.formula)
         self.add_callback(self._guard)
         if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
+
+    def _check_vocabulary(self) -> None:
+        """Tokens that the model has no row for, before the first step: torch would end in an index error there."""
+        size = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for rows in (self.train_dataset, *held_out.values()):
+            if size and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+                check_token_ids(rows, size, getattr(self.processing_class, "tokenizer", self.processing_class))
+
+    def _save(self, output_dir=None, state_dict=None):
+        with saved_with(self.model.config, self._own_settings):
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            honour_umask(output_dir or self.args.output_dir)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.model.training:

@@ -1,5 +1,7 @@
 """What one look yields, against the full logits: statistics, gates, the gradient's norm by autograd, the tokens' places."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +11,7 @@ from eaftdrope.evaluate.likelihood import Row
 from eaftdrope.inspection import tokens as module
 from eaftdrope.inspection.tokens import look
 from eaftdrope.loss import token_statistics
+from eaftdrope.loss.backends import select_backend
 from eaftdrope.loss.gates import evaluate_gate, resolve_gate
 from tests.trainer.tiny import VOCAB, ragged_rows, tiny_model
 
@@ -53,11 +56,10 @@ def by_hand(model, rows):
 
 @pytest.mark.parametrize("gate", ["eaft", "dft", "none", "conflict-mask"])
 @pytest.mark.parametrize("name", ["tied", "untied", "softcap", "scale"])
-def test_against_the_full_logits(name, gate, monkeypatch):
+def test_against_the_full_logits(name, gate):
     # tiles of five rows
-    monkeypatch.setattr(module, "default_tile_bytes", lambda *_: 5 * VOCAB * 4)
     model, rows, gate = make(name), some_rows(), resolve_gate(gate)
-    seen = look(model, rows, gate)
+    seen = look(model, rows, gate, backend="torch", tile_bytes=5 * VOCAB * 4)
     logits, labels, row, position, place = by_hand(model, rows)
     expected = token_statistics(logits, labels, k=gate.topk, sequence=row)
     for field in ("nll", "entropy"):
@@ -114,3 +116,24 @@ def test_a_sure_and_right_token_keeps_the_digits_of_its_norm():
     expected = logits.grad.norm(dim=-1)
     assert expected.min() < 1e-5
     assert torch.allclose(seen.gradient.double(), expected, rtol=1e-3, atol=0)
+
+
+def test_the_backend_and_the_tile_that_were_asked_for(monkeypatch):
+    taken = []
+
+    def select(name, device, dtype):
+        chosen = select_backend(name, device, dtype)
+
+        def statistics(logits_RV, *rest):
+            taken.append((name, len(logits_RV)))
+            return chosen.tile_statistics(logits_RV, *rest)
+
+        return dataclasses.replace(chosen, tile_statistics=statistics)
+
+    monkeypatch.setattr(module, "select_backend", select)
+    rows = some_rows()
+    count = sum(label != -100 for row in rows for label in row.labels[1:])
+    look(make("tied"), rows, resolve_gate("none"), backend="torch", tile_bytes=7 * VOCAB * 4)
+    assert taken == [("torch", 7)] * (count // 7) + ([("torch", count % 7)] if count % 7 else [])
+    with pytest.raises(ValueError, match="unknown loss backend 'nosuch'"):
+        look(make("tied"), rows, resolve_gate("none"), backend="nosuch")

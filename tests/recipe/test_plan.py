@@ -149,20 +149,19 @@ def test_notes_on_length_and_cut_rows(config):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision", "flags", "noted"),
+    ("dtype", "precision", "instructions", "noted"),
     [
-        ("bfloat16", "auto", "avx2", True),
-        ("float32", "bfloat16", "avx2", True),
-        ("auto", "auto", "avx2", True),
-        ("float32", "auto", "avx2", False),
-        ("bfloat16", "auto", "avx512_bf16", False),
-        ("bfloat16", "auto", "", False),
-        ("fast", "auto", "avx2", False),
-        ("fast", "bfloat16", "avx2", True),
+        ("bfloat16", "auto", False, True),
+        ("float32", "bfloat16", False, True),
+        ("auto", "auto", False, True),
+        ("float32", "auto", False, False),
+        ("bfloat16", "auto", True, False),
+        ("fast", "auto", False, False),
+        ("fast", "bfloat16", False, True),
     ],
 )
-def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, flags, noted, config, monkeypatch):
-    monkeypatch.setattr("eaftdrope.recipe.precision.cpu_flags", lambda: set(flags.split()))
+def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, instructions, noted, config, monkeypatch):
+    monkeypatch.setattr("eaftdrope.loss.products.has_instructions", lambda dtype: instructions)
     config.dtype = torch.bfloat16
     planned = recipe(precision=precision)
     planned = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})

@@ -8,7 +8,7 @@ from eaftdrope.recipe import make_recipe
 from eaftdrope.recipe.build import build_model
 from eaftdrope.recipe.machine import Device
 from eaftdrope.recipe.plan import make_plan
-from eaftdrope.recipe.precision import uses_bfloat16, weights_dtype
+from eaftdrope.recipe.precision import slow_in_bfloat16, uses_bfloat16, weights_dtype
 
 
 def recipe(dtype="fast", precision="auto", reference="org/model"):
@@ -24,9 +24,14 @@ def recipe(dtype="fast", precision="auto", reference="org/model"):
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Says which feature flags the processor has; there is no GPU."""
+    """Sets which feature flags the processor has, and whether torch has a fast product for it; there is no GPU."""
     monkeypatch.setattr("eaftdrope.recipe.precision.training_device", lambda: Device("cpu", "a processor", None))
-    return lambda flags: monkeypatch.setattr("eaftdrope.recipe.precision.cpu_flags", lambda: set(flags.split()))
+
+    def choose(flags, instructions=True):
+        monkeypatch.setattr("eaftdrope.recipe.precision.cpu_flags", lambda: set(flags.split()))
+        monkeypatch.setattr("eaftdrope.loss.products.has_instructions", lambda dtype: instructions)
+
+    return choose
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,9 @@ def test_what_the_processor_is_fast_at(flags, fast, processor):
     processor(flags)
     assert uses_bfloat16(recipe()) is fast
     assert weights_dtype(recipe()) == ("bfloat16" if fast else "float32")
+    # a torch without oneDNN makes nothing of them
+    processor(flags, instructions=False)
+    assert not uses_bfloat16(recipe()) and slow_in_bfloat16()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("xpu", "bfloat16"), ("mps", "float32")])

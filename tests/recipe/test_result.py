@@ -34,6 +34,18 @@ def test_generation_stops_where_answers_end(project, tmp_path, eos, expected):
     assert ended.code == 0, ended.out
     for folder in (run, run / "merged"):
         assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == expected
+    assert_base_settings_and_modes(tmp_path / "model", run, run / "merged")
+
+
+def assert_base_settings_and_modes(model, run, result):
+    """config.json is that of the base model, and whoever may read a new file may read every file of the run."""
+    saved, base = (json.loads((folder / "config.json").read_text()) for folder in (result, model))
+    assert saved == base and base["use_cache"] is True
+    new = run.parent / "new"
+    new.touch()
+    modes = {str(file): file.stat().st_mode for file in run.rglob("*") if file.is_file()}
+    assert modes == dict.fromkeys(modes, new.stat().st_mode)
+    assert sum(name.endswith(".safetensors") for name in modes) >= 2
 
 
 def test_stop_tokens_of_a_model_that_knows_none():
@@ -64,6 +76,35 @@ def test_a_temperature_without_sampling_does_not_lose_the_result(project, tmp_pa
     assert ended.code == 0, ended.out
     saved = json.loads((run / "generation_config.json").read_text())
     assert (saved["do_sample"], saved["temperature"], saved["top_p"]) == (True, 0.6, 0.9)
+    if overrides == FULL:
+        assert_base_settings_and_modes(tmp_path / "model", run, run)
+
+
+# ---- no place of this machine ----
+
+
+def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monkeypatch):
+    """And our own tools find the package again, whose weights it was trained on."""
+    from peft import get_peft_model
+
+    from eaftdrope import models
+    from eaftdrope.adapters import adapter_settings
+    from eaftdrope.recipe import dump_recipe, load_recipe
+    from eaftdrope.recipe.adapters import lora_config
+    from eaftdrope.recipe.build import build_model
+
+    package = "package:smollm2-135m-instruct"
+    recipe = load_recipe(project / "recipe.yaml", [])
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference": package})})
+    place = models.ModelSource(package, str(project / "model"), "package")
+    monkeypatch.setattr(models, "resolve_model", lambda reference, revision=None: place)
+    model = get_peft_model(build_model(recipe), lora_config(recipe.lora, build_model(recipe)))
+    model.save_pretrained(tmp_path / "run")
+    text = (tmp_path / "run" / "adapter_config.json").read_text()
+    assert json.loads(text)["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert str(project) not in text
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(recipe, folder=tmp_path / "run"))
+    assert adapter_settings(tmp_path / "run")["base_model_name_or_path"] == package
 
 
 def test_a_generation_config_that_can_not_be_saved_is_told_at_once():

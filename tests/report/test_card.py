@@ -172,13 +172,43 @@ def test_the_loading_code_runs_without_eaftdrope(tmp_path):
         assert (want - torch.tensor(logits)).abs().max() <= 1e-5
 
 
-def test_a_package_base_is_written_as_the_folder_it_leads_to(tmp_path, monkeypatch):
-    from eaftdrope.models import ModelSource
-
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "package:smollm2-135m-instruct"}')
-    monkeypatch.setattr(
-        "eaftdrope.report.card.resolve_model", lambda reference: ModelSource(reference, str(tmp_path), "package")
-    )
+@pytest.mark.parametrize("written", ["package:smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_a_package_base_is_written_as_its_hub_id(tmp_path, written):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": written}))
     card = _card(tmp_path, is_adapter=True)
-    assert f"base = {json.dumps(str(tmp_path))}\n" in card.text
-    assert "put its path there, or `HuggingFaceTB/SmolLM2-135M-Instruct`, which it was made from." in card.text
+    assert 'base = "HuggingFaceTB/SmolLM2-135M-Instruct"\n' in card.text
+    assert (
+        "eaftdrope is not needed. The adapter was trained on the weights of `package:smollm2-135m-instruct`, which were "
+        "made from that model's."
+    ) in card.text
+
+
+def test_no_place_of_the_machine_is_in_a_card(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (run / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    card = _card(
+        run,
+        is_adapter=True,
+        base_model=str(tmp_path / "base"),
+        datasets=[str(tmp_path / "rows.jsonl")],
+        command=f"eaftdrope train {tmp_path}/recipe.yaml output.dir={run} model=org/model",
+        recipe_yaml=f"model: ../../base\noutput:\n  dir: {run}\n  merge: false\n",
+    )
+    assert str(tmp_path) not in card.content
+    assert 'base = "../../base"\n' in card.text
+    assert "- Command: `eaftdrope train recipe.yaml output.dir=mine model=org/model`" in card.text
+    assert "output:\n  dir: mine\n  merge: false\n" in card.text
+
+
+def test_names_cannot_write_markup_into_a_card(tmp_path):
+    folder = tmp_path / "a](javascript:x) <img src=x>\n# second *heading*"
+    folder.mkdir()
+    card = _card(folder, datasets=["rows `x` <img onerror=x>.jsonl", "a``b.csv"], base_model="./mo`del")
+    lines = card.text.lstrip().splitlines()
+    assert lines[0] == r"# a\](javascript:x) \<img src=x\> # second \*heading\*"
+    assert (
+        "from `` mo`del `` (a local model) on `` rows `x` <img onerror=x>.jsonl ``, ``` a``b.csv ``` with" in lines[2]
+    )
+    assert [line for line in lines if line.startswith("# ")] == [lines[0]]

@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from eaftdrope import EAFTConfig, EAFTTrainer, eaft_loss
+from eaftdrope import EAFTConfig, EAFTTrainer, apply_eaft, eaft_loss, remove_eaft
 from tests.trainer.processes import run_two
 from tests.trainer.tiny import ragged_rows, tiny_model
 
@@ -40,12 +50,12 @@ def arguments(folder, **options):
     return EAFTConfig(**{**defaults, **options})
 
 
-def gradients(folder, tokenizer, batch, accumulation, model=None, **options):
+def gradients(folder, tokenizer, batch, accumulation, model=None, masked=3, **options):
     keep = KeepGradients()
     trainer = EAFTTrainer(
         model or tiny_model(),
         arguments(folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **options),
-        train_dataset=ragged_rows(8),
+        train_dataset=ragged_rows(8, masked=masked),
         processing_class=tokenizer,
         callbacks=[keep],
     )
@@ -53,11 +63,11 @@ def gradients(folder, tokenizer, batch, accumulation, model=None, **options):
     return keep.gradients, trainer
 
 
-def direct_gradients(gate, model=None, rows=8):
+def direct_gradients(gate, model=None, rows=8, masked=3):
     """One backward of the definition over all rows, in float64."""
     model = (model or tiny_model()).double()
     logits, labels = [], []
-    for row in ragged_rows(rows):
+    for row in ragged_rows(rows, masked=masked):
         logits.append(model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1])
         labels.append(torch.tensor(row["labels"][1:]))
     eaft_loss(torch.cat(logits), torch.cat(labels), gate).backward()
@@ -99,6 +109,72 @@ def test_untied_head_in_small_tiles(tmp_path, word_tokenizer):
     expected = direct_gradients("eaft", tiny_model(tie_word_embeddings=False))
     actual, _ = gradients(tmp_path, word_tokenizer, 4, 2, model=model, loss_tile_bytes=128 * 8 * 5)
     assert_same(actual, expected, 1e-10)
+
+
+def qwen_vl():
+    """A class that declares that its loss takes no count of the tokens."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 4]}
+    text = {**tiny_model().config.to_dict(), "model_type": "qwen2_5_vl_text", "rope_parameters": rope}
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=64)
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+
+
+def qwen_vl_lora():
+    base = qwen_vl()
+    return get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+def gpt2():
+    """A class that is not among those whose loss shifts the labels, although it does."""
+    torch.manual_seed(0)
+    dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=64, **dropout)).eval()
+
+
+def plain_gradients(folder, model, batch, accumulation):
+    """Of transformers' own Trainer, every token trained, the first of a row too where its labels say so."""
+    keep = KeepGradients()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        max_grad_norm=0.0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    rows, collate = ragged_rows(8, masked=0), DataCollatorForLanguageModeling(pad_token_id=0)
+    Trainer(apply_eaft(model), arguments, train_dataset=rows, data_collator=collate, callbacks=[keep]).train()
+    return keep.gradients
+
+
+@pytest.mark.parametrize("make", [qwen_vl, qwen_vl_lora, gpt2])
+def test_the_plain_trainer_counts_the_tokens_of_every_class(tmp_path, make):
+    expected = plain_gradients(tmp_path, make(), 8, 1)
+    for batch, accumulation in ((4, 2), (1, 8)):
+        actual = plain_gradients(tmp_path, make(), batch, accumulation)
+        assert_same(actual, {name: expected[name] for name in actual}, 1e-6)
+
+
+def test_the_first_token_of_a_row_is_not_counted_whatever_the_class(tmp_path, word_tokenizer):
+    expected = direct_gradients("eaft", gpt2(), masked=0)
+    plain = plain_gradients(tmp_path, gpt2(), 8, 1)
+    ours, _ = gradients(tmp_path, word_tokenizer, 8, 1, model=gpt2(), masked=0)
+    for actual in (plain, ours):
+        assert_same(actual, {name: expected[name] for name in actual}, 1e-5)
+
+
+def test_what_the_trainer_reads_is_as_before_once_eaft_is_removed():
+    model = qwen_vl()
+    model.loss_type = "its own"
+    before = dict(vars(model))
+    apply_eaft(model)
+    assert (model.accepts_loss_kwargs, model.loss_type) == (True, "ForCausalLM")
+    remove_eaft(model)
+    assert vars(model) == before and model.accepts_loss_kwargs is False
 
 
 WORKER = """

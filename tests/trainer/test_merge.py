@@ -213,7 +213,7 @@ def test_not_an_adapter(base, tmp_path):
     assert refused(empty) == f"{empty} is not an adapter: it has no adapter_config.json. Name the folder that holds it."
     assert refused(run / "checkpoint-5") == (
         f"{run / 'checkpoint-5'} has an adapter_config.json but no adapter_model.safetensors. "
-        "Was its saving interrupted? Take an earlier checkpoint."
+        "Was its saving interrupted? Use an earlier checkpoint."
     )
 
 
@@ -267,7 +267,7 @@ def test_other_refusals(base, tmp_path):
     _edit(adapter, base_model_name_or_path=str(tmp_path / "other"))
     assert refused().startswith(f"{adapter} does not fit its base model: size mismatch for ")
     (adapter / "adapter_config.json").write_text("{")
-    assert refused().startswith(f"{adapter / 'adapter_config.json'} is not valid JSON (")
+    assert refused().startswith(f"the adapter cannot be loaded: {adapter / 'adapter_config.json'} is not valid JSON (")
 
 
 def test_prompt_tuning_is_refused(base, tmp_path):
@@ -275,7 +275,9 @@ def test_prompt_tuning_is_refused(base, tmp_path):
     get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(
         tmp_path / "p"
     )
-    with pytest.raises(UserError, match="is a PROMPT_TUNING adapter: it adds tokens and has no weights to merge"):
+    with pytest.raises(
+        UserError, match="is a PROMPT_TUNING adapter: it adds tokens or a path of its own, and has no weights"
+    ):
         merge_adapter(tmp_path / "p", tmp_path / "merged")
 
 

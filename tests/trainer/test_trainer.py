@@ -169,6 +169,34 @@ def test_mixture_of_experts_equals_trl(tmp_path, word_tokenizer, family):
         assert our_logs[1][key] == pytest.approx(their_logs[1][key], rel=1e-4), key
 
 
+@pytest.mark.parametrize("column", ["train_dataset", "eval_dataset"])
+def test_a_token_beyond_the_embedding_is_named_before_the_first_step(tmp_path, word_tokenizer, column):
+    rows = {"train_dataset": ragged_rows(4), "eval_dataset": ragged_rows(4)}
+    rows[column] = Dataset.from_list([*ragged_rows(4), {"input_ids": [3, VOCAB], "labels": [3, VOCAB]}])
+    with pytest.raises(UserError, match=rf"^row 4 holds token {VOCAB} .*the model's embedding has {VOCAB} rows"):
+        EAFTTrainer(tiny_model(), arguments(tmp_path), processing_class=word_tokenizer, **rows)
+
+
+@pytest.mark.parametrize("loaded_by", ["us", "the trainer"])
+def test_the_saved_configuration_is_the_models_own(tmp_path, word_tokenizer, loaded_by):
+    """transformers' Trainer switches the cache off, TRL's has the routers' logits returned."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    experts = dict(num_key_value_heads=2, num_local_experts=2, output_router_logits=False, router_aux_loss_coef=0.5)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **experts, pad_token_id=0))
+    model.save_pretrained(tmp_path / "base")
+    given = model if loaded_by == "us" else str(tmp_path / "base")
+    trainer = make_trainer(tmp_path, word_tokenizer, given)
+    assert (trainer.model.config.use_cache, trainer.model.config.output_router_logits) == (False, True)
+    trainer.save_model(str(tmp_path / "saved"))
+    keys = ("use_cache", "output_router_logits")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert [saved[key] for key in keys] == [True, False]
+    # training goes on as the trainer set it
+    assert [getattr(trainer.model.config, key) for key in keys] == [False, True]
+
+
 def test_a_plain_sftconfig_trains_with_the_default_gate(tmp_path, word_tokenizer):
     config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
     trainer = EAFTTrainer(tiny_model(), config, train_dataset=ragged_rows(4), processing_class=word_tokenizer)
