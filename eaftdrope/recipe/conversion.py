@@ -58,7 +58,7 @@ def show_conversion(stage: Stage, console: Console) -> None:
     ]
     console.print(f"\n{stage.heading}\n", highlight=False)
     for name, line in lines:
-        console.print(f"{name:13} {line}", highlight=False, soft_wrap=True)
+        console.print(f"{name:13} {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def convert_stage(stage: Stage, console: Console) -> None:

@@ -55,6 +55,7 @@ def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]
         console.print(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,
+            markup=False,
         )
     if stage.name == "recalibrate":
         show_recovery(folder, console)

@@ -73,15 +73,17 @@ def _print_plan(recipe: Recipe, config: PretrainedConfig, data: RunData, console
     if console.is_terminal:
         console.print(plan_table(plan))
     else:
-        console.print(plan_text(plan), highlight=False, soft_wrap=True)
+        console.print(plan_text(plan), highlight=False, markup=False, soft_wrap=True)
     console.print()
 
 
 def print_audit(data: RunData, console: Console) -> None:
     """What may go wrong with the data, and the rows that were left out."""
+    from rich.markup import escape
+
     report = data.report
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
     for origin, reason in report.skipped[:5]:
         console.print(f"skipped {origin}: {reason}", highlight=False, markup=False, soft_wrap=True)
     if report.skipped_rows > 5:

@@ -76,7 +76,7 @@ class RecoveryProbe:
                 "measured again. Put back a copy and run the same command again, or pass --overwrite to delete the run "
                 "and start from scratch."
             )
-        console.print(f"measuring the original model, {self.original} ...", highlight=False)
+        console.print(f"measuring the original model, {self.original} ...", highlight=False, markup=False)
         model = self.recipe.model.model_copy(
             update={"reference": self.original, "revision": self.stage.revision(self.original)}
         )

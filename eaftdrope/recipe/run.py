@@ -94,7 +94,7 @@ def _run_stages(recipe: Recipe, console: Console, *, command: str, overwrite: bo
     except KeyboardInterrupt:
         raise RunInterrupted(_how_to_go_on(place, overwrite)) from None
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False)
+    console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False, markup=False)
     return result
 
 
