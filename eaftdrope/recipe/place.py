@@ -14,6 +14,15 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: no folder can be made at `path`, or nothing can be written into it.
     """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        # looked at below
+        pass
+    # a name that is too long, or has a zero byte
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be made ({reason}). Name another folder with output.dir=...") from error
     if path.is_symlink() and not path.exists():
         raise UserError(
             f"{path} is a link to {os.readlink(path)}, which does not exist. Make that folder, or name another one with "

@@ -12,12 +12,14 @@ versions, about, uploaded
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from .plan import DataStats
     from .schema import Recipe
 
 NAME, RECIPE_NAME = "run.json", "recipe.yaml"
@@ -64,6 +66,22 @@ def _is_sound(run: dict) -> bool:
         and isinstance(fingerprints, dict)
         and all(isinstance(value, str) for value in fingerprints.values())
     )
+
+
+def changes(run: dict, data: DataStats, fingerprints: dict[str, str]) -> str:
+    """What of the data and the base model is not as the run began with it, as the rest of a sentence; "" for nothing."""
+    then, now = run["data"], asdict(data)
+    if then != now:
+        return f" on other data: {_data_text(then)} then, {_data_text(now)} now."
+    before = run.get("fingerprints", {})
+    changed = [name for name in fingerprints if name in before and before[name] != fingerprints[name]]
+    if not changed:
+        return ""
+    return f", and {' and '.join(changed)} changed since the start. Put back what there was and run the same command again."
+
+
+def _data_text(counts: dict[str, int]) -> str:
+    return f"{counts['rows']:,} rows with {counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them trained"
 
 
 def dumped(recipe: Recipe) -> dict:

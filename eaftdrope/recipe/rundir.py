@@ -29,6 +29,7 @@ from .place import check_writable
 from .run_record import (
     NAME,
     RECIPE_NAME,
+    changes,
     differences,
     dumped,
     is_damaged,
@@ -176,27 +177,14 @@ class RunFolder:
         Raises:
             UserError: anything of it has changed; the message names it.
         """
-        run = self._run
-        if not run or self._overwrite or run.get("rebuilt"):
+        if not self._run or self._overwrite or self.rebuilt:
             return
-        counts = dataclasses.asdict(data)
-        if run["data"] != counts:
-            raise UserError(
-                f"{self.path} holds an unfinished run on other data: {_data_text(run['data'])} then, {_data_text(counts)} "
-                f"now. {WAYS_OUT}"
-            )
-        before = run.get("fingerprints")
-        if before is None:
+        if changed := changes(self._run, data, fingerprints):
+            raise UserError(f"{self.path} holds an unfinished run{changed} {WAYS_OUT}")
+        if "fingerprints" not in self._run:
             self._notes.append(
                 f"{self.path} was begun by an older version, which kept no fingerprints: whether data and base model are "
                 "as they were at its start cannot be checked"
-            )
-            return
-        changed = [name for name in fingerprints if name in before and before[name] != fingerprints[name]]
-        if changed:
-            raise UserError(
-                f"{self.path} holds an unfinished run, and {' and '.join(changed)} changed since the start. Put back what "
-                f"there was and run the same command again. {WAYS_OUT}"
             )
 
     def begin(
@@ -243,7 +231,7 @@ class RunFolder:
             (made / name).unlink(missing_ok=True)
             (made / name).write_text(text, encoding="utf-8")
         flush_tree(made)
-        if self._run and self._run.get("rebuilt"):
+        if self.rebuilt:
             self._delete()
         self.discard()
         # rename(2) puts a folder over an empty one
@@ -297,6 +285,11 @@ class RunFolder:
     def begun(self) -> bool:
         return self._run is not None
 
+    @property
+    def rebuilt(self) -> bool:
+        """Whether run.json is damaged or missing, and only recipe.yaml tells of the run."""
+        return bool(self._run and self._run.get("rebuilt"))
+
     def note_trained(self, about: dict[str, str]) -> None:
         """Records that the result and its scores are whole and on the disk; `about` is when and how they were made."""
         flush_tree(self.path, without=(self.checkpoints.name, LOCK_FILE))
@@ -331,9 +324,9 @@ class RunFolder:
     @property
     def _has_manifests(self) -> bool:
         """Whether the run writes manifests: then a checkpoint without one was not written to its end."""
-        run = self._run or read_record(self.path) or {}
-        sealed = any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
-        return sealed if run.get("rebuilt") else "fingerprints" in run
+        if self.rebuilt:
+            return any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
+        return "fingerprints" in (self._run or read_record(self.path) or {})
 
     @property
     def sealed(self) -> Checkpoints:
@@ -391,7 +384,3 @@ class RunFolder:
             elif entry.name != LOCK_FILE:
                 entry.unlink()
         self._run = self._found = None
-
-
-def _data_text(counts: dict[str, int]) -> str:
-    return f"{counts['rows']:,} rows with {counts['tokens']:,} tokens, {counts['trained_tokens']:,} of them trained"

@@ -101,6 +101,11 @@ def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
     for index, (name, record, folder) in enumerate(zip(recipe.stages, records, folders, strict=True)):
         later = tuple(folders[index + 1 :])
         stale = [other.path for other in later if other.begun]
+        if folder.rebuilt and not overwrite and stale:
+            raise UserError(
+                f"{folder.path / 'run.json'} is damaged or missing, and {stale[0]} holds a run on the result of the stage "
+                f"{name}. Put back a copy of that file and run the same command again. {WAYS_OUT}"
+            )
         if not folder.finished and not overwrite and stale:
             raise UserError(
                 f"{stale[0]} holds a run on the result of the stage {name}, which is not finished in {folder.path}. "
