@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -133,10 +134,13 @@ def why_not(ends: dict[Arm, tuple[Score, Score]]) -> dict[Arm, str]:
         ends: held-out loss of the base model and of the arm.
     """
     gains = {arm: base.value - end.value for arm, (base, end) in ends.items()}
-    best = max(gains, key=gains.get)
+    # NaN is neither more nor less than anything
+    best = max(gains, key=lambda arm: gains[arm] if math.isfinite(gains[arm]) else -math.inf)
     reasons = {}
     for arm, (base, end) in ends.items():
-        if verdict(base, end) != "better":
+        if not math.isfinite(gains[arm]):
+            reasons[arm] = "has a target loss that is not a number"
+        elif verdict(base, end) != "better":
             reasons[arm] = "has gained nothing on the target"
         elif gains[arm] < LEAST_GAIN * gains[best]:
             reasons[arm] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 import statistics
 from typing import TYPE_CHECKING
@@ -140,8 +141,9 @@ def _cells(base: list[Score], rows: list[dict]) -> tuple[list[str], list[list[st
 
 
 def _spread(values: list[float]) -> dict:
-    """`sd` is None for one value, which has no spread."""
-    return {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+    """`sd` is None for one value, which has no spread, and where a value is not finite."""
+    mean = statistics.mean(values)
+    return {"mean": mean, "sd": statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None}
 
 
 def _spread_text(spread: dict, kind: str) -> str:

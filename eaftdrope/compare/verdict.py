@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluate.scores import change_stderr
+from ..evaluate.scores import NOT_A_NUMBER, change_stderr
 
 if TYPE_CHECKING:
     from ..evaluate import Score
@@ -46,6 +46,8 @@ class Outcome:
     @property
     def text(self) -> str:
         """`better (-1.23, beyond 0.45)`"""
+        if self.word == NOT_A_NUMBER:
+            return self.word
         difference = ("+" if self.difference > 0 else "") + _number(self.difference, self.kind)
         if self.margin is None:
             return f"{self.word} ({difference}; one item has no error)"
@@ -75,7 +77,7 @@ def judge(metric: str, pairs: Sequence[tuple[Score, Score]]) -> Outcome:
     if n > 1 and margin is not None:
         margin = max(margin, STUDENT.get(n - 1, MANY) * statistics.stdev(differences) / math.sqrt(n))
     score = pairs[0][1]
-    word = SAME
+    word = SAME if math.isfinite(mean) else NOT_A_NUMBER
     if margin is not None and abs(mean) > margin:
         word = BETTER if (mean < 0) == (score.better == "lower") else WORSE
     return Outcome(metric, score.kind, mean, margin, n, word)
@@ -117,6 +119,7 @@ def _meaning(target: Outcome, general: Outcome, matched: Outcome | None) -> str:
             BETTER: "For the same gain it keeps more.",
             WORSE: "For the same gain it forgets more.",
             SAME: "What it keeps more, it keeps by learning less." if general.word == BETTER else "",
+            NOT_A_NUMBER: "",
         }[matched.word]
     if general.word == BETTER and target.word == WORSE:
         return "It gains less and forgets less: --match target tells whether that is more than learning less."
@@ -149,7 +152,7 @@ def overall(
     for entry in controls:
         fate = _fate(entry, target, general, level is not None)
         text += f" Against {entry['pair'][1]}, which gives every token the mean weight, {entry['pair'][0]}: {fate}."
-    if base.word != WORSE:
+    if base.word not in (WORSE, NOT_A_NUMBER):
         text += f" {references} has not forgotten beyond the spread itself ({base.text}), so there was little to keep."
     return text
 
@@ -162,10 +165,10 @@ def _fate(entry: dict, target: str, general: str, is_matched: bool) -> str:
             return "not brought to an equal target loss"
         if matched[general] == SAME and words[general] == BETTER:
             return f"{SAME} (more is kept only by learning less)"
-        return {BETTER: "more is kept", WORSE: "more is forgotten", SAME: SAME}[matched[general]]
+        return {BETTER: "more is kept", WORSE: "more is forgotten"}.get(matched[general], matched[general])
     if words[general] == BETTER and words[target] == WORSE:
         return "less is forgotten and less gained (--match target tells whether that is more than learning less)"
-    return {BETTER: "less is forgotten, no less gained", WORSE: "more is forgotten", SAME: SAME}[words[general]]
+    return {BETTER: "less is forgotten, no less gained", WORSE: "more is forgotten"}.get(words[general], words[general])
 
 
 def _number(value: float, kind: str) -> str:

@@ -19,9 +19,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from eaftdrope.errors import UserError
+
 KINDS = ("mean", "exp", "share")
+NOT_A_NUMBER = "not a number"
+# Half of the last digit that a table shows of a change: a smaller one is none.
+RESOLUTION = {"mean": 5e-4, "exp": 5e-3, "share": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Score:
     Attributes:
         probe, group, metric: what was measured; group is "target" or "general".
         value: in the metric's own unit (nats per token, perplexity, share between 0 and 1).
-        stderr: standard error of `value`, None when there are fewer than two units.
+        stderr: standard error of `value`, None when there are fewer than two units or the value is not finite.
         n: number of units.
         better: "lower" or "higher".
         kind: "mean", "exp" or "share" (see the module).
@@ -59,18 +65,19 @@ def score_units(
     if kind == "share":
         p = _mean([*units, (0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0)])
         stderr = math.sqrt(p * (1 - p) / (len(units) + 4))
-    elif len(units) > 1:
+    elif len(units) > 1 and math.isfinite(mean):
         stderr = _ratio_stderr([total - mean * weight for total, weight in units], units)
     value = mean
     if kind == "exp":
-        value = math.exp(mean)
-        stderr = None if stderr is None else value * stderr
+        value = _exp(mean)
+        stderr = value * stderr if stderr is not None and math.isfinite(value) else None
     return Score(probe, group, metric, value, stderr, len(units), better, kind, tuple(units))
 
 
 def change_stderr(before: Score, after: Score) -> float | None:
-    """Standard error of `after.value - before.value`: paired where both saw the same units, else independent."""
-    if before.stderr is None or after.stderr is None:
+    """Standard error of `after.value - before.value`: paired where both saw the same units, else independent. None where it
+    is not known, or a value is not finite."""
+    if before.stderr is None or after.stderr is None or not math.isfinite(after.value - before.value):
         return None
     weights = [weight for _, weight in before.units]
     if not weights or weights != [weight for _, weight in after.units]:
@@ -84,11 +91,29 @@ def change_stderr(before: Score, after: Score) -> float | None:
 
 
 def verdict(before: Score, after: Score) -> str:
-    """Return "better" or "worse" for a change of more than two standard errors, else "no clear change"."""
+    """Return "better" or "worse" for a change of more than two standard errors that a table can show, else "no clear
+    change"; "not a number" where a value is NaN. What became infinite is worse, or better if that is its good direction."""
     change, stderr = after.value - before.value, change_stderr(before, after)
-    if stderr is None or not abs(change) > 2 * stderr:
+    if math.isnan(change):
+        return NOT_A_NUMBER
+    if math.isfinite(change) and (stderr is None or abs(change) <= max(2 * stderr, RESOLUTION[before.kind])):
         return "no clear change"
     return "better" if (change < 0) == (before.better == "lower") else "worse"
+
+
+def refuse_not_a_number(scores: Sequence[Score], model: str) -> None:
+    """Of a model before its training: nothing that is measured later could be compared with it.
+
+    Raises:
+        UserError: names the metrics that are NaN or infinite.
+    """
+    bad = [score.metric for score in scores if not math.isfinite(score.value)]
+    if bad:
+        raise UserError(
+            f"{', '.join(bad)} of {model} is NaN or infinite before any training: no change could be measured, and what is "
+            "trained would not be finite either. Its activations overflow: set train.precision to float32, or use another "
+            "model."
+        )
 
 
 def scores_to_json(scores: list[Score]) -> str:
@@ -102,7 +127,17 @@ def scores_from_json(text: str) -> list[Score]:
 
 
 def _mean(units) -> float:
-    return math.fsum(total for total, _ in units) / math.fsum(weight for _, weight in units)
+    totals = [total for total, _ in units]
+    # fsum refuses infinities of both signs
+    total = math.fsum(totals) if all(map(math.isfinite, totals)) else sum(totals)
+    return total / math.fsum(weight for _, weight in units)
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _residuals(score: Score) -> list[float]:

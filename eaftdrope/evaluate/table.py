@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from eaftdrope.evaluate.scores import Score, change_stderr, verdict
+from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
-_STYLES = {"better": "green", "worse": "red", "no clear change": "dim"}
+_STYLES = {"better": "green", "worse": "red", "no clear change": "dim", NOT_A_NUMBER: "red"}
 NOTE = "± is one standard error; a change is called better or worse only beyond two standard errors of the change."
 
 
@@ -83,6 +84,8 @@ def _line(old: Score | None, new: Score | None) -> Line:
     if old is None or new is None:
         return Line(score.group, name, _value(old), _value(new), "–", "")
     stderr = change_stderr(old, new)
+    if not math.isfinite(new.value - old.value):
+        return Line(score.group, name, _value(old), _value(new), "–", verdict(old, new))
     change = number_text(new.value - old.value, score.kind, signed=True)
     if stderr is not None:
         change += f" ± {number_text(stderr, score.kind)}"
@@ -92,14 +95,17 @@ def _line(old: Score | None, new: Score | None) -> Line:
 def _value(score: Score | None) -> str:
     if score is None:
         return "–"
-    if score.kind == "share":
+    if score.kind == "share" and math.isfinite(score.value):
         return f"{number_text(score.value, 'share')} ({round(score.value * score.n)}/{score.n})"
     return number_text(score.value, score.kind)
 
 
 def number_text(value: float, kind: str, *, signed: bool = False) -> str:
-    """A score's value, change or standard error, by the score's kind."""
-    sign = "+" if signed else ""
+    """A score's value, change or standard error, by the score's kind; NaN and infinity in words."""
+    if not math.isfinite(value):
+        return NOT_A_NUMBER if math.isnan(value) else "infinite" if value > 0 else "-infinite"
+    # z: what rounds to 0 has no minus
+    sign = "+z" if signed else "z"
     if kind == "share":
         return f"{100 * value:{sign}.1f} %"
     return f"{value:{sign}.{2 if kind == 'exp' else 3}f}"

@@ -44,6 +44,7 @@ def probe_run(
 
     A model that is sharded over processes is measured by all of them, in step; the main process keeps the result."""
     from ..evaluate.agreement import Agreement
+    from ..evaluate.scores import refuse_not_a_number
 
     if not prepared.probes:
         return []
@@ -59,6 +60,8 @@ def probe_run(
         if scores is None:
             with _own_file(capture, keeps) as file:
                 scores = _measure(when, trainer, tokenizer, prepared, file if is_base else None, console)
+            if is_base:
+                refuse_not_a_number(scores, prepared.recipe.model.reference)
             if keeps:
                 folder.save_scores(when, scores)
         with _as_trained(trainer, prepared), _progress(console, when) as progress:

@@ -229,7 +229,6 @@ def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console
     loaded, because the Trainer would take one step more."""
     from transformers import set_seed
 
-    from ..trainer.divergence import StopWhenDiverged
     from ..trainer.landscape_file import LandscapeFileCallback
     from ..trainer.metrics_file import MetricsFileCallback
     from ..trainer.progress import use_progress_display
@@ -255,8 +254,6 @@ def _train(trainer: EAFTTrainer, tokenizer, prepared: Prepared, console: Console
     trainer.add_callback(MetricsFileCallback(folder.path / "metrics.jsonl"))
     trainer.add_callback(LandscapeFileCallback(folder.path / "landscape.jsonl", trainer.pop_landscape))
     display = use_progress_display(trainer)
-    # after those that show and keep the step it stops at
-    trainer.add_callback(StopWhenDiverged())
     place.words = "while training"
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

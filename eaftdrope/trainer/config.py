@@ -62,9 +62,15 @@ class EAFTConfig(SFTConfig):
         resolve_gate(self.gate, **(self.gate_kwargs or {}))
         check_settings(**self.loss_options())
         if self.label_smoothing_factor:
+            if self.gate == "none":
+                raise UserError(
+                    f"label_smoothing_factor={self.label_smoothing_factor} is not supported: smoothing needs the logits of "
+                    "every token, which the fused loss does not build. Set it to 0, or use TRL's SFTTrainer for plain "
+                    "cross-entropy with smoothing."
+                )
             raise UserError(
-                f"label_smoothing_factor={self.label_smoothing_factor} can not be combined with a gate: smoothing pulls "
-                "towards every token, which is the pull the gate switches off. Set it to 0."
+                f"label_smoothing_factor={self.label_smoothing_factor} is not supported with a gate: smoothing pulls towards "
+                "every token, which is the pull the gate switches off. Set it to 0."
             )
         if self.loss_type == "dft":
             raise UserError("loss_type='dft' is a gate here: leave loss_type alone and set gate='dft'.")

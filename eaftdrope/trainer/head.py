@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from ..errors import UserError
+from .finite import refuse_non_finite_weights
+from .optimizer import reshard
 
 # How far the formula's logits may be from the model's own, relative to the largest of them.
 _HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -41,8 +43,13 @@ def head_module(model: nn.Module) -> nn.Module:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    head = model.get_output_embeddings()
     name = type(model).__name__
+    if getattr(getattr(model.config, "distributed_config", None), "pp_size", None) not in (None, 1):
+        raise UserError(
+            f"{name} is split by pipeline parallelism (pp_size), so no process holds both its backbone and its head, which "
+            "the fused loss needs. Load it with pp_size=1: fsdp_size and tp_size are supported."
+        )
+    head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{name} has no output embedding (get_output_embeddings() is None): EAFT trains causal LMs.")
     if isinstance(head, BaseTunerLayer):
@@ -120,24 +127,48 @@ def check_head(model: nn.Module) -> None:
     """Compares the formula of this module with the model's own logits on four tokens.
 
     Raises:
-        UserError: they differ, so the fused loss would train another model than this one.
+        UserError: the weights hold NaN or infinity, or the two differ, so the fused loss would train another model than
+            this one.
     """
     weight = head_module(model).weight
     if weight.is_meta or weight.numel() == 0:
         # not materialised yet (meta device, ZeRO-3): nothing to compare with until training starts
         return
+    refuse_non_finite_weights(model)
     with evaluating(model):
         device = model.get_input_embeddings().weight.device
         ids = torch.arange(1, 5, device=device)[None] % weight.shape[0]
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+        expected, hidden = _logits_and_hidden(model, ids)
         with gathered_head(model) as head:
             raw = nn.functional.linear(hidden.to(head.weight), head.weight, head.bias).float() * head.scale
         actual = raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
+    # what is made next from the parameters (an optimiser, another wrapper) must find the shards
+    reshard(model)
+    name = type(model).__name__
+    if not expected.isfinite().all():
+        raise UserError(
+            f"{name} gives logits that are NaN or infinite for a test input, although all of its weights are finite: its "
+            f"activations overflow in {weight.dtype}. Load it in bfloat16 or float32."
+        )
     error = (actual.to(expected.device) - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
     if not error <= _HEAD_TOLERANCE[weight.dtype]:
         raise UserError(
-            f"{type(model).__name__} computes its logits differently from softcap(scale * (hidden @ weight.T + bias)): "
+            f"{name} computes its logits differently from softcap(scale * (hidden @ weight.T + bias)): "
             f"relative difference {error:.1e} on a test input. The fused loss would train a different model. Please "
             "report the architecture; until it is supported use eaft_loss on the model's own logits."
         )
+
+
+def _logits_and_hidden(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 logits `[B, T, V]` and what the backbone gives the head, `[B, T, H]`, of one forward. A second one, of the
+    backbone without its root, would leave FSDP2 in the middle of a forward: the gathered head and norm would stay in place
+    of their shards, and an optimiser made then would train neither."""
+    seen = []
+    hook = backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output[0]))
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    # a class may call its backbone's forward directly, past the hooks
+    hidden = seen[-1] if seen else backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return logits, hidden

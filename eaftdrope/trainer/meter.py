@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,17 @@ from ..loss import LOW_GATE, LossDetails
 from ..loss.landscape import Landscape
 
 _SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
+# No gate has a mean near it; a constant or a divisor that is a slip of the pen has.
+_EXTREME_GATE = 1e6
 _OF_THE_LANDSCAPE = ("high_entropy_", "low_entropy_", "gate_hist_")
+
+
+class Latest(NamedTuple):
+    """Of one micro-batch, on the device: `loss` (float32 [], sum of w * nll) and `extreme_gate` (bool []): the gate's mean is
+    not finite or above 1e6, although the cross-entropy is finite."""
+
+    loss: Tensor
+    extreme_gate: Tensor
 
 
 class Meter:
@@ -20,6 +31,7 @@ class Meter:
 
     def __init__(self):
         self._sums: Tensor | None = None
+        self._latest: Tensor | None = None
         # since the last pop, and since the last pop_landscape
         self._logged: Landscape | None = None
         self._window: Landscape | None = None
@@ -40,10 +52,19 @@ class Meter:
         if details.trained is not None:
             parts = [torch.where(details.trained, part, 0) for part in parts]
         sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
+        self._latest = sums
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
         landscape = Landscape.of(stats, weight_T, details.trained)
         self._logged = landscape if self._logged is None else self._logged + landscape
         self._window = landscape if self._window is None else self._window + landscape
+
+    @property
+    def latest(self) -> Latest | None:
+        """Of the last call of `add`; None before the first."""
+        if self._latest is None:
+            return None
+        tokens, weighted, nll, _, gate, *_ = self._latest
+        return Latest(weighted, nll.isfinite() & ~(gate <= _EXTREME_GATE * tokens))
 
     def pop(self, reduce=None) -> dict[str, float]:
         """Metrics since the last call, `{}` if nothing was seen. `reduce` sums a tensor over processes.
@@ -100,6 +121,10 @@ class TokenClock:
             self._tokens = torch.zeros((), device=inputs["input_ids"].device)
         mask = inputs.get("attention_mask")
         self._tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
+
+    def seen(self, reduce) -> float:
+        """Tokens since the last `pop`, over all processes."""
+        return 0 if self._tokens is None else reduce(self._tokens).item()
 
     def pop(self, reduce) -> tuple[float, float]:
         """(tokens over all processes, seconds)"""

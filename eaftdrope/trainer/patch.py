@@ -24,12 +24,14 @@ from ..loss.checks import TAIL_THRESHOLD, check_settings
 from ..loss.gates import Gate, GateLike, NoGate, resolve_gate
 from ..loss.landscape import Landscape
 from .head import backbone, check_head, gathered_head, head_module
-from .meter import Meter, log_names
+from .meter import Latest, Meter, log_names
 
 _ATTRIBUTE = "_eaft"
 # What a plain Trainer reads from a model to count the tokens that the loss is divided by, as it is for our forward: some
 # classes (Qwen2.5-VL, Gemma 3n) declare that they take no count, others (GPT-2) none of the losses that shift the labels.
 _READ_BY_TRAINER = {"accepts_loss_kwargs": True, "loss_type": "ForCausalLM"}
+# A mean gate below it is no gate but a mistake in its options.
+_CLOSED = 1e-6
 
 
 @dataclass
@@ -43,6 +45,7 @@ class _State:
     replaced: dict
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
     warned: bool = False
+    warned_of_gate: bool = False
 
 
 def apply_eaft(
@@ -114,7 +117,7 @@ def remove_eaft(model: nn.Module) -> nn.Module:
     base = _base(model)
     if not is_applied(base):
         raise UserError(f"EAFT is not applied to this {type(base).__name__}: there is nothing to remove.")
-    if not is_active(base):
+    if not _is_ours(base.__dict__.get("forward")):
         raise UserError(
             f"the forward of this {type(base).__name__} was wrapped after apply_eaft. Undo that first, e.g. "
             "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
@@ -142,8 +145,28 @@ def pop_metrics(model: nn.Module, *, training: bool = True, reduce=None) -> dict
 
 
 def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, float]:
-    """[`Meter.pop`] of a patched model."""
-    return getattr(_base(model), _ATTRIBUTE).meter[training].pop(reduce)
+    """[`Meter.pop`] of a patched model; warns once where its gate trains nothing."""
+    state: _State = getattr(_base(model), _ATTRIBUTE)
+    metrics = state.meter[training].pop(reduce)
+    if training and metrics and metrics["tokens"] and metrics["gate"] < _CLOSED and not state.warned_of_gate:
+        state.warned_of_gate = True
+        warnings.warn(
+            f"the gate {state.gate.formula} gave the last {metrics['tokens']:,.0f} trained tokens a mean weight of "
+            f"{metrics['gate']:.1e} (and cross-entropy is {metrics['nll']:.3g}): nothing is trained. Check its options; if "
+            "the cross-entropy rose, the training diverged, and the first suspect is the learning rate.",
+            stacklevel=3,
+        )
+    return metrics
+
+
+def gate_of(model: nn.Module) -> Gate:
+    """The gate of a patched model."""
+    return getattr(_base(model), _ATTRIBUTE).gate
+
+
+def latest(model: nn.Module) -> Latest | None:
+    """[`Meter.latest`] of a patched model's training calls."""
+    return getattr(_base(model), _ATTRIBUTE).meter[True].latest
 
 
 def pop_landscape(model: nn.Module, *, reduce=None) -> Landscape | None:
@@ -164,9 +187,18 @@ def is_applied(model: nn.Module) -> bool:
 
 
 def is_active(model: nn.Module) -> bool:
-    """Whether calling the model still runs our forward (nothing replaced it since)."""
+    """Whether calling the model still runs our forward: nothing replaced it since, and what wraps it (accelerate's autocast
+    and conversion of outputs, with bf16) calls it."""
     forward = _base(model).__dict__.get("forward")
-    return getattr(getattr(forward, "__func__", None), "is_eaft", False)
+    while forward is not None and not _is_ours(forward):
+        forward = getattr(forward, "__wrapped__", None)
+    return forward is not None
+
+
+def _is_ours(forward) -> bool:
+    function = getattr(forward, "__func__", forward)
+    # functools.wraps copies attributes to wrappers, so the attribute is the function itself
+    return function is not None and getattr(function, "eaft_forward", None) is function
 
 
 def shift_left(labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -227,7 +259,7 @@ def _make_forward(model_class: type):
             return state.original_forward(**kwargs)
         return _forward_with_loss(self, state, kwargs, labels, shift_labels, num_items, skip_logits)
 
-    forward.is_eaft = True
+    forward.eaft_forward = forward
     return forward
 
 

@@ -17,10 +17,13 @@ from ..loss.landscape import Landscape
 from ..loss.products import has_instructions
 from ..permissions import honour_umask
 from .config import EAFTConfig
+from .divergence import Fault, Guard, check_saved
 from .meter import TokenClock, log_names
+from .optimizer import check_optimizer, reshard
 from .packing import check_packing
-from .patch import install, pop_landscape, pop_meter, refuse_applied
+from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
 from .saving import own_settings, saved_with
+from .step_rows import rows_in_words, rows_of_step
 
 _SLOW_BFLOAT16 = (
     "bf16 is on, as TRL has it by default, but this processor has no instructions for it: the model's matrix products are "
@@ -50,7 +53,9 @@ class EAFTTrainer(SFTTrainer):
 
     Raises:
         UserError: what would silently train another loss: `compute_loss_func`, label smoothing, `loss_type="dft"`,
-            Liger's fused cross-entropy, an adapter on the head, sequence or context parallelism, `nn.DataParallel`.
+            Liger's fused cross-entropy, an adapter on the head, sequence or context parallelism, `nn.DataParallel`; a model
+            whose weights hold NaN or infinity. In `train`: a trainable parameter that is not in the optimiser; a loss, a
+            gradient or a weight that became NaN or infinite, before a checkpoint is written. In `save_model`: such weights.
     """
 
     _tag_names = ["trl", "sft", "eaft"]
@@ -79,6 +84,9 @@ class EAFTTrainer(SFTTrainer):
         # read from the model before it was patched (see patch.py)
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self._clock = TokenClock()
+        self._aux_losses = {"train": [], "eval": []}
+        self._guard = Guard(self.args.device, self.args.gradient_accumulation_steps, self.gate.formula)
+        self.add_callback(self._guard)
         if self.args.bf16 and self.accelerator.device.type == "cpu" and not has_instructions(torch.bfloat16):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
 
@@ -108,6 +116,8 @@ class EAFTTrainer(SFTTrainer):
             inputs["output_router_logits"] = True
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
+        if self.aux_loss_enabled:
+            self._aux_losses["train" if self.model.training else "eval"].append(outputs.aux_loss.detach())
         aux_loss = self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else 0.0
         loss = loss - aux_loss
         if num_items_in_batch is not None:
@@ -119,6 +129,71 @@ class EAFTTrainer(SFTTrainer):
         loss = loss + aux_loss
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        seen = latest(self.model)
+        extreme_gate = seen.extreme_gate if seen else torch.zeros((), dtype=torch.bool)
+        self._guard.watch.add_loss(self.state.global_step + 1, loss, extreme_gate)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # with float16 a step whose gradients overflow is left out by the scaler, and all is well
+        if self.accelerator.mixed_precision != "fp16":
+            self._guard.watch.add_gradient(self.state.global_step + 1, norm)
+        if self._guard.watch.is_free:
+            self._check_numbers()
+        return norm
+
+    def create_optimizer(self, model=None):
+        # what an evaluation before the training left: FSDP2 with gathered parameters in place of its shards, and accelerate
+        # with a mark on the model for which it would not wrap it in DDP, so that each process would train its own
+        reshard(self.model)
+        if self.model_wrapped is self.model and hasattr(self.model, "_is_accelerate_prepared"):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            del self.model._is_accelerate_prepared
+        optimizer = super().create_optimizer(model)
+        check_optimizer(self.model if model is None else model, optimizer, str(self.args.optim))
+        return optimizer
+
+    def _save_checkpoint(self, model, trial):
+        # a file of it, or one that it replaces, is touched only after this
+        self._check_numbers()
+        check_saved(self.model, self.args, self.state)
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        check_saved(self.model, self.args, self.state)
+        super().save_model(output_dir, _internal_call)
+
+    def _check_numbers(self) -> None:
+        """Ends the training if a loss or gradient was not finite; waits for the device."""
+        self._guard.check(self.model, self.args, self.state, self._rows_of)
+
+    def _rows_of(self, fault: Fault) -> str:
+        size = self.get_tp_size()
+        # processes of a tensor-parallel group have the same rows
+        batch = fault.batch and (fault.batch[0], fault.batch[1] // size)
+        loader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        replicas = self.accelerator.num_processes // size
+        found = rows_of_step(loader, fault.step, accumulation, replicas=replicas, batch=batch)
+        return rows_in_words(found, self.train_dataset)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        return super().prediction_step(model, self._once(inputs), *args, **kwargs)
+
+    def _once(self, inputs: dict) -> dict:
+        """The last batch without the rows of the beginning that accelerate fills it up with, so that every process has as
+        many: they are in the mean already. Their labels are taken away."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        rows = inputs["labels"].shape[0]
+        before = self.accelerator.process_index // self.get_tp_size() * rows
+        labels = inputs["labels"].clone()
+        labels[max(0, state.remainder - before) :] = -100
+        return {**inputs, "labels": labels}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         seen = pop_meter(self.model, training=self.model.training, reduce=self._sum_over_ranks)
@@ -128,10 +203,20 @@ class EAFTTrainer(SFTTrainer):
                 # the mean over tokens, not over batches: what the batch size is does not change it
                 logs.update({key: seen["nll"] for key in logs if key.endswith("_loss")})
                 names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
+                names["num_tokens"] = self._total("num_tokens") + self._clock.seen(self._sum_over_ranks) / self._tp_size
             else:
                 names |= self._token_counts(seen["tokens"])
+            if aux_losses := self._aux_losses[mode]:
+                mean = torch.stack(aux_losses).mean()
+                names["aux_loss"] = self.accelerator.reduce(mean, reduction="mean").item()
+                aux_losses.clear()
             self._metrics[mode].update({name: [value] for name, value in names.items()})
         super().log(logs, start_time)
+        # after those that show and keep the log
+        if "loss" in logs or "train_runtime" in logs:
+            self._check_numbers()
+        if "train_runtime" in logs:
+            check_saved(self.model, self.args, self.state)
 
     def pop_landscape(self) -> Landscape | None:
         """The landscape of the tokens trained since the last call, over all processes (every one of them must call)."""
@@ -146,13 +231,16 @@ class EAFTTrainer(SFTTrainer):
 
     def _token_counts(self, trained: float) -> dict[str, float]:
         """Running totals and speed; totals go on from the last logged ones when a run is resumed."""
-        before = next((entry for entry in reversed(self.state.log_history) if "num_tokens" in entry), {})
         tokens, seconds = self._clock.pop(self._sum_over_ranks)
         return {
-            "num_tokens": before.get("num_tokens", 0) + tokens / self._tp_size,
-            "eaft/trained_tokens": before.get("eaft/trained_tokens", 0) + trained / self._tp_size,
+            "num_tokens": self._total("num_tokens") + tokens / self._tp_size,
+            "eaft/trained_tokens": self._total("eaft/trained_tokens") + trained / self._tp_size,
             "eaft/tokens_per_second": tokens / self._tp_size / seconds,
         }
+
+    def _total(self, name: str) -> float:
+        """As it was logged last."""
+        return next((entry[name] for entry in reversed(self.state.log_history) if name in entry), 0)
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, reduction="sum")

@@ -136,3 +136,16 @@ def test_nothing_forgotten_and_one_seed_are_said():
 def test_an_arm_that_could_not_be_matched_is_said():
     _, whole = sentence(runs("dft", 3.0, 12.0), runs("none", 1.0, 30.0, matched=30.0), 10.0, level=0.5)
     assert "dft: not brought to an equal target loss" in whole
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_arm_that_gives_no_number(seeds):
+    broken = loss(1.0, math.nan)
+    outcome = judge("perplexity", [(loss(1.0, 2.0), broken)] * seeds)
+    assert (outcome.word, outcome.text, outcome.margin) == ("not a number", "not a number", None)
+    scores = {seed: {"perplexity": loss(1.0, 2.0), "held-out loss": loss(1.0, 2.0)} for seed in range(seeds)}
+    arm = {seed: {"perplexity": broken, "held-out loss": loss(1.0, 2.0)} for seed in range(seeds)}
+    entry = compare_pair(Runs("eaft", arm, {}), Runs("none", scores, {}), "held-out loss", "perplexity")
+    assert "perplexity not a number." in entry["text"]
+    text = overall([entry], target="held-out loss", general="perplexity", base=outcome, level=None, controls=[])
+    assert "eaft: not a number." in text

@@ -1,11 +1,14 @@
 """The table as text: rows, sections, numbers, marks."""
 
 import io
+import math
 
+import pytest
 from rich.console import Console
 
 from eaftdrope.evaluate import comparison, comparison_markdown
 from eaftdrope.evaluate.scores import score_units
+from eaftdrope.evaluate.table import comparison_lines
 
 
 def scores(loss, right, ppl):
@@ -49,3 +52,30 @@ def test_a_score_of_one_side_only_is_shown_without_a_verdict():
     assert "| held-out loss ↓ | – | 0.101 | – |  |" in text
     text = comparison_markdown(BEFORE, AFTER[:1])
     assert "| exact calls ↑ | 0.0 % (0/12) | – | – |  |" in text
+
+
+def loss_line(before, after, kind="mean"):
+    sides = [
+        [score_units("p", "target", "m", [(value, 1.0), (value + spread, 1.0)], kind=kind, better="lower")]
+        for value, spread in (before, after)
+    ]
+    (line,) = comparison_lines(*sides)
+    return line[2:]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind", "line"),
+    [
+        ((6.256, 0.0), (math.nan, 0.0), "mean", ("6.256", "not a number", "–", "not a number")),
+        ((math.nan, 0.0), (6.256, 0.0), "mean", ("not a number", "6.256", "–", "not a number")),
+        # e^800 is beyond what a float holds
+        ((2.0, 0.0), (800.0, 0.0), "exp", ("7.39", "infinite", "–", "worse")),
+        ((math.inf, 0.0), (2.0, 0.0), "mean", ("infinite", "2.000", "–", "better")),
+        ((math.inf, 0.0), (math.inf, -math.inf), "mean", ("infinite", "not a number", "–", "not a number")),
+        # what the table would show as no change is none, and has no minus
+        ((1.0, 0.5), (0.9999, 0.5), "mean", ("1.250", "1.250", "+0.000 ± 0.000", "no clear change")),
+        ((1.0, 0.5), (0.9994, 0.5), "mean", ("1.250", "1.249", "-0.001 ± 0.000", "better")),
+    ],
+)
+def test_what_is_no_number_and_what_is_no_change(before, after, kind, line):
+    assert loss_line(before, after, kind) == line

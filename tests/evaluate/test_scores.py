@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from eaftdrope.evaluate.scores import Score, change_stderr, score_units, scores_from_json, scores_to_json, verdict
+from eaftdrope import UserError
+from eaftdrope.evaluate.scores import (
+    Score,
+    change_stderr,
+    refuse_not_a_number,
+    score_units,
+    scores_from_json,
+    scores_to_json,
+    verdict,
+)
 
 
 def score(units, kind="mean", better="lower"):
@@ -130,3 +139,10 @@ def test_json_round_trip_is_exact():
     text = scores_to_json(scores)
     assert scores_from_json(text) == scores
     assert json.loads(text)[1]["n"] == 5 and json.loads(text)[2]["stderr"] is None
+
+
+def test_a_base_model_that_gives_no_number_is_refused():
+    fine, bad = score([(1.0, 1.0), (2.0, 1.0)]), Score("p", "general", "perplexity", math.inf, None, 2, "lower", "exp")
+    refuse_not_a_number([fine], "model")
+    with pytest.raises(UserError, match=r"^perplexity of some/model is NaN or infinite before any training: no change"):
+        refuse_not_a_number([fine, bad], "some/model")

@@ -1,10 +1,12 @@
 """Whole runs with probes during training, with a base model to agree with, and with samples."""
 
+import contextlib
 import json
 import signal
 
 import pytest
 import yaml
+from rich.console import Console
 
 from tests.tiny_run import hashes, make_project, metrics, train
 
@@ -128,3 +130,30 @@ def test_general_prompts_are_sampled_where_nothing_is_held_out(project, tmp_path
     samples = read(run, "samples.json")
     assert samples[0]["prompt"] == "What is the capital of Portugal?" and len(samples) == 4
     assert [sample["reference"] for sample in samples] == [None] * 4
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_model_that_gives_no_number_before_its_training_stops_the_run(tmp_path, monkeypatch, when):
+    """Nothing is saved, so the same command measures again. After the training the table says so instead."""
+    from types import SimpleNamespace as Some
+
+    from eaftdrope import UserError
+    from eaftdrope.evaluate import Score
+    from eaftdrope.recipe import probing
+
+    saved = []
+    scores = [Score("perplexity", "general", "perplexity", float("nan"), None, 2, "lower", "exp")]
+    monkeypatch.setattr(probing, "_measure", lambda *arguments: scores)
+    monkeypatch.setattr(probing, "_as_trained", lambda *arguments: contextlib.nullcontext())
+    monkeypatch.setattr(probing, "take_samples", lambda *arguments, **options: None)
+    accelerator = Some(is_main_process=True, unwrap_model=lambda model: model, wait_for_everyone=lambda: None)
+    trainer = Some(accelerator=accelerator, model=None, is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    prepared = Some(probes=["one"], recipe=Some(model=Some(reference="some/model")))
+    folder = Some(path=tmp_path, load_scores=lambda when: None, save_scores=lambda *both: saved.append(both))
+    arguments = (when, trainer, None, prepared, folder, Console())
+    if when == "after":
+        assert probing.probe_run(*arguments) == scores and saved == [("after", scores)]
+        return
+    with pytest.raises(UserError, match="perplexity of some/model is NaN or infinite before any training"):
+        probing.probe_run(*arguments)
+    assert saved == []

@@ -329,3 +329,12 @@ def test_parts_that_are_frozen_in_evaluation_mode_stay_so():
     model.model.layers[0].eval()
     apply_eaft(model)
     assert model.training and model.model.layers[1].training and not model.model.layers[0].training
+
+
+def test_pipeline_parallelism_is_refused():
+    from transformers.distributed import DistributedConfig
+
+    model = tiny_model()
+    model.config.distributed_config = DistributedConfig(pp_size=2)
+    with pytest.raises(UserError, match=r"split by pipeline parallelism \(pp_size\).*Load it with pp_size=1"):
+        apply_eaft(model)

@@ -125,29 +125,48 @@ def test_equals_trl(tmp_path, word_tokenizer, loss_type):
         assert our_log[key] == pytest.approx(their_log[key], rel=1e-4), key
 
 
-def test_mixture_of_experts_equals_trl(tmp_path, word_tokenizer):
-    """The load-balancing loss is a mean of the micro-batch: it is averaged over accumulation steps, not summed."""
-    from transformers import MixtralConfig, MixtralForCausalLM
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_mixture_of_experts_equals_trl(tmp_path, word_tokenizer, family):
+    """The load-balancing loss is a mean of the micro-batch: it is averaged over accumulation steps, not summed. It is logged
+    as TRL logs it, and so are the tokens at an evaluation."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     def run(trainer_class, config):
         torch.manual_seed(0)
         sizes = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-        experts = dict(num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
+        experts = dict(num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5, head_dim=8)
+        experts |= {"num_experts_per_tok": 2}
+        experts |= {"num_experts": 4, "moe_intermediate_size": 48} if family == "qwen3_moe" else {}
         keep = KeepGradients()
         trainer = trainer_class(
-            MixtralForCausalLM(MixtralConfig(**sizes, **experts)),
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **experts), dtype=torch.float32),
             config,
             train_dataset=ragged_rows(8),
+            eval_dataset=ragged_rows(5, seed=9),
             processing_class=word_tokenizer,
             callbacks=[keep],
         )
         trainer.train()
-        return keep.gradients
+        return keep.gradients, trainer.state.log_history
 
-    ours = arguments(tmp_path / "ours", per_device_train_batch_size=4, gradient_accumulation_steps=2, gate="none")
+    ours = arguments(
+        tmp_path / "ours",
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        gate="none",
+        eval_strategy="steps",
+        eval_steps=1,
+    )
     options = {field.name: getattr(ours, field.name) for field in dataclasses.fields(SFTConfig) if field.init}
     theirs = SFTConfig(**{**options, "output_dir": str(tmp_path / "trl")})
-    assert_same(run(EAFTTrainer, ours), run(SFTTrainer, theirs), 2e-5)
+    (actual, our_logs), (expected, their_logs) = run(EAFTTrainer, ours), run(SFTTrainer, theirs)
+    assert_same(actual, expected, 2e-5)
+    for our_log, their_log in zip(our_logs, their_logs, strict=True):
+        assert their_log.keys() <= our_log.keys()
+    for key in ("aux_loss", "loss", "num_tokens", "entropy"):
+        assert our_logs[0][key] == pytest.approx(their_logs[0][key], rel=1e-4), key
+    for key in ("eval_aux_loss", "eval_num_tokens"):
+        assert our_logs[1][key] == pytest.approx(their_logs[1][key], rel=1e-4), key
 
 
 @pytest.mark.parametrize("column", ["train_dataset", "eval_dataset"])
@@ -301,7 +320,8 @@ def test_an_all_masked_micro_batch_adds_nothing(tmp_path, word_tokenizer):
 
 
 CONFIG_REFUSALS = [
-    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 can not be combined"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported with a gate: smoothing pulls"),
+    ({"label_smoothing_factor": 0.1, "gate": "none"}, "use TRL's SFTTrainer for plain cross-entropy with smoothing"),
     ({"loss_type": "dft"}, "set gate='dft'"),
     ({"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}}, "Liger's fused_linear"),
     ({"gate": "eatf"}, "Did you mean 'eaft'?"),

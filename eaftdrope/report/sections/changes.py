@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from eaftdrope.evaluate.scores import Score, change_stderr, verdict
+from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
 from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, number_text
 
 from ..blocks import Cell, Gallery, Section, Table
@@ -54,7 +54,12 @@ def pairs_of(before: list[Score], after: list[Score]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: list(GROUPS).index(pair.score.group))
 
 
-_CHANGED = {"better": "got better", "worse": "got worse", "no clear change": "showed no clear change"}
+_CHANGED = {
+    "better": "got better",
+    "worse": "got worse",
+    "no clear change": "showed no clear change",
+    NOT_A_NUMBER: "is not a number",
+}
 
 
 def change_sentence(pairs: list[Pair], verbs: dict[str, str] = _CHANGED) -> str:
@@ -145,4 +150,5 @@ def difference_table(first: str, name: str, old: list[Score], new: list[Score]) 
 def difference_sentence(first: str, name: str, old: list[Score], new: list[Score]) -> str:
     """`change_sentence` of two models that do not come one from the other."""
     verbs = {"better": "better", "worse": "worse", "no clear change": "not clearly different"}
+    verbs[NOT_A_NUMBER] = "not to be compared (not a number)"
     return f"{name} against {first}: {change_sentence(pairs_of(old, new), verbs)}"
