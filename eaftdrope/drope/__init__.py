@@ -1,9 +1,11 @@
-"""DroPE (arXiv 2512.12167): drop the rotary embedding of a pretrained checkpoint, by configuration alone.
+"""DroPE (arXiv 2512.12167): drop the rotary embedding of a pretrained checkpoint, by its configuration only.
 
     from eaftdrope.drope import convert, undo
     convert("SmolLM2-135M", "SmolLM2-135M-nope", max_length=32768)
 
-rope (what a configuration can say) -> config (config.json, with its record) -> conversion, undoing (files) -> check, engines
+identity (of a live model), reading -> rope (what a configuration can express), temperature -> config (config.json, with its
+record) -> slices -> check, folding, inherited (measured on a slice) -> conversion, undoing (files); engines, card
+
 Names are loaded on first use; nothing heavy is imported by checking a recipe.
 """
 

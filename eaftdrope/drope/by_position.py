@@ -3,7 +3,7 @@
     q *= 1 + slope * ln(1 + floor(position / original_length))
 
 That is nearly 1 + slope * ln(s), with s how many times the trained length a token has before it: short texts keep their
-temperature of 1. Llama-shaped weights fit the class as they are. The price: transformers 5 and vLLM alone serve it right.
+temperature of 1. Llama-shaped weights fit the class as they are. The price: only transformers 5 and vLLM serve it right.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .config import trained_length
-from .qk_norm import hosting_problem
+from .qk_norm import hosting_problem, rehosted
 from .rope import layer_ropes
 
 if TYPE_CHECKING:
@@ -27,13 +27,12 @@ def with_temperature_by_position(raw: dict, config: PretrainedConfig, slope: flo
     Raises:
         UserError: no stock class has this temperature for the model.
     """
-    kind = raw.get("model_type")
-    if kind == "ministral3":
+    if config.model_type == "ministral3":
         return {**raw, "rope_parameters": {**config.rope_parameters, "llama_4_scaling_beta": slope}}
-    problem = hosting_problem(raw)
+    problem = hosting_problem(config)
     if problem:
         raise UserError(
-            f"a temperature by position is in Ministral-3's class alone, which cannot hold this model: {problem}. Fold one "
+            f"a temperature by position is in Ministral-3's class only, which cannot hold this model: {problem}. Fold one "
             "temperature into the weights instead (--target-length, --temperature)."
         )
     rope = {
@@ -41,12 +40,12 @@ def with_temperature_by_position(raw: dict, config: PretrainedConfig, slope: flo
         "llama_4_scaling_beta": slope,
         "original_max_position_embeddings": trained_length(config),
     }
-    kept = {key: value for key, value in raw.items() if key not in _OLD_KEYS}
-    return kept | {
+    changes = {
         "model_type": "ministral3",
         "architectures": ["Ministral3ForCausalLM"],
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "sliding_window": None,
         "rope_parameters": rope,
     }
+    return rehosted(raw, config, _OLD_KEYS, changes)

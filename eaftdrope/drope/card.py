@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import RECORD
 from .engines import Serving, serving_markdown
+from .reading import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 _TEXT = """\
 # {name}
@@ -36,12 +41,13 @@ def _state(record: dict) -> str:
     return _RAW if done is None else f"It was recalibrated on {done['tokens']:,} tokens."
 
 
-def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:
-    """README.md of the converted checkpoint `folder`, around the card that stands there (its metadata stays)."""
-    from huggingface_hub import ModelCard, ModelCardData
+def write_card(folder: Path, raw: dict, engines: list[Serving]) -> list[str]:
+    """README.md of the converted checkpoint `folder`, around the card that stands there (its metadata stays). Returns
+    notes about a card that could not be kept."""
+    from huggingface_hub import ModelCardData
 
     path, record = folder / "README.md", raw[RECORD]
-    old = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True) if path.is_file() else None
+    old, notes = _old_card(path)
     data = old.data if old else ModelCardData(library_name="transformers", pipeline_tag="text-generation")
     data.tags = sorted({*(data.tags or []), "drope", "nope", "long-context"})
     text = _TEXT.format(
@@ -58,3 +64,21 @@ def write_card(folder: Path, raw: dict, engines: list[Serving]) -> None:
         text += f"\n## The card of the source\n\n{old.text.strip()}\n"
     path.unlink(missing_ok=True)
     path.write_text(f"---\n{data}\n---\n\n{text}", encoding="utf-8")
+    return notes
+
+
+def _old_card(path: Path) -> tuple[ModelCard | None, list[str]]:
+    """The card that stands there, if it can be read, and a note if it cannot."""
+    from huggingface_hub import ModelCard
+
+    if not path.is_file():
+        return None, []
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        # what cannot be written again must not pass either
+        str(card.data)
+        return card, []
+    # a YAML parser's errors, and the hub library's own
+    except Exception as error:
+        reason = one_line(error)
+    return None, [f"the source's README.md is kept in drope_original only, because it cannot be read: {reason}"]

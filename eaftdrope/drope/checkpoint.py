@@ -1,7 +1,7 @@
 """A checkpoint folder as files: what is in it, what is carried over to a converted one, and how.
 
 Weights are never loaded: safetensors files are hard-linked, or copied where a link cannot be made, and of a file whose
-queries are rescaled only those bytes are written anew. Nothing heavy is imported here.
+queries are rescaled only those bytes are rewritten. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict:
     """Raises UserError where the file is not a JSON object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object.")
@@ -59,19 +59,25 @@ def carried_files(folder: Path) -> tuple[list[str], list[str]]:
     Hidden files and folders are the tools' (caches, locks) and not the checkpoint's.
 
     Raises:
-        UserError: there are no safetensors weights.
+        UserError: there are no safetensors weights, or a link leads nowhere.
     """
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"{path} is a link to {os.readlink(path)}, which is not there. Download the checkpoint again."
+            )
+        if path.is_file():
             files.append(str(relative))
     others = [name for name in files if name.endswith(_OTHER_WEIGHTS)]
     if not any(name.endswith(".safetensors") for name in files):
         kind = f"only {', '.join(others[:3])}" if others else "none"
         raise UserError(
             f"{folder} has no safetensors weights ({kind}). A conversion never loads weights, and other formats cannot be "
-            "taken as files. Save them anew first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
+            "taken as files. Save them again first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
             "`AutoTokenizer.from_pretrained(SRC).save_pretrained(NEW)`."
         )
     return [name for name in files if name not in others], others
@@ -87,7 +93,9 @@ def weight_map(folder: Path) -> dict[str, str]:
         return dict.fromkeys(read_header(folder / SINGLE)[0], SINGLE)
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}. Is it the folder that `save_pretrained` wrote?")
-    names = read_json(folder / INDEX)["weight_map"]
+    names = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f"{folder / INDEX} has no `weight_map` of tensor names to files. Download it again.")
     missing = sorted({file for file in names.values() if not (folder / file).is_file()})
     if missing:
         raise UserError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing[:3])}. Download them.")
@@ -95,7 +103,7 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors by name, hash of the header) of a safetensors file; reads the header alone.
+    """(tensors by name, hash of the header) of a safetensors file; reads only the header.
 
     Raises:
         UserError: the file is not whole or not safetensors.
@@ -105,24 +113,21 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
             (length,) = struct.unpack("<Q", stream.read(8))
             text = stream.read(length)
             entries = json.loads(text)
-    except (struct.error, ValueError, MemoryError, OverflowError) as error:
+        begin = 8 + length
+        tensors = {name: _entry(file.name, entry, begin) for name, entry in entries.items() if name != "__metadata__"}
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+    except (struct.error, ValueError, MemoryError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a safetensors file, or is cut off ({error}). Download it again.") from error
-    entries.pop("__metadata__", None)
-    begin = 8 + length
-    tensors = {
-        name: Tensor(
-            file.name,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            begin + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in entries.items()
-    }
     end = max((tensor.start + tensor.length for tensor in tensors.values()), default=begin)
     if file.stat().st_size < end:
         raise UserError(f"{file} is cut off: {file.stat().st_size:,} bytes of {end:,}. Download it again.")
     return tensors, hashlib.sha256(text).hexdigest()
+
+
+def _entry(file: str, entry: dict, begin: int) -> Tensor:
+    first, last = entry["data_offsets"]
+    return Tensor(file, entry["dtype"], tuple(entry["shape"]), begin + first, last - first)
 
 
 def carry(source: Path, target: Path, *, copy: bool = False) -> None:
@@ -139,19 +144,37 @@ def carry(source: Path, target: Path, *, copy: bool = False) -> None:
     shutil.copy2(source, target)
 
 
+def outside(target: Path, source: Path) -> None:
+    """Raises UserError where `target` lies in `source`, whose files it would become one of."""
+    if source.resolve() in target.resolve().parents:
+        raise UserError(f"{target} is inside {source}. Pass the path of a folder outside it.")
+
+
 @contextmanager
 def made(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` when all went well, and is gone otherwise."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already. Name a new folder.")
+    """A folder to fill that becomes `target` when all went well, and is gone otherwise.
+
+    Raises:
+        UserError: `target` is there already or cannot be made, or the disk does not take what is written.
+    """
+    # `..` and links in its path are followed, a link of its own name is not
+    target = target.parent.resolve() / target.name if target.name not in ("", "..") else target.resolve()
+    if target == Path.cwd():
+        raise UserError(f"{target} is the current folder, which cannot be replaced. Pass the path of a new one.")
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError(f"{target} is there already. Pass the path of a new folder.")
     partial = target.with_name(f".{target.name}.partial")
     # what a killed conversion left
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written: {error.strerror or error} ({error.filename or partial})."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from .checkpoint import read_json, write_json
 from .layers import Layers
-from .rope import changed_ropes, identity_rope, rotary_dim
+from .reading import text_part
+from .rope import changed_ropes, dropped_rope
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,11 +36,8 @@ _ROPE_KEYS = (
     "no_rope_layers",
     "layer_types",
 )
-
-
-def text_part(raw: dict) -> dict:
-    """The mapping inside a config.json that describes the language model."""
-    return raw.get("text_config", raw)
+# Classes with a rotary embedding for each attention type that transformers 4 has.
+_NESTED_IN_4 = ("gemma3_text", "gemma3n_text", "olmo3")
 
 
 def trained_length(config: PretrainedConfig) -> int:
@@ -53,14 +51,16 @@ def trained_length(config: PretrainedConfig) -> int:
     if record is not None:
         return int(record["trained_length"])
     rope = getattr(text, "rope_parameters", None) or {}
-    # Of these types alone: Llama 3.1's own type names the length before its long-context training.
-    if rope.get("rope_type") in ("yarn", "linear", "dynamic") and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"])
+    for flat in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        # Of these types only: Llama 3.1's own type names the length before its long-context training.
+        if flat.get("rope_type") in ("yarn", "linear", "dynamic") and flat.get("original_max_position_embeddings"):
+            return int(flat["original_max_position_embeddings"])
     length = getattr(text, "max_position_embeddings", None)
     if length is None:
         raise UserError(
-            f"the configuration ({text.model_type}) does not say what length the model was trained on. Say it: "
-            "--trained-length, in a recipe recalibrate.data.max_length."
+            f"the configuration ({text.model_type}) does not have the length that the model was trained on. Write it into "
+            "config.json as max_position_embeddings, or pass it where there is an option for it (--trained-length; in a "
+            "recipe recalibrate.data.max_length)."
         )
     return int(length)
 
@@ -77,6 +77,7 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
     part, text = text_part(raw), config.get_text_config()
     original = {key: copy.deepcopy(part.get(key)) for key in _ROPE_KEYS}
     part["max_position_embeddings"] = length
+    part.setdefault("model_type", text.model_type)
     if layers.indices is not None:
         chosen = set(layers.indices)
         part["no_rope_layers"] = [0 if i in chosen else has for i, has in enumerate(text.no_rope_layers)]
@@ -88,13 +89,23 @@ def converted(raw: dict, config: PretrainedConfig, *, form: str, layers: Layers,
         def dropped(name: str, old: dict) -> dict:
             if layers.types is not None and name not in layers.types:
                 return old
-            return identity_rope(old, form, length=length, rotary_dim=rotary_dim(text, old))
+            return dropped_rope(text, old, form, length)
 
         part["rope_parameters"] = changed_ropes(text, dropped)
     _write_old_keys(part)
     first = {"trained_length": trained_length(config), "temperature": 1.0, "original": original}
     raw[RECORD] = {**first, **raw.get(RECORD, {}), "layers": str(layers), "form": form}
     return raw
+
+
+def check_record(raw: dict, where: str | Path) -> None:
+    """Raises UserError where a config.json has a record that no conversion wrote."""
+    record = raw.get(RECORD, {})
+    whole = {"trained_length": (int, float), "temperature": (int, float), "original": dict, "layers": str, "form": str}
+    if RECORD in raw and not (
+        isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in whole.items())
+    ):
+        raise UserError(f"{where}: its `{RECORD}` record is not that of a conversion. Convert the source again.")
 
 
 def before(raw: dict) -> dict:
@@ -134,11 +145,13 @@ def with_old_keys(raw: dict) -> dict:
 def _write_old_keys(part: dict) -> None:
     """`rope_scaling`, `rope_theta` and their like beside `rope_parameters`, as transformers 4 and engines read them."""
     ropes = part["rope_parameters"]
-    nested = "rope_type" not in ropes
-    if nested:
+    if "rope_type" not in ropes:
+        if part["model_type"] not in _NESTED_IN_4:
+            # transformers 4 does not have these classes, and in version 5 the older keys would overrule the newer ones
+            return
         # transformers 4 has one scaling, for full attention, and a plain rotary embedding on sliding layers
         rope, local = ropes["full_attention"], ropes.get("sliding_attention")
-        if part["model_type"] == "gemma3_text" and local:
+        if part["model_type"] != "olmo3" and local:
             part["rope_local_base_freq"] = local["rope_theta"]
     else:
         rope = ropes
@@ -150,13 +163,16 @@ def _write_old_keys(part: dict) -> None:
         part["partial_rotary_factor"] = factor
     moved = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in rope.items() if key not in moved}
-    if part["model_type"] == "olmo2" and rope["rope_type"] == "linear":
-        # the one form that transformers 4 takes of this class
+    if part["model_type"] in ("olmo", "olmo2") and rope["rope_type"] == "linear":
+        # the one form that transformers 4 takes of these classes
         scaling = {"type": "linear", "factor": rope["factor"]}
     if rope["rope_type"] == "longrope":
         part["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
-        # transformers 4 takes exactly these three of Phi-3
-        scaling = {"type": "longrope", **{key: scaling[key] for key in ("short_factor", "long_factor")}}
+        # transformers 4 takes exactly these three of Phi-3, and all of them of PhiMoE
+        kept = ("short_factor", "long_factor", "short_mscale", "long_mscale")
+        if part["model_type"] == "phimoe":
+            kept += ("original_max_position_embeddings",)
+        scaling = {"type": "longrope", **{key: scaling[key] for key in kept if key in scaling}}
     if rope.get("llama_4_scaling_beta"):
         # vLLM's name for it
         kept = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}

@@ -1,8 +1,9 @@
-"""Which engines serve a converted checkpoint right, which would be silently wrong, and what to do then.
+"""Which engines serve a converted checkpoint, as far as anybody ran them; what their source says where nobody did.
 
-The rules are data. "run" means that this project ran the engine; "read" that its source was read at the version named
-and the engine not run, or on a Llama-shaped model alone; where neither is true the verdict is "unknown". Silent
-wrongness is what matters: an engine that rotates after all gives fluent, worse text and no error.
+The rules are data. "right", "wrong" and "refused" are what `make test-compat` found when it ran the engine on a class in the
+form at hand: tests/compat holds this file to it, class by class. Whatever was not run is "unknown", with what its source
+says, where it was read. Silent wrongness is what matters: an engine that rotates after all gives fluent, worse text and no
+error.
 
 Sources read: vLLM model_executor/layers/rotary_embedding (Llama3RotaryEmbedding, LinearScalingRotaryEmbedding,
 Phi3LongRoPE) and config/model.py; SGLang srt/layers/rotary_embedding (factory, rope_variant), models/gemma3_causal.py,
@@ -16,21 +17,122 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .checkpoint import read_json
-from .config import RECORD, text_part
+from .config import RECORD
+from .reading import text_part
 
 VERSIONS = {
-    "transformers 5": "5.23 (run)",
-    "transformers 4": "4.57 (run)",
-    "vLLM": "0.33.0 (read)",
-    "SGLang": "0.5.23 (read)",
-    "llama.cpp": "0274f0f (read; a Llama run in xllamacpp 2026.10)",
+    "transformers 5": "5.23",
+    "transformers 4": "4.57",
+    "vLLM": "0.33.0",
+    "SGLang": "0.5.23",
+    "llama.cpp": "xllamacpp 2026.10",
 }
+# Run in transformers 4 and 5, in the llama3 and the linear form (Phi-3 and PhiMoE in theirs), and right in both.
+_RUN_IN_BOTH = frozenset(
+    [
+        "apertus",
+        "arcee",
+        "aria_text",
+        "bamba",
+        "bitnet",
+        "cohere",
+        "cohere2",
+        "deepseek_v2",
+        "deepseek_v3",
+        "diffllama",
+        "doge",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone4",
+        "falcon",
+        "falcon_h1",
+        "flex_olmo",
+        "gemma",
+        "gemma2",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "gpt_neox",
+        "gpt_neox_japanese",
+        "gpt_oss",
+        "granite",
+        "granitemoe",
+        "granitemoeshared",
+        "helium",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "jetmoe",
+        "lfm2",
+        "llama",
+        "minimax",
+        "ministral",
+        "mistral",
+        "mixtral",
+        "olmoe",
+        "persimmon",
+        "phi",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_next",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+        "vaultgemma",
+    ]
+)
+# Run in both and right in 5; 4 does not have these classes.
+_ONLY_IN_5 = frozenset(
+    [
+        "afmoe",
+        "axk1",
+        "bailing_hybrid",
+        "beam",
+        "cohere2_moe",
+        "cwm",
+        "deepseek_v32",
+        "exaone_moe",
+        "flint",
+        "gemma4_text",
+        "glm4_moe_lite",
+        "granite_swa",
+        "hrm_text",
+        "hy_v3",
+        "hyperclovax",
+        "jais2",
+        "kolibri1",
+        "laguna",
+        "lfm2_moe",
+        "lfm3",
+        "mellum",
+        "mimo_v2_flash",
+        "minicpm3",
+        "minimax_m2",
+        "minimax_m3_vl_text",
+        "ministral3",
+        "nanochat",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "solar_open",
+        "youtu",
+    ]
+)
+# Run in both and right in 5; what 4 does with them is said below.
+_TYPES_BY_LAYER = ("gemma3_text", "gemma3n_text", "olmo3")
+_NO_SCALING_IN_4 = ("modernbert-decoder", "nemotron")
+_LINEAR_IN_4 = ("olmo", "olmo2")
+_RUN = _RUN_IN_BOTH | _ONLY_IN_5 | {*_TYPES_BY_LAYER, *_NO_SCALING_IN_4, *_LINEAR_IN_4, "llama4_text"}
 # Classes whose rotary embedding was followed through the engine's source.
 _READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
 # Of these llama.cpp's converter writes frequency factors for the llama3 form.
 _LLAMA_CONVERTER = ("llama", "mistral", "granite", "smollm3")
-_TYPES_BY_LAYER = ("gemma3_text", "olmo3")
-_NO_LINEAR = "its linear rope builds a table of length x factor. Convert without --for gguf"
+_NO_LINEAR = "refuses to load: its linear rope builds a table of length x factor. Convert without --for gguf"
+_COMPARE = "compare a few greedy answers with transformers first"
 _GGUF_WAY_OUT = (
     "convert again with --for gguf before making the GGUF, or serve any GGUF with `--rope-scaling linear "
     "--rope-freq-scale 1e-30`"
@@ -50,73 +152,102 @@ def serving(raw: dict) -> list[Serving]:
     """Verdicts for the config.json content of a converted checkpoint, one an engine."""
     part, record = text_part(raw), raw[RECORD]
     kind, form, layers = part["model_type"], record["form"], record["layers"]
-    rules = {
-        "transformers 5": _transformers_5,
-        "transformers 4": _transformers_4,
-        "vLLM": _vllm,
-        "SGLang": _sglang,
-        "llama.cpp": _llama_cpp,
-    }
-    return [Serving(engine, VERSIONS[engine], *rule(kind, form, layers)) for engine, rule in rules.items()]
+    # a multimodal class is another one than that of its text part, which is what was run
+    whole = kind if part is raw else raw["model_type"]
+    rows = []
+    for engine, rule in (("transformers 5", _transformers_5), ("transformers 4", _transformers_4)):
+        verdict, note = rule(whole, form, layers)
+        rows.append(
+            Serving(engine, f"{VERSIONS[engine]} ({'not run' if verdict == 'unknown' else 'run'})", verdict, note)
+        )
+    for engine, rule in (("vLLM", _vllm), ("SGLang", _sglang)):
+        said = rule(kind, form, layers)
+        note = f"not run. By its source it {said}" if said else f"not run, and its source not read: {_COMPARE}"
+        rows.append(Serving(engine, f"{VERSIONS[engine]} (not run)", "unknown", note))
+    return [*rows, _llama_cpp(whole, form, layers)]
+
+
+def _was_run(kind: str, form: str, layers: str) -> bool:
+    """Whether `make test-compat` runs this class in this form, without rotation in these layers."""
+    some = (kind in ("gemma3_text", "olmo3") and layers == "full_attention") or kind == "smollm3"
+    return kind in _RUN and (layers == "all" or (some and form == "llama3"))
 
 
 def _transformers_5(kind: str, form: str, layers: str) -> tuple[str, str]:
-    return "right", ""
+    if _was_run(kind, form, layers):
+        return "right", ""
+    return (
+        "unknown",
+        "this class was not run in stock transformers; the checks of the conversion ran on it where it was made",
+    )
 
 
 def _transformers_4(kind: str, form: str, layers: str) -> tuple[str, str]:
+    if not _was_run(kind, form, layers):
+        return "unknown", f"this class was not run in it: {_COMPARE} 5"
+    if kind in _ONLY_IN_5:
+        return "refused", "version 4 does not have this class"
     if kind in _TYPES_BY_LAYER and "sliding_attention" in _types(layers):
         return "wrong", (
             "sliding-window layers keep their rotation: version 4 has no key for it. Use transformers 5, or convert with "
             "--layers full_attention"
         )
-    if kind == "ministral3":
-        return "refused", "version 4 has no Ministral-3 class"
-    if kind == "olmo2" and form != "linear":
-        return "refused", "version 4's OLMo-2 class takes the linear form alone: convert with --for gguf"
+    if kind in _NO_SCALING_IN_4:
+        return "wrong", "version 4's class reads no rope scaling, and rotates. Use transformers 5"
+    if kind in _LINEAR_IN_4 and form != "linear":
+        return "refused", "version 4's class takes only the linear form: convert with --for gguf"
+    if kind == "llama4_text" and form == "linear":
+        return "refused", "version 4's class takes only the llama3 form: convert without --for gguf"
     return "right", ""
 
 
-def _vllm(kind: str, form: str, layers: str) -> tuple[str, str]:
+def _vllm(kind: str, form: str, layers: str) -> str:
     if form == "linear":
-        return "refused", _NO_LINEAR
-    if form == "longrope":
-        return "right", "announced and original length are equal, so its own scaling of the attention is 1"
+        return _NO_LINEAR
+    if kind == "phi3":
+        return "serves it: announced and original length are equal, so its own scaling of the attention is 1"
     if kind == "ministral3":
-        return "right", "it reads the temperature by position from `llama_4_scaling`, which is written beside the other"
-    if kind in _READ:
-        return "right", "smollm3 and olmo2 run in its transformers backend" if kind in ("smollm3", "olmo2") else ""
-    return "unknown", "compare a few greedy answers with transformers first, or use `--model-impl transformers`"
+        return "serves it: the temperature by position stands in `llama_4_scaling` too, where it looks for it"
+    if kind in ("smollm3", "olmo2"):
+        return "serves it, in its transformers backend"
+    return "serves it" if kind in _READ else ""
 
 
-def _sglang(kind: str, form: str, layers: str) -> tuple[str, str]:
+def _sglang(kind: str, form: str, layers: str) -> str:
     if form == "linear":
-        return "refused", _NO_LINEAR
+        return _NO_LINEAR
     if kind == "gemma3_text":
-        return "wrong", "it reads rope_theta alone and rotates every layer. Use vLLM or transformers"
+        return "is silently wrong: it reads only rope_theta and rotates every layer. Use transformers"
     if kind == "olmo3":
-        return "wrong", "sliding-window layers keep their rotation. Use vLLM or transformers"
+        return "is silently wrong: sliding-window layers keep their rotation. Use transformers"
     if kind == "ministral3":
-        return "wrong", "its own temperature counts in units of the announced length, not of the original one"
-    if kind in _READ or form == "longrope":
-        return "right", ""
-    return "unknown", "compare a few greedy answers with transformers first"
+        return "is silently wrong: its own temperature counts in units of the announced length, not of the original one"
+    return "serves it" if kind in (*_READ, "phi3") else ""
 
 
-def _llama_cpp(kind: str, form: str, layers: str) -> tuple[str, str]:
+def _llama_cpp(kind: str, form: str, layers: str) -> Serving:
+    engine = "llama.cpp"
+    if kind == "llama" and layers == "all":
+        ways = {"linear": "with rope.scaling linear, factor 1e30", "llama3": "with frequency factors of 1e30"}
+        return Serving(engine, f"{VERSIONS[engine]} (run)", "right", f"as GGUF {ways[form]}")
+    note = f"not run. By the source of its converter it {_llama_cpp_source(kind, form, layers)}"
+    return Serving(engine, f"{VERSIONS[engine]} (not run)", "unknown", note)
+
+
+def _llama_cpp_source(kind: str, form: str, layers: str) -> str:
     if layers != "all":
-        return "wrong", "it has no key for single layers: it rotates by its own pattern"
+        return "is silently wrong: it has no key for single layers, and rotates by its own pattern"
     if form == "linear":
         if kind in _TYPES_BY_LAYER:
-            return "wrong", "sliding-window layers keep a frequency scale of their own"
-        return "right", "as GGUF with rope.scaling linear, factor 1e30"
+            return "is silently wrong: sliding-window layers keep a frequency scale of their own"
+        return "serves it as GGUF with rope.scaling linear, factor 1e30"
     if form == "longrope":
-        return "wrong", f"its converter has no such factors for this class; {_GGUF_WAY_OUT}"
+        return f"is silently wrong: it has no such factors for this class; {_GGUF_WAY_OUT}"
     if kind == "ministral3":
-        return "refused", f"its converter asserts yarn; make the GGUF from the source model: {_GGUF_WAY_OUT}"
+        return f"refuses the model, because it asserts yarn; make the GGUF from the source model: {_GGUF_WAY_OUT}"
     if kind in _LLAMA_CONVERTER:
-        return "right", "as GGUF with frequency factors of 1e30"
-    return "wrong", f"its converter drops the llama3 form of this class; {_GGUF_WAY_OUT}"
+        return "serves it as GGUF with frequency factors of 1e30"
+    return f"is silently wrong: it drops the llama3 form of this class; {_GGUF_WAY_OUT}"
 
 
 def _types(layers: str) -> list[str]:

@@ -40,6 +40,9 @@ def choose_layers(wanted: str | float | list[int], config: PretrainedConfig) -> 
     types = tuple(layer_ropes(config))
     names = tuple(name.strip() for name in wanted.split(","))
     if types != ("",) and set(names) <= set(types):
+        absent = sorted(set(names) - set(text.layer_types))
+        if absent:
+            raise UserError(f"layers {wanted!r}: this model has no layer of type {absent[0]}.")
         return Layers(types=names)
     indices = _indices(wanted, text.num_hidden_layers, types)
     if not hasattr(text, "no_rope_layers"):

@@ -8,56 +8,75 @@ no stock Llama-shaped class does.)
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .checkpoint import INDEX, SINGLE, read_header, read_json, weight_map, write_json
+from .reading import read_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 NORMS = "model-qk-norm.safetensors"
 _LLAMA_SHAPED = ("llama", "mistral")
-_GONE = ("pretraining_tp", "mlp_bias", "sliding_window", "auto_map")
+_GONE = ("pretraining_tp", "mlp_bias", "sliding_window")
 
 
-def hosting_problem(raw: dict) -> str | None:
+def hosting_problem(config: PretrainedConfig) -> str | None:
     """Why another class of Llama's shape (Qwen 3, Ministral-3) could not hold this model, or None."""
-    kind = raw.get("model_type")
+    kind = config.model_type
     if kind not in _LLAMA_SHAPED:
         return f"{kind} is not Llama-shaped (llama, mistral)"
-    if raw.get("attention_bias") or raw.get("mlp_bias"):
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         return "it has biases that the other class has no place for"
-    if raw.get("sliding_window"):
+    if getattr(config, "sliding_window", None):
         return "its attention has a sliding window"
     return None
 
 
-def check_qk_norm(raw: dict) -> None:
+def rehosted(raw: dict, config: PretrainedConfig, gone: tuple[str, ...], changes: dict) -> dict:
+    """config.json's content for another class. What the source leaves to its own class's defaults is written out where
+    the other class has another default.
+
+    Args:
+        raw, config: the source's, as it is and as its own class reads it.
+        gone: keys that the other class does not take over.
+        changes: the other class's model type, and what else it needs.
+    """
+    new = {key: value for key, value in raw.items() if key not in gone} | changes
+    theirs = read_config(new, "the new config.json").to_dict()
+    own = {key: value for key, value in config.to_dict().items() if key not in gone}
+    return new | {key: own[key] for key in own.keys() & theirs.keys() - new.keys() if own[key] != theirs[key]}
+
+
+def check_qk_norm(config: PretrainedConfig) -> None:
     """Raises UserError where Qwen 3's class could not hold this model."""
-    problem = hosting_problem(raw)
+    problem = hosting_problem(config)
     if problem:
         raise UserError(f"qk_norm saves the model as Qwen 3, which cannot hold this one: {problem}. Leave qk_norm out.")
 
 
-def as_qwen3(raw: dict) -> dict:
+def as_qwen3(raw: dict, config: PretrainedConfig) -> dict:
     """config.json's content of a Llama-shaped model as Qwen 3's."""
-    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    kept = {key: value for key, value in raw.items() if key not in _GONE}
-    return kept | {
+    changes = {
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
-        "head_dim": head_dim,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "attention_bias": False,
-        "num_key_value_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        "num_key_value_heads": config.num_key_value_heads,
         "use_sliding_window": False,
-        "max_window_layers": raw["num_hidden_layers"],
+        "max_window_layers": config.num_hidden_layers,
     }
+    return rehosted(raw, config, _GONE, changes)
 
 
-def add_norms(folder: Path, raw: dict, temperature: float) -> dict[str, str]:
+def add_norms(folder: Path, layers: int, head_dim: int, temperature: float) -> dict[str, str]:
     """Write the norms (1; those of the queries `temperature`) to a file of their own and index it; a single weight file
     is renamed, as an index asks.
 
     Args:
         folder: the converted checkpoint in the making; its weight files are not written to.
-        raw: its config.json's content, already Qwen 3's.
+        layers, head_dim: how many norms of each kind, and of what size.
 
     Returns:
         New file name -> the name it had.
@@ -76,8 +95,8 @@ def add_norms(folder: Path, raw: dict, temperature: float) -> dict[str, str]:
     stored = read_header(folder / index["weight_map"][sample])[0][sample].dtype
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[stored]
     norms = {
-        f"model.layers.{layer}.self_attn.{kind}_norm.weight": torch.full((raw["head_dim"],), value, dtype=dtype)
-        for layer in range(raw["num_hidden_layers"])
+        f"model.layers.{layer}.self_attn.{kind}_norm.weight": torch.full((head_dim,), value, dtype=dtype)
+        for layer in range(layers)
         for kind, value in (("q", temperature), ("k", 1.0))
     }
     save_file(norms, folder / NORMS, metadata={"format": "pt"})

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .identity import OTHER_TOWERS, text_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,8 +26,20 @@ if TYPE_CHECKING:
 
 METHODS = ("rope", "nope", "pi", "ntk", "yarn")
 FORMS = ("llama3", "linear", "longrope")
+_SCALES = ("short_mscale", "long_mscale")
 _STRETCH = 1e30
 _ORIGINAL = 8192
+# Classes that rotate in layers with a window only, and have no positions in those that see everything.
+_ROTATE_IN_WINDOWS = (
+    "afmoe",
+    "cohere2",
+    "cohere2_moe",
+    "exaone4",
+    "exaone_moe",
+    "flint",
+    "kolibri1",
+)
+_WINDOWS = ("sliding", "chunked", "local")
 # What stays when the rotation is changed: none of it says how the rotation is scaled.
 _KEPT = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta")
 
@@ -45,15 +58,32 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
             "could change (learned or no positions, ALiBi, or an older remote-code model)."
         )
     nested = text.nested_rope_parameter_keys(parameters)
-    return {key: parameters[key] for key in nested if parameters[key] is not None} if nested else {"": parameters}
+    ropes = {key: parameters[key] for key in nested if parameters[key] is not None} if nested else {"": parameters}
+    for rope in ropes.values():
+        base = rope.get("rope_theta") if isinstance(rope, dict) else None
+        if not isinstance(base, (int, float)) or not base > 0:
+            raise UserError(
+                f"the rotary embedding of this {text.model_type} has no base (rope_theta) in its configuration."
+            )
+    return ropes
+
+
+def check_known(rope: dict, model_type: str) -> None:
+    """Raises UserError where transformers does not know the type of these flat rope parameters."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = rope.get("rope_type", "default")
+    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+        known = ", ".join(("default", *ROPE_INIT_FUNCTIONS))
+        raise UserError(f"transformers has no rotary embedding of type {kind!r} for this {model_type} ({known}).")
 
 
 def form_of(model_type: str) -> str:
     """The form of the identity rotation that this architecture's class accepts."""
-    return "longrope" if model_type == "phi3" else "llama3"
+    return "longrope" if model_type in ("phi3", "phimoe") else "llama3"
 
 
-def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) -> dict:
+def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int, needs_scales: bool = False) -> dict:
     """Flat rope parameters -> those of the identity rotation.
 
     Args:
@@ -62,8 +92,12 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
             "longrope" is the only type that Phi-3's class takes.
         length: the context that the checkpoint will announce, in tokens.
         rotary_dim: rotated dimensions of a head, for "longrope".
+        needs_scales: for "longrope", write PhiMoE's own factors on cosines and sines as well.
     """
     kept = {key: parameters[key] for key in _KEPT if key in parameters}
+    if parameters.get("rope_type") == "proportional":
+        # of this type only, the factor says which frequencies are 0, and all dimensions are rotated
+        kept.pop("partial_rotary_factor", None)
     if form == "linear":
         return {"rope_type": "linear", "factor": _STRETCH, **kept}
     if form == "longrope":
@@ -76,6 +110,7 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
             "factor": 1.0,
             "attention_factor": 1.0,
             "original_max_position_embeddings": length,
+            **(dict.fromkeys(_SCALES, 1.0) if needs_scales else {}),
             **kept,
         }
     # Every wavelength (at least 2 pi) is above original / low = 1, hence divided by the factor. An original length that
@@ -94,6 +129,12 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int) 
     }
 
 
+def dropped_rope(text: PretrainedConfig, parameters: dict, form: str, length: int) -> dict:
+    """`identity_rope` for the flat rope parameters of this model."""
+    dim = rotary_dim(text, parameters) if form == "longrope" else 0
+    return identity_rope(parameters, form, length=length, rotary_dim=dim, needs_scales=text.model_type == "phimoe")
+
+
 def rotary_dim(config: PretrainedConfig, parameters: dict) -> int:
     """Dimensions of a head that are rotated."""
     text = config.get_text_config()
@@ -109,7 +150,8 @@ def with_rope(
     Args:
         config: of a causal language model.
         method: "rope" (as it is), "nope" (the identity), or a stretch by `factor`: "pi" (position interpolation, Chen et
-            al. 2023), "ntk" (a larger base, theta * factor^(d / (d - 2))), "yarn" (Peng et al. 2023).
+            al. 2023), "ntk" (a larger base, theta * factor^(d / (d - 2))), "yarn" (Peng et al. 2023). Attention types
+            with a window keep their own rotary embedding where they have one: they see no distance beyond the window.
         factor: how many times the trained length; the copy announces `original_length * factor` positions.
         original_length: trained length in tokens; by default `max_position_embeddings`.
 
@@ -124,13 +166,14 @@ def with_rope(
     if method == "nope":
         form = form_of(text.model_type)
         announced = round(length * factor)
-        text.rope_parameters = changed_ropes(
-            text, lambda _, old: identity_rope(old, form, length=announced, rotary_dim=rotary_dim(text, old))
-        )
+        text.rope_parameters = changed_ropes(text, lambda _, old: dropped_rope(text, old, form, announced))
         if form == "longrope":
             text.original_max_position_embeddings = announced
     elif method != "rope":
-        text.rope_parameters = changed_ropes(text, lambda _, old: _stretched(text, old, method, factor, length))
+        stretched = _stretched_types(text, method)
+        text.rope_parameters = changed_ropes(
+            text, lambda name, old: _stretched(text, old, method, factor, length) if name in stretched else old
+        )
     text.max_position_embeddings = round(length * factor)
     return changed
 
@@ -144,11 +187,48 @@ def changed_ropes(config: PretrainedConfig, change: Callable[[str, dict], dict])
     return {**text.rope_parameters, **ropes}
 
 
+def _stretched_types(text: PretrainedConfig, method: str) -> set[str]:
+    """The names of `layer_ropes` that a longer context stretches: those of attention without a window, as the families
+    do it that were trained for long contexts (Gemma 3, OLMo 3)."""
+    unwindowed = {name for name in layer_ropes(text) if not _has_window(name)}
+    rotating = _rotating_kinds(text) if "" in unwindowed else []
+    if not unwindowed or (rotating and all(map(_has_window, rotating))):
+        raise UserError(
+            f"{method} has nothing to stretch: the layers of this {text.model_type} that rotate see a window of tokens, "
+            "and no distance in it is beyond what they were trained on. Compare with the model as it is (rope)."
+        )
+    if method == "ntk" and any(getattr(text, "layer_rope_theta", None) or []):
+        raise UserError(
+            f"ntk enlarges one base, and {text.model_type} has one for each layer (layer_rope_theta). Compare "
+            "with pi or yarn."
+        )
+    return unwindowed
+
+
+def _rotating_kinds(text: PretrainedConfig) -> list[str]:
+    """Attention types of the layers that rotate, where one rotary embedding serves all of them."""
+    kinds = list(getattr(text, "layer_types", None) or [])
+    switches = getattr(text, "no_rope_layers", None) or []
+    if len(switches) == len(kinds):
+        kinds = [kind for kind, rotates in zip(kinds, switches) if rotates]
+    elif text.model_type in _ROTATE_IN_WINDOWS and getattr(text, "sliding_window", None):
+        kinds = [kind for kind in kinds if _has_window(kind)]
+    return [kind for kind in kinds if "attention" in kind and "linear" not in kind]
+
+
+def _has_window(kind: str) -> bool:
+    return any(word in kind for word in _WINDOWS)
+
+
 def _stretched(text: PretrainedConfig, old: dict, method: str, factor: float, length: int) -> dict:
     kept = {key: old[key] for key in _KEPT if key in old}
     if method == "ntk":
         dim = rotary_dim(text, old)
-        return {**old, "rope_theta": old["rope_theta"] * factor ** (dim / (dim - 2))}
+        # its exponents count in the whole head's dimensions
+        whole = rotary_dim(text, {}) if old.get("rope_type") == "proportional" else dim
+        return {**old, "rope_theta": old["rope_theta"] * factor ** (whole / (dim - 2))}
+    if method == "pi" and old.get("rope_type") == "proportional":
+        return {**old, "factor": old.get("factor", 1.0) * factor}
     if old.get("rope_type", "default") != "default":
         raise UserError(
             f"{method} stretches a plain rotary embedding, and this one is already of type {old['rope_type']!r}. "
@@ -176,9 +256,14 @@ def swapped_rope(model: nn.Module, config: PretrainedConfig) -> Iterator[None]:
     """The live `model` with the rotary modules of another configuration; its own are put back in the end.
 
     Raises:
-        UserError: no rotary module was found.
+        UserError: no rotary module was found, or there are several of different bases.
     """
     text = config.get_text_config()
+    if getattr(text, "layer_rope_theta", None):
+        raise UserError(
+            f"{type(model).__name__} has a rotary embedding for each base (layer_rope_theta), which cannot be exchanged in a "
+            "live model."
+        )
     device = next(model.parameters()).device
     places = rotary_modules(model)
     own = [getattr(parent, name) for parent, name in places]
@@ -199,9 +284,9 @@ def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """
     places = [
         (parent, name)
-        for parent in model.modules()
+        for _, parent in text_modules(model)
         for name, child in parent.named_children()
-        if type(child).__name__.endswith("RotaryEmbedding")
+        if type(child).__name__.endswith("RotaryEmbedding") and not OTHER_TOWERS.search(name)
     ]
     if not places:
         raise UserError(f"{type(model).__name__} has no rotary embedding module, so none can be exchanged.")

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .identity import OTHER_TOWERS, attention_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
 
 PAPER_SLOPES = {"SmolLM-360M, recalibrated": 0.103, "a 494M model trained for it": 0.412}
 # norms that multiply by 1 + weight
-_OFFSET_NORMS = ("gemma3_text",)
-_OTHER_TOWERS = re.compile(r"vision|visual|audio")
-_NORM = re.compile(r"\.(q_norm|q_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
-_PROJECTION = re.compile(r"\.q_proj\.(weight|bias)$")
+_OFFSET_NORMS = (
+    "gemma3_text",
+    "minimax_m3_vl_text",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+)
+_NORM = re.compile(r"\.(q_norm|q_layernorm|query_layernorm)(\.norms\.\d+)?\.(weight|bias)$")
+# DeepSeek's queries are made by the second of two projections
+_PROJECTION = re.compile(r"\.(q_proj|q_b_proj)\.(weight|bias)$")
 _FUSED = re.compile(r"\.(qkv_proj|query_key_value)\.(weight|bias)$")
 
 
@@ -43,9 +50,9 @@ def scaled_queries(model: nn.Module, beta: float) -> Iterator[None]:
     Raises:
         UserError: the model has no such modules.
     """
-    modules = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), float)]
+    modules = list(attention_modules(model).values())
     if not modules:
-        raise UserError(f"{type(model).__name__} has no attention module with a `scaling`, so its scores have no dial.")
+        raise UserError(f"{type(model).__name__} keeps no `scaling` of its attention scores, so they cannot be scaled.")
     own = [module.scaling for module in modules]
     try:
         for module in modules:
@@ -63,7 +70,7 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
     Raises:
         UserError: none is known by its name.
     """
-    names = [name for name in names if not _OTHER_TOWERS.search(name)]
+    names = [name for name in names if not OTHER_TOWERS.search(name)]
     for pattern in (_NORM, _PROJECTION, _FUSED):
         found = [name for name in names if pattern.search(name)]
         if found:
@@ -76,15 +83,15 @@ def query_tensors(names: list[str], config: PretrainedConfig) -> list[str]:
 
 def query_rows(name: str, rows: int, config: PretrainedConfig) -> list[range]:
     """Of the `rows` of a tensor of `query_tensors` (along its first dimension), those that make queries."""
+    if not _FUSED.search(name):
+        return [range(rows)]
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     if ".qkv_proj." in name:
         return [range(heads * head_dim)]
-    if ".query_key_value." in name:
-        # query, key and value of one head after another
-        return [range(start, start + head_dim) for start in range(0, rows, 3 * head_dim)]
-    return [range(rows)]
+    # query, key and value of one head after another
+    return [range(start, start + head_dim) for start in range(0, rows, 3 * head_dim)]
 
 
 def scaled_rows(name: str, rows: Tensor, beta: float, config: PretrainedConfig) -> Tensor:

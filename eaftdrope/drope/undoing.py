@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import queries
-from .checkpoint import MANIFEST, ORIGINALS, carry, made, read_header, read_json
+from .checkpoint import MANIFEST, ORIGINALS, carry, made, outside, read_header, read_json
 
 
 def undo(folder: str | Path, target: str | Path, *, copy: bool = False) -> Path:
@@ -20,11 +20,15 @@ def undo(folder: str | Path, target: str | Path, *, copy: bool = False) -> Path:
     if not (kept / MANIFEST).is_file():
         raise UserError(f"{folder} cannot be undone: it has no {ORIGINALS}/{MANIFEST}, so `convert` did not make it.")
     manifest = read_json(kept / MANIFEST)
+    whole = {"headers": dict, "patches": list, "carried": list, "replaced": list, "renamed": dict}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in whole.items()):
+        raise UserError(f"{folder} cannot be undone: {kept / MANIFEST} is not whole. Convert the source again instead.")
+    outside(target, folder)
     for name, header in manifest["headers"].items():
         if not (folder / name).is_file() or read_header(folder / name)[1] != header:
             raise UserError(
-                f"{folder} cannot be undone: {name} is not the file that the conversion made (the model was saved anew, "
-                "or quantised). Convert the source again instead."
+                f"{folder} cannot be undone: {name} is not the file that the conversion made (the model was saved "
+                "again, or quantised). Convert the source again instead."
             )
     patched = {patch[0] for patch in manifest["patches"]}
     with made(target) as partial:

@@ -47,7 +47,7 @@ def show_conversion(stage: Stage, console: Console) -> None:
     text = config.get_text_config()
     layers = choose_layers(section.layers, config)
     if section.qk_norm:
-        check_qk_norm(config.to_dict())
+        check_qk_norm(config)
     temperature = "" if section.temperature is None else f", temperature {section.temperature:g}"
     length = section.max_length or text.max_position_embeddings
     lines = [

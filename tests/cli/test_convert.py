@@ -30,8 +30,10 @@ def test_convert_reports_checks_and_engines_and_undo_restores(source, tmp_path, 
     assert code == 0
     assert re.search(r"converted +.*\(LlamaForCausalLM\) into .*new in \d", out)
     assert "trained on 64 tokens, announces 256" in out and out.count("ok    ") == 6
-    for engine in ("transformers 5", "transformers 4", "vLLM", "SGLang", "llama.cpp"):
-        assert re.search(rf"^{re.escape(engine)} .* right", out, re.MULTILINE)
+    for engine in ("transformers 5", "transformers 4", "llama.cpp"):
+        assert re.search(rf"^{re.escape(engine)} .*\(run\) +right", out, re.MULTILINE)
+    for engine in ("vLLM", "SGLang"):
+        assert re.search(rf"^{engine} .*\(not run\) +not known +not run", out, re.MULTILINE)
     code, out, _ = run(capsys, "convert", "--undo", tmp_path / "new", tmp_path / "back")
     assert code == 0 and hashes(tmp_path / "back") == hashes(source)
 
@@ -85,3 +87,13 @@ def test_check_fails_on_a_checkpoint_that_rotates(source, tmp_path, capsys):
     path.write_text(json.dumps(config))
     code, out, _ = run(capsys, "drope", "check", tmp_path / "new")
     assert code == 1 and "FAILED equal to the identity rotation" in out
+
+
+def test_into_the_current_folder_and_below_a_file(source, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("")
+    monkeypatch.chdir(tmp_path / "empty")
+    for target, message in ((".", "is the current folder"), ("../file.txt/dst", "cannot be written: Not a directory")):
+        code, _, err = run(capsys, "convert", source, target)
+        assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -4,14 +4,19 @@ The reference patches each model file's own `apply_rotary_pos_emb`, a path that 
 """
 
 import contextlib
+import json
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from eaftdrope.drope import check_folder, convert
+from eaftdrope.drope.temperature import scaled_queries
+from eaftdrope.errors import UserError
 from tests.drope.architectures import ARCHITECTURES, LENGTH, save
+from tests.drope.others import save_other
 
 
 @contextlib.contextmanager
@@ -83,3 +88,81 @@ def test_the_self_check_on_the_weights_themselves(name, tmp_path):
     convert(tmp_path / "source", tmp_path / "converted")
     checks = check_folder(tmp_path / "converted", weights=True)
     assert all(check.passed for check in checks) and len(checks) == 6
+
+
+# hybrids, MLA, complex rotations, values layer by layer, norms behind the rotation; and whether a temperature can be folded
+AWKWARD = {
+    "llama4_text": False,
+    "deepseek_v2": True,
+    "deepseek_v3": True,
+    "minimax": True,
+    "diffllama": True,
+    "bamba": True,
+    "falcon_h1": True,
+    "olmo_hybrid": True,
+    "gemma3n_text": True,
+    "gemma4_text": True,
+    "qwen3_next": True,
+    "laguna": True,
+    "mimo_v2_flash": True,
+    "hunyuan_v1_dense": True,
+    "lfm3": True,
+    "phimoe": True,
+    "granite_swa": True,
+    "nanochat": False,
+    "jetmoe": False,
+}
+
+
+@contextlib.contextmanager
+def identity_outputs(model):
+    """What the rotary modules return, without its rotation."""
+
+    def straight(module, args, output):
+        if isinstance(output, torch.Tensor):
+            return torch.ones_like(output)
+        return torch.ones_like(output[0]), torch.zeros_like(output[1])
+
+    modules = [module for module in model.modules() if type(module).__name__.endswith("RotaryEmbedding")]
+    handles = [module.register_forward_hook(straight) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_classes_convert_to_the_last_bit(name, tmp_path):
+    source = save_other(name, tmp_path / "source")
+    result = convert(source, tmp_path / "converted", max_length=4 * LENGTH)
+    assert all(check.passed for check in result.checks) and len(result.checks) >= 4
+    ids = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(1))
+    original, new = load(source), load(tmp_path / "converted")
+    with torch.no_grad():
+        with identity_outputs(original):
+            wanted = original(ids).logits
+        got = new(ids).logits
+        assert torch.equal(got, wanted)
+        assert not torch.equal(original(ids).logits, wanted), "the rotation did nothing before"
+        if AWKWARD[name]:
+            convert(source, tmp_path / "warm", temperature=1.5)
+            with scaled_queries(new, 1.5):
+                scaled = new(ids).logits
+            difference = (load(tmp_path / "warm")(ids).logits - scaled).abs().max()
+            assert difference < 1e-3 < (scaled - got).abs().max()
+            return
+    with pytest.raises(UserError, match=rf"temperature cannot be folded into .*({name}|its weights)") as caught:
+        convert(source, tmp_path / "warm", temperature=1.5)
+    assert "Leave the temperature out" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "codegen", "mpt", "jamba", "bloom", "opt", "mamba"])
+def test_classes_without_rope_parameters_are_refused_in_a_sentence(name, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps({"model_type": name}))
+    save_file({"weight": torch.zeros(2)}, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(UserError, match=rf"^{name} models have no `rope_parameters`") as caught:
+        convert(tmp_path / "source", tmp_path / "new")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]

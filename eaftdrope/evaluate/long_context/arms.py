@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.drope.config import RECORD, before
 from eaftdrope.drope.rope import layer_ropes, swapped_rope, with_rope
+from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def original_config(config: PretrainedConfig) -> PretrainedConfig:
         raise UserError(
             "its rotary embedding was dropped in some layers only, by the layers' own switch, which cannot be turned in a "
             "live model. Name the original model as another MODEL."
+        )
+    if any(rope.get("mscale_all_dim") for rope in layer_ropes(original).values()):
+        raise UserError(
+            "its original rotary embedding came with a factor on the scores that the class sets once, when it is made "
+            "(mscale_all_dim). Pass the original model as another MODEL."
         )
     return original
 
@@ -81,7 +87,10 @@ def as_arm(model, name: str, length: int, trained: int) -> Iterator[int | None]:
     method = name if name in _STRETCHED else "rope"
     factor = max(1.0, length / trained) if name in _STRETCHED else 1.0
     changed = with_rope(original_config(model.config), method, factor, trained)
-    with swapped_rope(model, changed):
+    # a temperature that was folded in is no part of the original: YaRN's comes back with its rotary embedding
+    folded = (getattr(model.config, RECORD, None) or {}).get("temperature", 1.0)
+    scores = scaled_queries(model, 1.0 / folded) if folded != 1.0 else contextlib.nullcontext()
+    with swapped_rope(model, changed), scores:
         yield trained if name == "crop" else None
 
 

@@ -91,7 +91,7 @@ def plan_temperature(
             f"the text has {len(hay.tokens):,} tokens, too few for a window of {', '.join(missing)}. Name a longer one with "
             "--text: held-out text, that the model was not trained on."
         )
-    announced = config.get_text_config().max_position_embeddings
+    announced = getattr(config.get_text_config(), "max_position_embeddings", None) or trained
     notes = tuple(_notes(cut, len(hay.documents)))
     name = SHIPPED if text is None else text.name
     return TemperaturePlan(model, target, tuple(fitted), trained, announced, windows, name, texts, tokenizer, notes)

@@ -1,6 +1,7 @@
 """Baselines made of a live model equal the model loaded with that rotary embedding; a conversion's record is used."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,34 @@ def test_a_baseline_is_the_model_loaded_with_that_rope(folders, which, name):
     assert torch.equal(logits(model), own)
     if which == 1:
         assert (own - expected).abs().max() > 0.01
+
+
+def test_the_original_comes_without_the_temperature_that_was_folded_in(folders, tmp_path):
+    plain, _ = folders
+    shutil.copytree(plain, tmp_path / "yarn")
+    config = json.loads((plain / "config.json").read_text())
+    theta = config["rope_parameters"]["rope_theta"]
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": theta}
+    (tmp_path / "yarn" / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    wanted = logits(load_model(str(tmp_path / "yarn")).eval())
+    assert convert(tmp_path / "yarn", tmp_path / "new").temperature > 1.29
+    model = load_model(str(tmp_path / "new")).eval()
+    with as_arm(model, "rope", 90, 128):
+        assert (logits(model) - wanted).abs().max() < 1e-5
+    assert (logits(model) - wanted).abs().max() > 1e-4
+    original = load_config(str(tmp_path / "yarn"))
+    original.rope_parameters["mscale_all_dim"] = 1.0
+    original.drope = {"trained_length": 128, "original": {"rope_parameters": original.rope_parameters}}
+    with pytest.raises(UserError, match=r"mscale_all_dim.*Pass the original model as another MODEL"):
+        original_config(original)
+
+
+def test_trained_lengths_of_each_attention_type():
+    from transformers import Olmo3Config
+
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 5e5}
+    ropes = {"full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}}
+    assert trained_length(Olmo3Config(rope_parameters=ropes, max_position_embeddings=65536)) == 8192
 
 
 def test_as_it_is_changes_nothing(folders):
@@ -127,7 +156,7 @@ def test_trained_lengths(folders):
     assert trained_length(plain) == trained_length(converted) == 512
     assert trained_length(with_rope(plain, "yarn", 4.0)) == 512
     nothing = SimpleNamespace(model_type="odd", get_text_config=lambda: SimpleNamespace(model_type="odd"))
-    with pytest.raises(UserError, match=r"the configuration \(odd\) does not say what length .*--trained-length"):
+    with pytest.raises(UserError, match=r"the configuration \(odd\) does not have the length that .*--trained-length"):
         trained_length(nothing)
 
 
