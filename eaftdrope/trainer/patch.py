@@ -27,11 +27,11 @@ from .head import backbone, check_head, gathered_head, head_module
 from .meter import Latest, Meter, log_names
 
 _ATTRIBUTE = "_eaft"
-# A mean gate below it is no gate but a mistake in its options.
-_CLOSED = 1e-6
 # What a plain Trainer reads from a model to count the tokens that the loss is divided by, as it is for our forward: some
 # classes (Qwen2.5-VL, Gemma 3n) declare that they take no count, others (GPT-2) none of the losses that shift the labels.
 _READ_BY_TRAINER = {"accepts_loss_kwargs": True, "loss_type": "ForCausalLM"}
+# A mean gate below it is no gate but a mistake in its options.
+_CLOSED = 1e-6
 
 
 @dataclass

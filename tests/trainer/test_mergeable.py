@@ -155,6 +155,7 @@ def test_half_of_every_plain_adapter_lies_half_way(base, tmp_path, options):
     assert any((end[name] - original[name]).abs().max() > 1e-3 for name in end)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of a word tokenizer beside a Qwen configuration
 def test_biases_of_an_adapter_are_merged_where_the_layers_have_some(base, tmp_path):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
