@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_model, load_tokenizer
+from eaftdrope.paths import usable_path
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -18,8 +19,12 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_adapter(reference: str | Path) -> bool:
-    """Whether a reference is a folder with an adapter and no model."""
-    folder = Path(reference).expanduser()
+    """Whether a reference is a folder with an adapter and no model.
+
+    Raises:
+        UserError: no folder can have that name.
+    """
+    folder = usable_path(reference)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
@@ -38,7 +43,9 @@ def adapter_settings(folder: Path) -> dict:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}). Restore it, or take another checkpoint.") from error
-    if not settings.get("base_model_name_or_path"):
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} is not a JSON object. Restore it, or take another checkpoint.")
+    if not isinstance(settings.get("base_model_name_or_path"), str) or not settings["base_model_name_or_path"]:
         raise UserError(f"{file} does not name its base model. Write it there as `base_model_name_or_path`.")
     return settings
 

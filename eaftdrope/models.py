@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from eaftdrope.errors import UserError
+from eaftdrope.paths import usable_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -197,7 +198,7 @@ def cache_dir() -> Path:
 def _locate(reference: str) -> _Place:
     if reference.startswith(_PACKAGE_PREFIX):
         return _locate_package(reference)
-    path = Path(reference).expanduser()
+    path = usable_path(reference)
     if path.exists():
         return _locate_path(reference, path)
     looks_like_path = reference.startswith((".", "/", "~")) or path.suffix == ".gguf" or reference.count("/") > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -18,7 +19,7 @@ from ..recipe.schema import Recipe
 from .arms import Arm, Plan, arm_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Relative; a weight that was typed with fewer digits is the same control.
 WEIGHT_TOLERANCE = 0.01
@@ -142,7 +143,9 @@ def seconds(path: Path) -> float | None:
 
 
 def _metrics(path: Path) -> list[dict]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = path / "metrics.jsonl"
+    with _damage_told(file):
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _training(record: dict, path: Path) -> dict:
@@ -159,4 +162,13 @@ def _training(record: dict, path: Path) -> dict:
 
 
 def _read(file: Path) -> dict | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    with _damage_told(file):
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+@contextlib.contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}). Move its folder away, and the arm is trained again.") from error
