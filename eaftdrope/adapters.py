@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from eaftdrope.errors import UserError
 from eaftdrope.loading import damaged, reason
 from eaftdrope.models import MODEL_PACKAGES, PACKAGE_PREFIX, load_model, load_tokenizer
+from eaftdrope.paths import usable_path
 from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ _NOT_REPEATABLE = ("pissa_niter", "corda", "lora_ga")
 
 
 def is_adapter(reference: str | Path) -> bool:
-    """Whether a reference is a folder with an adapter and no model."""
-    folder = Path(reference).expanduser()
+    """Whether a reference is a folder with an adapter and no model.
+
+    Raises:
+        UserError: no folder can have that name.
+    """
+    folder = usable_path(reference)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eaftdrope import gguf
 from eaftdrope.errors import UserError
 from eaftdrope.loading import check_config, check_room, load_complete, quantization_config_of, reason
+from eaftdrope.paths import usable_path
 from eaftdrope.tokenizer_file import load_tokenizer_files
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def load_model(
 def _locate(reference: str) -> _Place:
     if reference.startswith(PACKAGE_PREFIX):
         return _locate_package(reference)
-    path = Path(reference).expanduser()
+    path = usable_path(reference)
     if path.exists():
         return _locate_path(reference, path)
     looks_like_path = reference.startswith((".", "/", "~")) or path.suffix == ".gguf" or reference.count("/") > 1

@@ -4,7 +4,8 @@
 
 A share is how far the weights are from the base model's (0) to the trained ones; "trained" is the model as it was saved. A
 key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
-whose stamp is not that of the model as it is now (an arm that was trained again) is begun anew.
+whose stamp is not that of the model as it is now (an arm that was trained again) is begun anew,
+and so is one that is damaged.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Scores:
 
     def __init__(self, file: Path, stamp: str):
         self._file = file
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        self._content = kept if kept and kept["stamp"] == stamp else {"stamp": stamp, "shares": {}}
+        kept = _read(file) if file.is_file() else {}
+        self._content = kept if kept.get("stamp") == stamp else {"stamp": stamp, "shares": {}}
 
     def get(self, key: str, share: float | None = None) -> list[Score] | None:
         """Scores of a probe; None where it was not measured."""
@@ -46,6 +47,17 @@ class Scores:
 
     def _write(self) -> None:
         write_whole(self._file, json.dumps(self._content))
+
+
+def _read(file: Path) -> dict:
+    """What a file of scores holds; {} where it is damaged: then it is measured again."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        for scores in (scores for share in kept["shares"].values() for scores in share.values()):
+            scores_from_json(json.dumps(scores))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return kept
 
 
 def _name(share: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -19,7 +20,7 @@ from ..recipe.schema import Recipe
 from .arms import Arm, Plan, arm_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Relative; a weight that was typed with fewer digits is the same control.
 WEIGHT_TOLERANCE = 0.01
@@ -143,7 +144,9 @@ def seconds(path: Path) -> float | None:
 
 
 def _metrics(path: Path) -> list[dict]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = path / "metrics.jsonl"
+    with _damage_told(file):
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _training(record: dict, path: Path) -> dict:
@@ -162,3 +165,11 @@ def _training(record: dict, path: Path) -> dict:
 def _read(file: Path) -> dict | None:
     """run.json of an arm; None where there is none, or it is damaged: training the arm again looks into that."""
     return read_record(file.parent)
+
+
+@contextlib.contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}). Move its folder away, and the arm is trained again.") from error

@@ -192,6 +192,8 @@ def _plan(
         except UserError as error:
             problems.append(f"{model}: {error}")
             continue
+        if options.chat and wanted.tasks and not tokenizers[model].chat_template:
+            problems.append(f"--chat: {model} has no chat template. Leave --chat out, or name a model that has one.")
         own = _without_agreement(model, reference, own, tokenizers, notes)
         if not own:
             problems.append(f"{model}: nothing is left to measure. {' '.join(notes)}")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.paths import usable_path
 
 _WAYS_OUT = "Nothing was touched: name another folder with --output, or pass --overwrite to delete it and start anew."
 
@@ -28,6 +29,7 @@ class ResultFolder:
     """
 
     def __init__(self, folder: Path, name: str, what: str, settings: dict, *, schema: int, overwrite: bool = False):
+        usable_path(folder)
         self.folder, self.name = folder, name
         self._check_writable()
         if not (folder / name).is_file() and not self._is_free():
@@ -59,7 +61,8 @@ class ResultFolder:
             document = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             document = None
-        if not isinstance(document, dict) or document.get("schema") != schema:
+        whole = isinstance(document, dict) and isinstance(document.get("settings"), dict)
+        if not whole or document.get("schema") != schema:
             raise UserError(f"{file} cannot be read as results of this version. {_WAYS_OUT}")
         return document
 
@@ -80,7 +83,7 @@ def _differences(old: dict, new: dict) -> str:
 
     def flat(data, prefix=""):
         if isinstance(data, list) and data and isinstance(data[0], dict):
-            data = {item["name"]: item for item in data}
+            data = {str(item.get("name")): item for item in data if isinstance(item, dict)}
         if isinstance(data, dict):
             return {key: value for name in data for key, value in flat(data[name], f"{prefix}{name}.").items()}
         return {prefix[:-1]: data}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from eaftdrope.adapters import adapter_settings, adapter_tokenizer, is_adapter, load_adapted
 from eaftdrope.errors import UserError
 from eaftdrope.models import check_model_reference, load_config, load_model, load_tokenizer, resolve_model
+from eaftdrope.paths import usable_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +91,7 @@ def find_subject(reference: str) -> Subject:
         if problem := check_model_reference(reference):
             raise UserError(problem)
         return Subject(reference, reference)
-    folder = Path(reference).expanduser()
+    folder = usable_path(reference)
     settings = adapter_settings(folder)
     base = settings["base_model_name_or_path"]
     if problem := check_model_reference(base):

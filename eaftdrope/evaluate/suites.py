@@ -26,6 +26,7 @@ from typing import Any
 
 from eaftdrope.data import Row, Source, check_source, iter_examples, iter_rows
 from eaftdrope.errors import DataError, UserError
+from eaftdrope.paths import usable_path
 
 from .choices import MultipleChoice, Question
 from .probes import Probe, build_probes
@@ -164,7 +165,7 @@ def find_data(given: Iterable[str], wanted: Wanted) -> dict[str, Path]:
         if equals and name in _WITH_FILE:
             found[name] = _existing(Path(path), word)
             continue
-        place = Path(word).expanduser()
+        place = usable_path(word)
         if place.is_dir():
             inside = sorted(file for file in place.iterdir() if file.is_file())
             matches = {part.name: _named_after(part.name, inside, word) for part in parts}
@@ -235,7 +236,7 @@ def _question(row: Row) -> Question:
 
 
 def _existing(file: Path, word: str) -> Path:
-    file = file.expanduser()
+    file = usable_path(file)
     if not file.is_file():
         raise UserError(f"--data {word}: there is no such file.")
     return file

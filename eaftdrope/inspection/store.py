@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.paths import usable_path
 
 NAME = "inspect.json"
 _FILES = ("conflicts.jsonl", "rows.jsonl", NAME)
@@ -30,6 +31,7 @@ class InspectionFolder:
 
     def __init__(self, path: Path, *, overwrite: bool = False):
         self.path = path
+        usable_path(path)
         place = path
         while not place.exists() and place != place.parent:
             place = place.parent

@@ -22,10 +22,10 @@ def read_lines(path: Path) -> list[dict]:
     """A document a line, none where there is no such file. A last line that is still being written is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
     try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(

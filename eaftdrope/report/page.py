@@ -9,12 +9,14 @@ It is drawn from files alone, so it can be drawn again, and the same files give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
+from eaftdrope.paths import usable_path
 
 from .blocks import Page
 from .drawer import Drawer
@@ -43,10 +45,9 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     Raises:
         UserError: there is nothing of ours in the folder, or a file in it can not be read.
     """
-    folder = Path(folder)
-    output = Path(output) if output else folder / NAME
-    draw = _who_draws(folder)
-    return write_page(draw(folder, Drawer(output.parent / "figures")), output)
+    name, draw = _who_draws(usable_path(folder))
+    with _damage_told(Path(folder) / name):
+        return _write(Path(folder), output, draw)
 
 
 def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -62,14 +63,16 @@ def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None 
         if not (folder / "run.json").is_file():
             raise UserError(f"{folder} holds no training run (no run.json), and only these are put side by side.")
     output = Path(output) if output else folders[0] / COMPARISON_NAME
-    return write_page(runs_page(folders, Drawer(output.parent / "figures", "side_by_side_")), output)
+    with _damage_told(*(folder / "run.json" for folder in folders)):
+        page = runs_page(folders, Drawer(output.parent / "figures", "side_by_side_"))
+    return write_page(page, output)
 
 
 def report_or_say(folder: Path, console: Console) -> None:
     """Write the report of a result that is complete. What goes wrong here must not take the result with it (nor the stages
     and processes that wait), so it is told in a line, and `eaftdrope report` shows it whole."""
     try:
-        path = write_report(folder)
+        path = _write(folder, None, _who_draws(folder)[1])
     except Exception as error:
         console.print(
             f"no report could be drawn: {type(error).__name__}: {error}\nThe result in {folder} is complete. "
@@ -81,12 +84,31 @@ def report_or_say(folder: Path, console: Console) -> None:
         console.print(f"report: {path}", highlight=False, markup=False)
 
 
-def _who_draws(folder: Path) -> Callable[[Path, Drawer], Page]:
-    """The first that fits: a run's folder may also hold an inspection of its data."""
+def _write(folder: Path, output: str | Path | None, draw: Callable[[Path, Drawer], Page]) -> Path:
+    output = Path(output) if output else folder / NAME
+    return write_page(draw(folder, Drawer(output.parent / "figures")), output)
+
+
+@contextlib.contextmanager
+def _damage_told(*files: Path) -> Iterator[None]:
+    """A page is drawn from files alone: where one of them is JSON and lacks what ours have, that is the error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{' or '.join(map(str, files))}, or a file beside it, is not as eaftdrope writes it "
+            f"({type(error).__name__}: {error}), so no report can be made of it. Was it cut off, or changed by hand?"
+        ) from error
+
+
+def _who_draws(folder: Path) -> tuple[str, Callable[[Path, Drawer], Page]]:
+    """The document and who draws it, the first that fits: a run's folder may also hold an inspection of its data."""
     name = next((name for name in _PAGES if (folder / name).is_file()), None)
     if name is None:
         where = "holds no results of eaftdrope" if folder.is_dir() else "is not there"
         raise UserError(f"{folder} {where}: a report is made of one of {', '.join(_PAGES)}.")
     module, function = _PAGES[name]
     # one of them needs torch
-    return getattr(import_module(f".sections.{module}", __package__), function)
+    return name, getattr(import_module(f".sections.{module}", __package__), function)

@@ -49,11 +49,11 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def eval_in(project, tmp_path, capsys, monkeypatch):
-    """`eval_in(model, ..., name="out")` -> (exit code, stdout, stderr, eval.json or None); its cache is empty at first."""
+    """`eval_in(model, ..., name="out[/red]")` -> (exit code, stdout, stderr, eval.json or None); its cache is empty at first."""
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(project)
 
-    def start(*arguments, name="out", text=True):
+    def start(*arguments, name="out[/red]", text=True):
         given = ["--data", "perplexity=text.txt"] if text else []
         code, out, err = run("eval", *arguments, *given, "--output", tmp_path / name, capsys=capsys)
         file = tmp_path / name / "eval.json"
@@ -75,7 +75,8 @@ def test_one_model(eval_in, tmp_path, monkeypatch):
     scores = [score_of(row) for row in document["models"][0]["scores"]]
     assert [(s.metric, s.n) for s in scores[1:]] == [("multiple choice", 6), ("multiple choice, plain", 6)]
     assert all(score.stderr for score in scores) and f"{scores[0].value:.2f} ± {scores[0].stderr:.2f}" in out
-    assert "model, general: perplexity" in out and (tmp_path / "out" / "report.html").is_file()
+    assert "model, general: perplexity" in out and (tmp_path / "out[/red]" / "report.html").is_file()
+    assert f"written: {tmp_path / 'out[/red]' / 'eval.json'}" in out.replace("\n", "")
 
     # again: nothing is loaded, the numbers are the same
     monkeypatch.setattr(subject, "load_model", None)
@@ -187,7 +188,7 @@ def test_a_dry_run_and_other_settings(eval_in, tmp_path, monkeypatch):
             "model", "--suite", "general,math", "--data", "gsm8k=rows.jsonl", "--dry-run"
         )
     assert code == 0, err
-    assert document is None and not (tmp_path / "out").exists()
+    assert document is None and not (tmp_path / "out[").exists()
     assert "instructions" in out and "rows.jsonl" in out and "shipped" in out
     assert eval_in("model", *SMALL)[0] == 0
     code, _, err, _ = eval_in("model", *SMALL, "--limit", "5")

@@ -56,13 +56,15 @@ def listing(folder):
 
 def test_the_command_as_people_start_it(recipe, tmp_path):
     """In a process of its own, its output piped: the plan, one line a step, the table; nothing on stderr."""
-    code, out, err = train_in_a_shell(recipe, f"output.dir={tmp_path / 'run'}", "train.gradient_checkpointing=true")
+    # a name that rich would read as markup
+    run = tmp_path / "[bold]run[/red]"
+    code, out, err = train_in_a_shell(recipe, f"output.dir={run}", "train.gradient_checkpointing=true")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == [f"step {n}/6" for n in range(1, 7)]
     headings = [line for line in lines if line.startswith(("model ", "probing after", "Before and after", "done in "))]
     assert [line.split()[0] for line in headings] == ["model", *["probing"] * 4, "Before", "done"]
-    assert "\x1b" not in out
+    assert "\x1b" not in out and f"the result is in {run}" in out.replace("\n", "")
 
 
 def test_dry_run_writes_nothing(recipe, project, tmp_path):
