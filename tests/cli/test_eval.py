@@ -49,7 +49,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def eval_in(project, tmp_path, capsys, monkeypatch):
-    """`eval_in(model, ..., name="out[/red]")` -> (exit code, stdout, stderr, eval.json or None); its cache is empty at first."""
+    """`eval_in(model, ..., name=...)` -> (exit code, stdout, stderr, eval.json or None); its cache is empty at first."""
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(project)
 
