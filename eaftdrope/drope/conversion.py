@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..permissions import honour_umask
 from . import queries
 from .by_position import with_temperature_by_position
 from .card import write_card
@@ -121,6 +122,8 @@ def convert(
     with made(target) as partial:
         linked = _carry_all(plan, carried, partial)
         notes = _notes(plan) + _edit(plan, partial)
+        # what is the source's own (a link) stays as it is
+        honour_umask(partial)
         checks = check_folder(partial, weights=check_weights)
         failed = [str(result) for result in checks if not result.passed]
         if failed:

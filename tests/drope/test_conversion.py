@@ -119,6 +119,22 @@ def test_the_card_tells_a_recalibrated_checkpoint_from_a_raw_one(source, tmp_pat
     assert "recalibrated on 1,234,567 tokens" in card and "Dropping alone" not in card
 
 
+@pytest.mark.parametrize(
+    "options", [{"copy": True}, {"qk_norm": True}, {"temperature": 1.25}], ids=lambda o: next(iter(o))
+)
+def test_whoever_may_read_a_new_file_may_read_a_converted_one(source, tmp_path, options):
+    """Links are the source's own, and stay as they are."""
+    before = {file.name: file.stat().st_mode for file in source.iterdir()}
+    assert {oct(before[file.name] & 0o777) for file in source.glob("*.safetensors")} == {"0o600"}
+    convert(source, tmp_path / "new", **options)
+    (tmp_path / "file").touch()
+    expected = (tmp_path / "file").stat().st_mode
+    files = [file for file in (tmp_path / "new").iterdir() if file.stat().st_nlink == 1]
+    assert any(file.suffix == ".safetensors" for file in files)
+    assert {file.name: file.stat().st_mode for file in files} == {file.name: expected for file in files}
+    assert {file.name: file.stat().st_mode for file in source.iterdir()} == before
+
+
 def test_qk_norm_is_a_stock_qwen3_that_differs_by_its_norms_alone(source, tmp_path):
     convert(source, tmp_path / "new", qk_norm=True, temperature=1.25)
     config = AutoConfig.from_pretrained(tmp_path / "new")
