@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ LOCK_FILE = ".eaftdrope.lock"
 def only_start(folder: str) -> Iterator[None]:
     """Holds the run of `folder` for this process; the system lets go of it when the process ends, however it ends.
 
-    The lock is a file in the folder itself, locked with flock(2), so it does not depend on the user's temporary or home
+    The lock is a file in the folder itself, locked by the system, so it does not depend on the user's temporary or home
     folder. On a disk that several machines share it also keeps their starts apart, if the disk passes locks on: NFS 4
     does, NFS 3 needs its lock daemon. The file is deleted at the end; what a killed process leaves of it is not locked,
     and stands in nobody's way.
@@ -26,12 +25,16 @@ def only_start(folder: str) -> Iterator[None]:
     Raises:
         UserError: another start is at work on the folder; the folder cannot be made; its disk has no locks.
     """
+    from filelock import FileLock, Timeout
+
     path = Path(folder).expanduser().resolve()
     made = make_folder(path, folder)
     file = path / LOCK_FILE
+    lock = FileLock(file)
     try:
-        descriptor = _lock(file)
-    except BlockingIOError:
+        # a start that is just ending deletes the file and lets go of it: tried again for a second
+        lock.acquire(timeout=1)
+    except Timeout:
         raise UserError(
             f"another start is at work on {folder}. Nothing was touched: wait for it, stop it, or name another folder with "
             "output.dir=..."
@@ -45,30 +48,8 @@ def only_start(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is locked: a start that has opened it finds it gone
+        # while it is locked, so that it is nobody else's
         with contextlib.suppress(OSError):
             file.unlink()
-        os.close(descriptor)
+        lock.release()
         remove_empty(made)
-
-
-def _lock(file: Path) -> int:
-    """The descriptor of the locked file. It is not inherited by programs that this one starts.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: it cannot be made or locked.
-    """
-    import fcntl
-
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # a start that ended in between has deleted it: this lock keeps nobody out
-        os.close(descriptor)
