@@ -49,7 +49,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def eval_in(project, tmp_path, capsys, monkeypatch):
-    """`eval_in(model, ..., name=...)` -> (exit code, stdout, stderr, eval.json or None); its cache is empty at first."""
+    """`eval_in(model, ..., name="out[/red]")` -> (exit code, stdout, stderr, eval.json or None); its cache begins empty."""
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(project)
 
@@ -165,7 +165,7 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
         "MultipleChoice.run = dying\n"
         "main(sys.argv[1:])\n"
     )
-    command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out")]
+    command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out[/red]")]
     done = subprocess.run(
         [sys.executable, "-c", script, *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -174,7 +174,7 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
         timeout=300,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = json.loads((tmp_path / "out" / "eval.json").read_text())
+    left = json.loads((tmp_path / "out[/red]" / "eval.json").read_text())
     assert left["status"] == "running" and list(values(left)) == ["perplexity"]
     code, out, err, document = eval_in("model", *SMALL)
     assert code == 0, err
@@ -258,18 +258,16 @@ def lm_eval(monkeypatch):
         calls.append(("evaluate", options))
         return RESULT
 
-    modules = {
-        name: ModuleType(name) for name in ("lm_eval", "lm_eval.tasks", "lm_eval.models", "lm_eval.models.huggingface")
-    }
+    modules = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.tasks", "eaftdrope.evaluate.one_bos")}
     modules["lm_eval"].simple_evaluate = simple_evaluate
     modules["lm_eval.tasks"].TaskManager = TaskManager
-    modules["lm_eval.models.huggingface"].HFLM = lambda **options: options
+    modules["eaftdrope.evaluate.one_bos"].OneBos = lambda **options: options
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     from eaftdrope.evaluate import harness
 
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: "there")
-    monkeypatch.setattr(harness, "version", lambda name: "0")
+    monkeypatch.setattr(harness, "requires", lambda name: ["sacrebleu>=1.5.0"])
     return calls
 
 
@@ -318,6 +316,16 @@ def test_tasks_that_cannot_be_had(eval_in, lm_eval):
     )
     code, _, err, _ = eval_in("model", "--suite", "lm-eval:mmlu", text=False)
     assert code == 2 and "lm-eval cannot measure mmlu: no route to the hub It downloads a task's data" in err
+
+
+def test_chat_without_a_template(eval_in, lm_eval, project, tmp_path):
+    plain = shutil.copytree(project / "model", tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    code, _, err, _ = eval_in(plain, "--suite", "lm-eval:mine", "--chat", text=False)
+    assert (code, err) == (
+        2,
+        f"--chat: {plain} has no chat template. Leave --chat out, or name a model that has one.\n",
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")

@@ -202,37 +202,42 @@ def one_question(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("written_by", ["tokenizer", "template", "both", "nobody"])
-def test_one_bos(one_question, tiny_word_model, written_by):
+@pytest.fixture(scope="module")
+def one_question_tasks(one_question):
+    from eaftdrope.evaluate.harness import find_tasks
+
+    return find_tasks(["choice", "texts", "generated", "mixed"], include=one_question).manager
+
+
+@pytest.mark.parametrize("written_by", ["tokenizer", "template", "both"])
+def test_one_bos(one_question_tasks, tiny_word_model, written_by):
     """What the model is given, whoever writes BOS, for each kind of task, with and without the chat template."""
     from tokenizers import processors
 
-    from eaftdrope.evaluate.harness import find_tasks, run_tasks
+    from eaftdrope.evaluate.harness import run_tasks
 
     tokenizer = make_word_tokenizer()
-    if written_by in ("tokenizer", "both"):
+    if written_by != "template":
         bos = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
         tokenizer.backend_tokenizer.post_processor = bos
-    tokenizer.chat_template = WORD_TEMPLATE.replace("{% if bos %}", f"{{% if {written_by in ('template', 'both')} %}}")
+    tokenizer.chat_template = WORD_TEMPLATE.replace("{% if bos %}", f"{{% if {written_by != 'tokenizer'} %}}")
 
-    def given(name, chat):
-        """The sequences of token ids in the order in which the model was first given them, without padding."""
+    def given(*names, chat):
+        """The sequences of token ids of the first call for each kind of request, without padding."""
         tiny_word_model.given.clear()
-        manager = find_tasks([name], include=one_question).manager
-        run_tasks(tiny_word_model, tokenizer, [name], batch_size=4, limit=None, manager=manager, chat=chat)
-        return sorted([i for i in row if i != 0] for row in tiny_word_model.given[0])
+        options = {"batch_size": 4, "limit": None, "manager": one_question_tasks}
+        run_tasks(tiny_word_model, tokenizer, list(names), chat=chat, **options)
+        return [sorted([i for i in row if i != 0] for row in rows) for rows in tiny_word_model.given[:3]]
 
-    begin = [1] if written_by in ("tokenizer", "both") else []
-    chat = [] if written_by == "nobody" else [1]
+    begin = [1] if written_by != "template" else []
+    choice, texts, generated = given("choice", "texts", "generated", "mixed", chat=False)
     # the last token of an answer is not an input
-    assert given("choice", chat=False) == [[*begin, 5, 6]]
-    assert given("choice", chat=True) == [[*chat, 5, 6]]
+    assert choice == [[*begin, 5, 6]]
     # lm-eval's own prefix, which is there for a tokenizer without BOS too
-    assert given("texts", chat=False) == given("texts", chat=True) == [[1, 5]]
-    assert given("generated", chat=False) == [[*begin, 5, 6]]
-    assert given("generated", chat=True) == [[*chat, 5, 6]]
-    # the first of a batch of prompts begins with BOS, the second does not
-    assert given("mixed", chat=False) == sorted([[1, 5, 6], [*begin, 5, 6, 7]])
+    assert texts == [[1, 5]]
+    # the first of a batch of prompts may begin with BOS where the second does not
+    assert generated == sorted([[*begin, 5, 6], [1, 5, 6], [*begin, 5, 6, 7]])
+    assert given("choice", "texts", "generated", chat=True) == [[[1, 5, 6]], [[1, 5]], [[1, 5, 6]]]
 
 
 @pytest.fixture(scope="module")
