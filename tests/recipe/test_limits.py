@@ -118,3 +118,16 @@ def test_too_little_room_for_the_merged_model_is_in_the_plan(tmp_path, monkeypat
         f"output.merge will need 68 MB in {folder}, whose disk has 5 MB free: make room before the training ends, or leave "
         "it out and merge elsewhere."
     )
+
+
+def test_dropout_on_experts_is_refused_in_the_plan():
+    """peft puts all-linear adapters on the experts' tensors too, where it has no dropout."""
+    from transformers import Qwen3MoeConfig
+
+    experts = dict(num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, num_key_value_heads=2, head_dim=8)
+    planned = recipe(max_length=32)
+    planned = planned.model_copy(update={"lora": planned.lora.model_copy(update={"dropout": 0.1})})
+    with pytest.raises(
+        UserError, match=r"^lora\.dropout: .*lora_dropout != 0\. Set it to 0, or name lora\.target_modules"
+    ):
+        make_plan(planned, Qwen3MoeConfig(**SIZES, **experts), autocast=False, device=CPU)

@@ -83,6 +83,7 @@ def test_a_temperature_without_sampling_does_not_lose_the_result(project, tmp_pa
 # ---- no place of this machine ----
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft, offline
 def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monkeypatch):
     """And our own tools find the package again, whose weights it was trained on."""
     from peft import get_peft_model
