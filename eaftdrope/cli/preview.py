@@ -57,10 +57,10 @@ def stage_previews(
         scan (`int`, *optional*): rows of each source to read; None for all.
 
     Raises:
-        UserError: no stage trains, or a source cannot be read.
+        UserError: no stage trains, a source cannot be read, or a row has a token that the model has no embedding for.
     """
     from eaftdrope.data.preview import make_preview
-    from eaftdrope.models import load_tokenizer
+    from eaftdrope.models import load_config, load_tokenizer
 
     trained = {
         "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train),
@@ -70,7 +70,9 @@ def stage_previews(
     if not stages:
         raise UserError(f"{recipe} trains on nothing: its stages are {', '.join(loaded.stages)}.")
     model = loaded.model
-    tokenizer = load_tokenizer(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    how = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer = load_tokenizer(model.reference, **how)
+    vocabulary = load_config(model.reference, **how).get_text_config().vocab_size
     for stage in stages:
         data, train = trained[stage]
         yield (
@@ -85,5 +87,6 @@ def stage_previews(
                 on_bad_row=data.on_bad_row,
                 seed=data.drawn_by(train.seed),
                 scan=scan,
+                vocabulary=vocabulary,
             ),
         )

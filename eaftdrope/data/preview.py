@@ -19,6 +19,7 @@ from eaftdrope.data.counts import DataReport
 from eaftdrope.data.encoding import IGNORED
 from eaftdrope.data.fields import is_metadata
 from eaftdrope.data.sources import Source
+from eaftdrope.data.vocabulary import check_token_ids
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -62,14 +63,16 @@ def make_preview(
     on_bad_row: str = "stop",
     seed: int = 0,
     scan: int | None = 2000,
+    vocabulary: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Preview:
     """Encode the mixture as training would (the first `scan` rows of each source) and pick `rows` rows spread over it.
 
-    With `scan` None all rows are read. Bad rows never stop a preview: they are listed.
+    With `scan` None all rows are read. Bad rows never stop a preview: they are listed. `vocabulary` is the number of tokens
+    that the model has an embedding for.
 
     Raises:
-        DataError: a source cannot be read, or no row is left.
+        DataError: a source cannot be read, no row is left, or one has a token beyond `vocabulary`.
     """
     scanned = sources
     if scan is not None:
@@ -87,6 +90,8 @@ def make_preview(
             seed=seed,
             progress=progress,
         )
+    if vocabulary is not None:
+        check_token_ids(dataset, vocabulary, tokenizer)
     picked = sorted({number * len(dataset) // rows for number in range(rows)})
     is_partial = scan is not None and any(
         counts.read == scan and source.limit != scan for source, counts in zip(sources, report.by_source.values())

@@ -166,6 +166,7 @@ def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finishe
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     card = (run / "README.md").read_text()
+    model = finished.parent / "model"
     for name in ("README.md", "report.html"):
         (run / name).unlink()
     before = hashes(run)
@@ -173,8 +174,9 @@ def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finishe
     assert ended.code == 0, ended.out
     assert f"trained in {run}; missing: README.md, report.html" in ended.out.replace("\n", " ")
     assert "step " not in ended.out and "probing" not in ended.out and "Before and after" in ended.out
-    # the heading is the folder's name
-    assert (run / "README.md").read_text() == card.replace("# finished\n", "# run\n")
+    # the heading is the folder's name, and the base model is named as it is seen from the folder
+    card = card.replace("# finished\n", "# run\n").replace('"../model"', f'"{os.path.relpath(model, run)}"')
+    assert (run / "README.md").read_text() == card
     after = hashes(run)
     assert {name for name in after if after[name] != before.get(name)} == {"README.md", "report.html"}
 

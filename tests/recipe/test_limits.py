@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, OPTConfig
 
+from eaftdrope.cli.preview import stage_previews
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.recipe import limits, load_recipe, make_recipe
 from eaftdrope.recipe.inspection import prepare_inspection
@@ -38,6 +39,8 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_without_weights(proje
         show_plan(project, Console(quiet=True))
     with pytest.raises(DataError, match=text):
         prepare_inspection(project, rows=None, on_policy=0)
+    with pytest.raises(DataError, match=text):
+        [*stage_previews(project, tmp_path / "recipe.yaml", rows=1, scan=None)]
 
 
 def test_a_held_out_row_counts_too(project, tmp_path):
