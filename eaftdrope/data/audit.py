@@ -6,8 +6,7 @@ it: where both are, the value is, and a value whose marks are gone was dropped, 
 value is a message's text, its reasoning, a call's name, a string among its arguments, and a tool's name.
 
 - Numbers and booleans cannot carry marks: they are looked for in the stretch of text that belongs to their turn.
-- Most rows need no marks: a text that stands in the rendering once, and is none of the words of the template or the tools,
-  is where it is found, and calls written as JSON are found between the texts before and behind them.
+- Most rows need no marks (`plain_places.py`).
 - Where the marks change what the template writes, values are counted instead: the text must have each as often as the row.
 - Reasoning that is written while its turn is the last one, and no longer once others follow, is left out by design: the
   model does not see it at inference either. It is counted (`Found.dropped`), not refused.
@@ -23,19 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from eaftdrope.data.plain_places import Messages, Place, Tools, plainly_there
 from eaftdrope.data.template import THOUGHT
 from eaftdrope.errors import DataError, LostTextError
-
-Messages = list[dict[str, Any]]
-Tools = list[dict[str, Any]] | None
 
 _FIRST_MARK = 0xF0000
 _MARK = re.compile("[\U000f0000-\U0010ffff]")
 # A mark as JSON in ASCII and as Python's repr write it.
 _ESCAPED_MARK = re.compile(r"\\u(db[89a-f][0-9a-f])\\u(d[c-f][0-9a-f]{2})|\\U(00(?:0f|10)[0-9a-f]{4})")
 _SHOWN = 60
-# Characters from which on a text does not stand in another by chance.
-_CERTAIN = 16
 
 
 @dataclass(frozen=True)
@@ -46,15 +41,6 @@ class Value:
     message: int
     kind: str
     text: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a value of message `message` (-1: a tool) stands: characters [start, end) of the rendering."""
-
-    message: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ def audit(
     Raises:
         LostTextError: something is not there.
     """
-    if (simple := _plainly_there(messages, tools, text, own_words)) is not None:
+    if (simple := plainly_there(messages, tools, text, own_words)) is not None:
         return Found(simple, ())
     marked = _Marked(messages, tools)
     spots, again = marked.find(text, write)
@@ -104,51 +90,6 @@ def audit(
     if spots is not None:
         _check_reasoning(marked.values, spots, again)
     return Found(places, tuple(marked.values[number].path for number in sorted(dropped)))
-
-
-def _plainly_there(messages: Messages, tools: Tools, text: str, own_words: str) -> tuple[Place, ...] | None:
-    """The places of all values, in order, if they can stand nowhere else; None if that is not certain."""
-    definitions = [_json(tool["function"]) for tool in tools or ()]
-    if any(definition not in text for definition in definitions):
-        return None
-    spots: list[tuple[int, int] | None] = []
-    reached = 0
-    for message in messages:
-        core = message["content"].strip()
-        if message.get("reasoning_content") or "</think>" in core or (message.get("tool_calls") and core):
-            return None
-        start = text.find(core, reached)
-        elsewhere = text.find(core) < start or text.find(core, start + 1) >= 0 or core in own_words
-        if core and (len(core) < _CERTAIN or start < 0 or elsewhere or any(core in known for known in definitions)):
-            return None
-        reached = start + len(core) if core else reached
-        spots.append((start, reached) if core else None)
-    places = []
-    for index, (message, spot) in enumerate(zip(messages, spots)):
-        if spot:
-            places.append(Place(index, *spot))
-        elif message.get("tool_calls"):
-            before = spots[index - 1] if index else (0, 0)
-            behind = spots[index + 1] if index + 1 < len(messages) else (len(text), len(text))
-            called = before and behind and _called_between(message["tool_calls"], text, before[1], behind[0])
-            if not called:
-                return None
-            places.append(Place(index, *called))
-    return tuple(places)
-
-
-def _called_between(calls: list[dict[str, Any]], text: str, begin: int, end: int) -> tuple[int, int] | None:
-    """Where the calls stand in text[begin:end] as JSON, each its name and then its arguments; None if they do not."""
-    first = None
-    for call in calls:
-        name, arguments = _json(call["function"]["name"]), _json(call["function"]["arguments"])
-        at = text.find(name, begin, end)
-        written = text.find(arguments, at + len(name), end)
-        if at < 0 or written < 0:
-            return None
-        first = at if first is None else first
-        begin = written + len(arguments)
-    return None if first is None else (first, begin)
 
 
 class _Marked:
@@ -250,10 +191,6 @@ class _Marked:
         self.values.append(Value(path, index, kind, core))
         before, _, after = text.partition(core)
         return f"{before}{chr(mark)}{core}{chr(mark + 1)}{after}"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _may_escape(text: str) -> bool:
