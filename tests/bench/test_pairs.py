@@ -2,6 +2,7 @@
 
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,10 +48,17 @@ def test_pairs_alternate_who_goes_first():
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0, 1), (0.05, 2), (10, 4)])
-def test_pairs_stop_before_they_go_beyond_the_budget(seconds, expected):
-    # of 0.02 s each: two fit in 0.05 s, and one is always taken
-    pairs = take_pairs(lambda: time.sleep(0.01), lambda: time.sleep(0.01), time_on_cpu, repeat=4, seconds=seconds)
-    assert len(pairs) == expected
+def test_pairs_stop_before_they_go_beyond_the_budget(seconds, expected, monkeypatch):
+    # of 0.02 s each, by a clock of the test's own: two fit in 0.05 s, and one is always taken
+    now = 0.0
+
+    def timed(call):
+        nonlocal now
+        now += 0.01
+        return Time(0.01, 0.01)
+
+    monkeypatch.setattr("eaftdrope.bench.loss.pairs.time", SimpleNamespace(perf_counter=lambda: now))
+    assert len(take_pairs(print, print, timed, repeat=4, seconds=seconds)) == expected
 
 
 def test_the_clock_of_the_processor_does_not_count_sleep():
