@@ -4,6 +4,7 @@
 #   make test ARGS="tests/loss -x"             some tests
 #   make test JOBS=8                           more files at once than two
 #   make test-kills                            runs killed at random, and their folders damaged
+#   make test-engines                          every distributed engine against one process
 #   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
@@ -28,14 +29,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kills fuzz test-kernels test-compat lint format bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-kills test-engines fuzz test-kernels test-compat lint format bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
 	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
 test: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills$(if $(MARKS), and ($(MARKS)))" $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kills: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/recipe -m kills $(ARGS)
@@ -44,6 +45,9 @@ test-kills: lint
 fuzz: lint
 	FUZZ_RECIPES=50000 FUZZ_ROWS=20000 $(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) \
 	  $(wildcard tests/recipe/test_fuzz_*.py tests/data/test_fuzz_*.py) $(ARGS)
+
+test-engines: lint
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/trainer tests/recipe -m engines $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest $(AT_ONCE) tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)

@@ -1,7 +1,7 @@
 """What transformers loads, and two promises about it: no tensor is missing unnoticed, and every failure is one sentence
 that names the file.
 
-transformers fills a tensor that a checkpoint lacks with random numbers, prints a table and goes on; here it is an error.
+transformers fills a tensor that a checkpoint lacks with random numbers, prints a table and continues; here it is an error.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
     at_once = "-n 3 --dist loadfile --no-loadscope-reorder"
-    command = f'{venv}/bin/python -m pytest {at_once} -m "not exhaustive and not kills and (not slow)" tests/loss -x'
+    marks = "not exhaustive and not kills and not engines and (not slow)"
+    command = f'{venv}/bin/python -m pytest {at_once} -m "{marks}" tests/loss -x'
     assert lines[2].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[2]
     assert len(lines) == 3
@@ -135,6 +136,7 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "NOT HERE: NVIDIA GPU - tests marked gpu are skipped",
         "make test",
         "make test-kills",
+        "make test-engines",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
     ]

@@ -4,8 +4,8 @@
 
 A share is how far the weights are from the base model's (0) to the trained ones; "trained" is the model as it was saved. A
 key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
-whose stamp is not that of the model as it is now (an arm that was trained again) is begun anew,
-and so is one that is damaged.
+whose stamp is not that of the model as it is now (an arm that was trained again) starts from scratch, as does a damaged
+one.
 """
 
 from __future__ import annotations

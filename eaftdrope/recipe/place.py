@@ -32,10 +32,10 @@ def check_writable(path: Path) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"{path} can not be made: {place} is a file. Name another folder with output.dir=...")
+        raise UserError(f"{path} cannot be made: {place} is a file. Name another folder with output.dir=...")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(
-            f"{path} can not be written to: no permission to write in {place}. Name another folder with "
+            f"{path} cannot be written to: no permission to write in {place}. Name another folder with "
             "output.dir=..., or change its permissions."
         )
 

@@ -201,7 +201,7 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(UserError) as error:
         RunFolder(tmp_path / "file" / "run", recipe())
     assert str(error.value) == (
-        f"{tmp_path / 'file' / 'run'} can not be made: {tmp_path / 'file'} is a file. Name another folder with output.dir=..."
+        f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file. Name another folder with output.dir=..."
     )
 
 
@@ -221,7 +221,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path):
         if os.geteuid() == 0:
             subprocess.run(["umount", closed], check=True)
     assert str(error.value) == (
-        f"{closed / 'a' / 'run'} can not be written to: no permission to write in {closed}. Name another folder with "
+        f"{closed / 'a' / 'run'} cannot be written to: no permission to write in {closed}. Name another folder with "
         "output.dir=..., or change its permissions."
     )
 

@@ -103,10 +103,15 @@ SHORT = ("train.steps=3", "train.optimizer=sgd", "train.save_every=1", "probes.t
 @pytest.mark.parametrize(
     ("changes", "weights", "loader"),
     [
-        (("lora=null", "train.learning_rate=0.1"), "model.safetensors", "AutoModelForCausalLM"),
-        (("lora.dropout=0", "train.learning_rate=1.0"), "adapter_model.safetensors", "AutoPeftModelForCausalLM"),
+        pytest.param(("lora=null", "train.learning_rate=0.1"), "model.safetensors", "AutoModelForCausalLM", id="full"),
+        pytest.param(
+            ("lora.dropout=0", "train.learning_rate=1.0"),
+            "adapter_model.safetensors",
+            "AutoPeftModelForCausalLM",
+            id="lora",
+            marks=pytest.mark.engines,
+        ),
     ],
-    ids=["full", "lora"],
 )
 def test_sharded_state_dicts_leave_a_result_that_stock_libraries_load(tmp_path, monkeypatch, changes, weights, loader):
     """accelerate's default for FSDP2, of which the Trainer itself saves no weights; killed after the training and resumed."""

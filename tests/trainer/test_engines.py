@@ -30,7 +30,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize(("ranks", "cases"), [(2, ON_TWO), (4, ON_FOUR)])
 def test_equal_to_one_process(alone, tmp_path, ranks, cases):
     run_ranks(ranks, tmp_path, Path(engines.__file__).read_text(), alone, *cases)
