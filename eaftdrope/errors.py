@@ -34,10 +34,10 @@ class RecipeError(UserError):
 
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with everything escaped that could steer a terminal (`\\x1b`): control and format characters, halves of
-    surrogate pairs, separators of lines. `lines`: line breaks and tabs stay."""
+    surrogate pairs, separators of lines. What joins emoji stays, and with `lines` line breaks and tabs."""
     if text.isascii() and text.isprintable():
         return text
-    kept = "\n\t" if lines else ""
+    kept = "\u200d\n\t" if lines else "\u200d"
     return "".join(
         char if char in kept or unicodedata.category(char) not in _STEERING else char.encode("unicode_escape").decode()
         for char in text

@@ -1,4 +1,6 @@
-"""Where the values of a row stand in its rendering, without marks (see `audit.py`), where no doubt is possible.
+"""Where the values of a row stand in its rendering: the quick search, for rows in which each can only be in one place.
+
+It needs no second rendering with marks, as `audit.py` makes for all other rows.
 
 A text that stands in the rendering once, and is none of the words of the template or the tools, is where it is found. Calls
 are found between the texts before and behind them, as JSON or as one value after the other.

@@ -7,7 +7,6 @@ are shown as they are, control characters as escapes (a row must not be able to 
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from eaftdrope.data.encoding import IGNORED
 from eaftdrope.data.fields import is_metadata
 from eaftdrope.data.sources import Source
 from eaftdrope.data.vocabulary import check_token_ids
+from eaftdrope.errors import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -125,12 +125,12 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
     text = Text()
     for number, row in enumerate(preview.rows, start=1):
         full = " (max_length reached)" if row.tokens == preview.max_length else ""
-        text.append(f"--- row {number}: {_visible(row.origin)}\n", style="bold")
+        text.append(f"--- row {number}: {printable(row.origin)}\n", style="bold")
         text.append(
             f"    {row.tokens} tokens{full}, {row.trained_tokens} trained ({_share(row.trained_tokens, row.tokens)})\n"
         )
         for stretch, is_trained in row.stretches:
-            shown = _visible(stretch)
+            shown = printable(stretch, lines=True)
             text.append(f"[[{shown}]]" if marks and is_trained else shown, style=_TRAINED if is_trained else _CONTEXT)
         text.append("\n\n")
     return text.append_text(report_text(preview))
@@ -146,18 +146,8 @@ def report_text(preview: Preview) -> Text:
     text.append("--- all rows\n", style="bold")
     text.append("\n".join(_summary(preview)))
     for warning in preview.report.warnings:
-        text.append(f"\nwarning: {_visible(warning)}", style="yellow")
+        text.append(f"\nwarning: {printable(warning, lines=True)}", style="yellow")
     return text
-
-
-def _visible(text: str) -> str:
-    """`text` with control characters (and halves of characters) other than line breaks and tabs as escapes."""
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") or char == "\u200d"
-        else ascii(char)[1:-1]
-        for char in text
-    )
 
 
 def _fields(report: DataReport) -> list[str]:
@@ -180,7 +170,7 @@ def _fields(report: DataReport) -> list[str]:
 
 def _aligned(table: list[tuple[str, ...]], left: Sequence[int]) -> list[str]:
     """The table as lines; the columns of `left` are aligned to the left, the others to the right."""
-    table = [tuple(_visible(cell) for cell in line) for line in table]
+    table = [tuple(printable(cell) for cell in line) for line in table]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return [
         "  ".join(
@@ -221,7 +211,10 @@ def _summary(preview: Preview) -> list[str]:
     if report.skipped_rows:
         stops = " (training stops at the first: on_bad_row is stop)" if preview.on_bad_row == "stop" else " (left out)"
         lines.append(f"bad rows: {report.skipped_rows:,}{stops}")
-        lines += [f"  {_visible(origin)}: {_visible(reason)}" for origin, reason in report.skipped[:_REASONS_SHOWN]]
+        lines += [
+            f"  {printable(origin)}: {printable(reason, lines=True)}"
+            for origin, reason in report.skipped[:_REASONS_SHOWN]
+        ]
         if report.skipped_rows > _REASONS_SHOWN:
             lines.append(f"  and {report.skipped_rows - _REASONS_SHOWN:,} more")
     return lines

@@ -13,13 +13,13 @@ from . import files
 
 # Beyond these a number is a slip of the pen, and what it is multiplied with overflows.
 MOST = 10**9
-"""Of anything that is counted: rows, steps, tokens of a row, megabytes."""
+"""Upper bound of every count: rows, steps, tokens per row, megabytes."""
 MOST_TOKENS = 1e18
-"""Of a budget: the largest models saw some 1e14."""
+"""Upper bound of a token budget: the largest models saw some 1e14."""
 STRONGEST = 1e6
-"""Exponent, slope or weight of a gate, scale of an adapter."""
+"""Upper bound of a gate's exponent, slope or weight, and of an adapter's scale."""
 LARGEST_RATE = 1e30
-"""Of learning rate, weight decay and norm: float32 holds what is a little larger, and training then ends by diverging."""
+"""Upper bound of learning rate, weight decay and norm: float32 can hold it, and training then stops by diverging."""
 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -37,7 +37,7 @@ def read_record(folder: Path) -> dict | None:
 
 
 def is_damaged(folder: Path) -> bool:
-    """Whether run.json is there and no JSON document any more, or one of ours with values that no version has written."""
+    """Whether run.json exists and is damaged: not JSON, or with values that no version of eaftdrope writes."""
     if not (folder / NAME).is_file():
         return False
     run = read_json(folder / NAME)

@@ -128,7 +128,7 @@ class RunFolder:
         return run
 
     def _rebuilt(self) -> dict | None:
-        """What can be known of a run whose run.json is damaged or lost; None where no run of ours was here."""
+        """The record of a run whose run.json is damaged or lost, as far as it can be rebuilt; None where there was no run."""
         sealed = any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
         damaged = is_damaged(self.path)
         if not damaged and ((self.path / NAME).exists() or not sealed):

@@ -66,7 +66,7 @@ class EAFTCallback(Guard):
         super().on_pre_optimizer_step(args, state, control, model=model, **kwargs)
         self._add_loss(model, state)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        # with float16 a step whose gradients overflow is left out by the scaler, and all is well
+        # under float16 the scaler skips a step whose gradients overflow, which is no fault
         if gradients and not args.fp16:
             local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
             self.watch.add_gradient(state.global_step + 1, get_total_norm(local))

@@ -138,7 +138,7 @@ class EAFTTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        # with float16 a step whose gradients overflow is left out by the scaler, and all is well
+        # under float16 the scaler skips a step whose gradients overflow, which is no fault
         if self.accelerator.mixed_precision != "fp16":
             self._guard.watch.add_gradient(self.state.global_step + 1, norm)
         if self._guard.watch.is_free:
