@@ -140,7 +140,8 @@ def _exact_checks(
 
 
 def _order(new: PretrainedConfig, old: PretrainedConfig) -> list[Check]:
-    """On the first layer that can stand alone and attends to all tokens alike; none: no check."""
+    """On the first layer that can stand alone and attends to all tokens alike. Without such a layer there is no check of the
+    order, and none in the list: the exact ones, which were made before, hold by themselves."""
     new = _without_temperature(new)
     kinds = getattr(new, "layer_types", None) or []
     for layer in range(new.num_hidden_layers):
