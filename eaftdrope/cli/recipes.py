@@ -32,7 +32,7 @@ def recipes(
             typer.echo(f"{entry:{width}}  {title(path)}")
         return
     if name is None:
-        raise UserError(f"`eaftdrope recipes {action.value}` needs a name. `eaftdrope recipes ls` lists them.")
+        raise UserError(f"`eaftdrope recipes {action.value}` needs a name. `eaftdrope recipes ls` lists the names.")
     source = find_recipe(name)
     if action is Action.show:
         typer.echo(source.read_text(encoding="utf-8"), nl=False)
@@ -41,11 +41,11 @@ def recipes(
     if target.is_dir():
         target = target / source.name
     if target.exists():
-        raise UserError(f"{target} exists and is left alone. Name another destination.")
+        raise UserError(f"{target} already exists and was not changed. Choose another destination.")
     if not target.parent.is_dir():
-        raise UserError(f"the folder {target.parent} does not exist. Create it, or name another destination.")
+        raise UserError(f"the folder {target.parent} does not exist. Create it, or choose another destination.")
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    typer.echo(f"{target} is yours. Edit it, then: eaftdrope validate {target}")
+    typer.echo(f"written: {target}. Edit it, then run: eaftdrope validate {target}")
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -1,8 +1,7 @@
-"""`eaftdrope probe`: how far the context of a model reaches, beside the usual ways to stretch it."""
+"""`eaftdrope context`: how far the context of a model reaches, beside the usual ways to stretch it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,37 +13,39 @@ if TYPE_CHECKING:
     from eaftdrope.evaluate.long_context.plan import Options
 
 _UNSHOWN = {"show_default": False}
-_Lengths = Annotated[str, typer.Option(help="Tokens (2048,4096), or multiples of the length it was trained on.")]
+_Lengths = Annotated[str, typer.Option(help="Tokens (2048,4096), or multiples of the trained length (1x,2x).")]
 _Baselines = Annotated[
     str | None,
     typer.Option(
-        help="Of rope,pi,ntk,yarn,crop: the same on each model with that rotary embedding; crop sees the last tokens only.",
+        help="From rope,pi,ntk,yarn,crop: each model again with that rotary embedding; crop sees only the last tokens.",
         **_UNSHOWN,
     ),
 ]
 _Probes = Annotated[
     str | None,
-    typer.Option(help="Of perplexity,niah,multi-query,multi-key,multi-value,passkey,attention.", show_default="all"),
+    typer.Option(help="From perplexity,niah,multi-query,multi-key,multi-value,passkey,attention.", show_default="all"),
 ]
 
 
-def probe(
+def context(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders, hub ids, package:NAME.", **_UNSHOWN)],
     lengths: _Lengths = "1x,2x,4x",
     baselines: _Baselines = None,
     probes: _Probes = None,
-    suite: Annotated[str | None, typer.Option(help="ruler,longbench: through lm-eval.", **_UNSHOWN)] = None,
+    suite: Annotated[str | None, typer.Option(help="ruler,longbench (run by lm-eval).", **_UNSHOWN)] = None,
     text: Text = None,
-    trials: Annotated[int, typer.Option(min=1, help="Of each needle probe at each length (the paper: 500).")] = 100,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials of each needle probe at each length (the paper: 500).")
+    ] = 100,
     depths: Annotated[int, typer.Option(min=1, help="Depths that the trials of niah are spread over.")] = 10,
     windows: Windows = 8,
-    attention_trials: Annotated[int, typer.Option(min=1, help="For the attention on the needle.")] = 4,
+    attention_trials: Annotated[int, typer.Option(min=1, help="Trials for the attention on the needle.")] = 4,
     trained_length: TrainedLength = None,
     device: DeviceName = "auto",
     dtype: Dtype = None,
     batch_tokens: BatchTokens = 16384,
-    seed: Annotated[int, typer.Option(help="Of keys, numbers and places.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/probe/<first model>")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of keys, numbers and positions.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/context/<first model>")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and what they cost; load no weights.")
     ] = False,
@@ -52,9 +53,9 @@ def probe(
 ) -> None:
     """Measure loss by length, needles by depth and length, and attention on the needle, for each model and baseline.
 
-    Writes probe.json, probe.csv and report.html. The same command goes on with a probe that was interrupted. For the
-    baselines of a recalibrated model name the original one too: its weights are those that its rotary embedding was trained
-    with.
+    Writes probe.json, probe.csv and report.html. Run the same command again to resume an interrupted measurement. For the
+    baselines of a recalibrated model pass the original one too: its weights are those that its rotary embedding was
+    trained with.
     """
     from eaftdrope.evaluate.long_context.plan import PROBES, Options
 
@@ -78,11 +79,10 @@ def probe(
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    _probe(options, problems, output, dry_run=dry_run, overwrite=overwrite)
+    _context(options, problems, output, dry_run=dry_run, overwrite=overwrite)
 
 
-def _probe(options: Options, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool) -> None:
-    from rich.console import Console
+def _context(options: Options, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool) -> None:
 
     from eaftdrope.evaluate.long_context.plan import make_plan, short_name
     from eaftdrope.evaluate.long_context.store import Results
@@ -90,13 +90,12 @@ def _probe(options: Options, problems: list[str], output: Path | None, *, dry_ru
     from eaftdrope.report.page import report_or_say
 
     from .measure import run_with_progress
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    quieten(bars=False)
-    # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    silence_libraries(bars=False)
+    console = make_console()
     plan = make_plan(options, problems)
-    folder = output or Path("runs") / "probe" / short_name(options.models[0])
+    folder = output or Path("runs") / "context" / short_name(options.models[0])
     results = Results(folder, plan, overwrite=overwrite)
     if dry_run:
         console.print(cost_table(plan))

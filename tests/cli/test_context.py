@@ -1,4 +1,4 @@
-"""`eaftdrope probe` and `eaftdrope drope temperature` on tiny models: results, refusals, going on after a kill."""
+"""`eaftdrope context` and `eaftdrope drope temperature` on tiny models: results, refusals, going on after a kill."""
 
 import csv
 import json
@@ -55,7 +55,16 @@ def cells(folder):
 
 def test_two_models_with_baselines(models, tmp_path, capsys, monkeypatch):
     out, probes, arms = tmp_path / "probe", ("perplexity", "niah", "attention"), ("as is", "yarn", "crop")
-    command = ["probe", models / "converted", models / "plain", *SMALL, "--text", models / "text.txt", "--output", out]
+    command = [
+        "context",
+        models / "converted",
+        models / "plain",
+        *SMALL,
+        "--text",
+        models / "text.txt",
+        "--output",
+        out,
+    ]
     command += ["--baselines", "rope,yarn,crop", "--probes", ",".join(probes)]
     code, text, err = run(*command, capsys=capsys)
     assert code == 0, err
@@ -92,7 +101,7 @@ def test_two_models_with_baselines(models, tmp_path, capsys, monkeypatch):
 
 def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
     probes = ["--probes", "perplexity,niah,passkey", "--text", models / "text.txt"]
-    command = ["probe", models / "plain", *SMALL, *probes, "--output"]
+    command = ["context", models / "plain", *SMALL, *probes, "--output"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     script = (
         "import os, signal, sys\n"
@@ -125,7 +134,7 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_module, "measure", counting)
     code, text, err = run(*command, killed, capsys=capsys)
     assert code == 0, err
-    assert "going on: 3 of 6 cells are measured already" in text
+    assert "resuming: 3 of 6 cells are already measured" in text
     assert measured == [("perplexity", 1800), ("niah", 1800), ("passkey", 1800)]
     assert run(*command, whole, capsys=capsys)[0] == 0
     assert cells(killed) == cells(whole) and (killed / "probe.csv").read_text() == (whole / "probe.csv").read_text()
@@ -146,7 +155,7 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
 
 def test_a_changed_checkpoint_is_another_probe(models, tmp_path, capsys):
     save_model(tmp_path / "model")
-    command = ["probe", tmp_path / "model", *SMALL, "--probes", "niah", "--output", tmp_path / "out"]
+    command = ["context", tmp_path / "model", *SMALL, "--probes", "niah", "--output", tmp_path / "out"]
     assert run(*command, capsys=capsys)[0] == 0
     save_model(tmp_path / "model", tied=False)
     code, _, err = run(*command, capsys=capsys)
@@ -155,7 +164,7 @@ def test_a_changed_checkpoint_is_another_probe(models, tmp_path, capsys):
 
 def test_dry_run(models, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run_module, "load_model", None)
-    command = ["probe", models / "plain", *SMALL, "--text", models / "text.txt", "--baselines", "crop"]
+    command = ["context", models / "plain", *SMALL, "--text", models / "text.txt", "--baselines", "crop"]
     code, text, err = run(*command, "--output", tmp_path / "out", "--dry-run", capsys=capsys)
     assert code == 0, err
     assert not (tmp_path / "out").exists()
@@ -167,7 +176,7 @@ def test_dry_run(models, tmp_path, capsys, monkeypatch):
 
 def test_what_the_text_cannot_give_is_said(models, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"Row {i}. " * 60}) + "\n" for i in range(4)))
-    command = ["probe", models / "plain", *SMALL, "--probes", "perplexity,niah", "--lengths", "450,900,4000"]
+    command = ["context", models / "plain", *SMALL, "--probes", "perplexity,niah", "--lengths", "450,900,4000"]
     command += ["--text", tmp_path / "rows.jsonl", "--output", tmp_path / "out"]
     code, text, err = run(*command, capsys=capsys)
     assert code == 0, err
@@ -206,12 +215,12 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
         "--dtype",
         "float8",
     ]
-    code, _, err = run("probe", *arguments, capsys=capsys)
+    code, _, err = run("context", *arguments, capsys=capsys)
     lines = err.splitlines()
     assert code == 2
     suites = [] if find_spec("lm_eval") else ["--suite longbench is measured by lm-eval, which is not installed."]
     expected = [
-        "--device cuda:77: torch sees no such device here",
+        "--device cuda:77: not present on this machine",
         "--dtype float8: not one of float32, bfloat16, auto.",
         "--probes: 'nia' is not one of perplexity, niah, multi-query, multi-key, multi-value, passkey, attention. Did you "
         "mean niah?",
@@ -233,7 +242,7 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
     [
         (["{plain}", "{plain}"], "a model is named twice. Name each once"),
         (["{plain}", "--probes", ","], "--probes is empty. Name some of perplexity, niah"),
-        (["{plain}", "--device", "abacus"], "--device abacus: torch knows no such device."),
+        (["{plain}", "--device", "abacus"], "--device abacus: unknown device."),
         (["{plain}", "--lengths", "64", "--probes", "niah"], "64 tokens are too few for the probe niah: question"),
         (["{plain}", "--lengths", "64", "--probes", "attention"], "64 tokens are too few for the probe niah"),
         (
@@ -272,21 +281,21 @@ def test_refusals(models, tmp_path, capsys, monkeypatch, arguments, message):
         shown += ["--output", str(tmp_path / "out")]
     if "--lengths" not in shown:
         shown += ["--lengths", "900"]
-    code, _, err = run("probe", *shown, capsys=capsys)
+    code, _, err = run("context", *shown, capsys=capsys)
     assert code == 2 and message in err
     assert not (tmp_path / "out").exists() and [file.name for file in places["strangers"].iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_suites_without_lm_eval(models, capsys):
-    code, _, err = run("probe", models / "plain", "--suite", "ruler", capsys=capsys)
+    code, _, err = run("context", models / "plain", "--suite", "ruler", capsys=capsys)
     assert code == 2
     assert "--suite ruler is measured by lm-eval, which is not installed. Run `pip install 'lm-eval[hf,ruler]'`" in err
 
 
 def test_ruler_has_its_own_lengths(models, capsys, monkeypatch):
     monkeypatch.setattr("eaftdrope.evaluate.long_context.plan._missing_suites", lambda suites: [])
-    code, _, err = run("probe", models / "plain", "--suite", "ruler", "--lengths", "4096,900", capsys=capsys)
+    code, _, err = run("context", models / "plain", "--suite", "ruler", "--lengths", "4096,900", capsys=capsys)
     assert code == 2 and "--suite ruler: lm-eval has it at 4096, 8192" in err and "not at 900." in err
 
 
@@ -297,7 +306,7 @@ def test_out_of_memory_keeps_what_is_measured(models, tmp_path, capsys, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(run_module, "ask", full)
-    command = ["probe", models / "plain", *SMALL, "--probes", "perplexity,niah", "--lengths", "900"]
+    command = ["context", models / "plain", *SMALL, "--probes", "perplexity,niah", "--lengths", "900"]
     command += ["--text", models / "text.txt", "--output", tmp_path / "out"]
     code, _, err = run(*command, capsys=capsys)
     assert code == 2 and "out of memory at 900 tokens (plain, as is, niah). What was measured is kept" in err
@@ -327,16 +336,16 @@ def test_temperature(models, tmp_path, capsys):
         assert f"{fit['beta']:.3f}" in text
     assert "ln(length / 100)" in text and (out / "temperature.png").stat().st_size > 10_000
     target = found["fits"][0]
-    shown = "To bake it in for 200 tokens" in text
+    shown = "To fold it in for 200 tokens" in text
     assert shown == (target["distinguishable"] and not target["at_edge"])
     assert (text.count("not distinguishable from 1") == 2) == ("leave the temperature out" in text)
 
     code, _, err = temperature(models, *command, capsys=capsys)
-    assert code == 2 and "holds a fit already. Name another folder with --output, or pass --overwrite." in err
+    assert code == 2 and "already holds a fit. Choose another folder with --output, or pass --overwrite." in err
 
 
 def test_words_of_a_fit():
-    from eaftdrope.cli.drope import _words
+    from eaftdrope.cli.drope import _lines
 
     fit = {"length": 4096, "beta": 1.25, "stderr": 0.1, "distinguishable": True, "at_edge": False}
     found = {
@@ -347,16 +356,16 @@ def test_words_of_a_fit():
         "announced_length": 2048,
         "model": "org/m",
     }
-    assert _words(found) == [
+    assert _lines(found) == [
         "beta = 1 + 0.360 ln(length / 2,048)",
-        "To bake it in for 4,096 tokens: eaftdrope convert org/m m-4096 --temperature 1.25 --max-length 4096",
+        "To fold it in for 4,096 tokens: eaftdrope convert org/m m-4096 --temperature 1.25 --max-length 4096",
     ]
     unclear = {**found, "slope": -0.01, "fits": [{**fit, "distinguishable": False, "stderr": None}]}
-    slope, advice, one = _words(unclear)
+    slope, advice, one = _lines(unclear)
     assert slope == "beta = 1 - 0.010 ln(length / 2,048)"
-    assert advice.startswith("No length has a beta that is better than 1 by more than two standard errors")
-    assert one == "At 4,096 there was one window: nothing says how certain its beta is."
-    assert "do not trust its beta" in _words({**found, "fits": [{**fit, "at_edge": True}]})[1]
+    assert advice.startswith("At no length is beta better than 1 by more than two standard errors")
+    assert one == "At 4,096 there was only one window, so the uncertainty of beta is unknown."
+    assert "do not rely on it" in _lines({**found, "fits": [{**fit, "at_edge": True}]})[1]
 
 
 @pytest.mark.parametrize(
