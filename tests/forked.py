@@ -29,12 +29,12 @@ PRELOADED = (
     "typer.main",
     "eaftdrope.data",
     "eaftdrope.evaluate",
-    "eaftdrope.recipe.run",
+    "eaftdrope.run.train",
     "eaftdrope.report.card",
     "eaftdrope.report.page",
-    "eaftdrope.trainer.metrics_file",
-    "eaftdrope.trainer.merge",
-    "eaftdrope.trainer.progress",
+    "eaftdrope.trainer.callbacks.metrics",
+    "eaftdrope.checkpoints.merge",
+    "eaftdrope.trainer.callbacks.progress",
     "eaftdrope.trainer.trainer",
 )
 _context = multiprocessing.get_context("forkserver")

@@ -296,7 +296,7 @@ def _half_a_state(die):
 
 def _run_function(name: str, where, call: int = 1):
     def patch(die):
-        from eaftdrope.recipe import run
+        from eaftdrope.run import train as run
 
         where(run, name, die, call)
 
@@ -305,7 +305,7 @@ def _run_function(name: str, where, call: int = 1):
 
 def _folder_method(name: str, where):
     def patch(die):
-        from eaftdrope.recipe.rundir import RunFolder
+        from eaftdrope.run.folder import RunFolder
 
         where(RunFolder, name, die)
 
@@ -313,14 +313,14 @@ def _folder_method(name: str, where):
 
 
 def _while_rotating(die):
-    from eaftdrope.recipe.checkpoints import Checkpoints
+    from eaftdrope.run.checkpoints import Checkpoints
 
     _before(Checkpoints, "rotate", die, 2)
 
 
 def _while_probing(call: int):
     def patch(die):
-        from eaftdrope.evaluate.perplexity import Perplexity
+        from eaftdrope.evaluate.probes.perplexity import Perplexity
 
         _before(Perplexity, "run", die, call)
 
