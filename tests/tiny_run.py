@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import yaml
 
@@ -215,9 +216,10 @@ def train_in_ranks(*arguments: object, **environment: str) -> list[forked.Ended]
     return forked.run_ranks(2, _train, list(map(str, arguments)), None, None, False, **environment)
 
 
-def no_report(folder: Path, console: object) -> None:
-    """Stands for `report.page.report_or_say`."""
+def no_report(folder: Path, output: object, draw: object) -> Path:
+    """Replaces `report.page._write`: an empty page, without figures."""
     (folder / "report.html").write_text("")
+    return folder / "report.html"
 
 
 def _train(arguments, moment, signal_number, report):
@@ -226,7 +228,7 @@ def _train(arguments, moment, signal_number, report):
     if not report:
         from eaftdrope.report import page
 
-        page.report_or_say = no_report
+        mock.patch.object(page, "_write", no_report).start()
     if moment:
         {**MOMENTS, **STAGE_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
     main(["train", *arguments])

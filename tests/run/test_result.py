@@ -162,7 +162,7 @@ def pushing(project, tmp_path, monkeypatch):
     from eaftdrope.report import page
     from eaftdrope.run.train import run_recipe
 
-    monkeypatch.setattr(page, "report_or_say", no_report)
+    monkeypatch.setattr(page, "_write", no_report)
     short = ["train.steps=2", "probes.target=[]", "probes.general=[]", "output.push_to_hub=me/tuned"]
     recipe = load_recipe(project / "recipe.yaml", [f"output.dir={tmp_path / 'run'}", "output.merge=true", *short])
     return lambda: run_recipe(recipe, Console(quiet=True), command="test")

@@ -173,7 +173,7 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
         torch.save(live, folder.path / "live.pt")
 
     monkeypatch.setattr(run, "save_result", save_and_look)
-    monkeypatch.setattr(page, "report_or_say", no_report)
+    monkeypatch.setattr(page, "_write", no_report)
     console = Console(quiet=True)
     for name, overrides in {"lora": ["output.merge=true"], "full": list(FULL)}.items():
         where = f"output.dir={tmp_path / name / 'run'}"
