@@ -19,59 +19,12 @@ from unittest import mock
 import yaml
 
 from tests import forked
+from tests.models import save_model
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # What differs between two runs of the same recipe.
 TIMES = ("time", "eaft/tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 # What only the run that reached the end by training logs: a sum over the steps of its own process.
 SUMMARY = "train_runtime"
-
-
-def byte_tokenizer(eos: str = "<|im_end|>"):
-    """One token a byte (ids 4 to 259), ChatML; `<|end|>` is a special token that no template writes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<|im_start|>", "<|im_end|>", "<|end|>"]
-    vocab = {token: index for index, token in enumerate([*specials, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=eos, pad_token="<pad>", additional_special_tokens=specials[1:]
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def save_model(folder: Path, *, eos: str = "<|im_end|>", tied: bool = True) -> Path:
-    """A random two-layer Llama and its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = byte_tokenizer(eos)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_rows(path: Path, count: int = 24, *, start: int = 0) -> Path:

@@ -15,7 +15,8 @@ from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
 from tests import forked
 from tests.evaluate.suites.test_cache import adapter_of
-from tests.tiny_run import TEMPLATE, make_project
+from tests.models import TEMPLATE
+from tests.tiny_run import make_project
 
 SMALL = ["--suite", "general:perplexity,general:multiple_choice", "--limit", "6", "--device", "cpu"]
 

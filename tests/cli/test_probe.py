@@ -11,7 +11,7 @@ from eaftdrope.cli import main
 from eaftdrope.drope import convert
 from eaftdrope.evaluate.long_context import run as run_module
 from tests import forked
-from tests.tiny_run import save_model
+from tests.models import save_model
 
 # Prompts of one token a byte: the longest question and its needles take some 750.
 SMALL = ["--lengths", "900,1800", "--trained-length", "900", "--trials", "2", "--depths", "2", "--windows", "2"]

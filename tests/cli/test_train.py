@@ -103,7 +103,7 @@ def bad_rows(folder):
 
 
 def no_weights(folder):
-    from tests.tiny_run import save_model
+    from tests.models import save_model
 
     (save_model(folder / "broken") / "model.safetensors").unlink()
     return f"model={folder / 'broken'}"

@@ -13,7 +13,8 @@ from eaftdrope.errors import UserError
 from tests import forked
 from tests.drope.architectures import LENGTH, save
 from tests.drope.big_folder import make as make_big
-from tests.tiny_run import byte_tokenizer, hashes
+from tests.models import byte_tokenizer
+from tests.tiny_run import hashes
 
 
 @pytest.fixture

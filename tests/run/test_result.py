@@ -5,7 +5,8 @@ import json
 import pytest
 
 from eaftdrope.errors import UserError
-from tests.tiny_run import byte_tokenizer, make_project, no_report, save_model, train
+from tests.models import byte_tokenizer, save_model
+from tests.tiny_run import make_project, no_report, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 
