@@ -26,7 +26,7 @@ def sharded(self, *args, **kwargs):
 
 state.AcceleratorState.__init__ = sharded
 from eaftdrope.cli import main
-from eaftdrope.recipe import run
+from eaftdrope.run import train as run
 
 moment = sys.argv.pop(1)
 
