@@ -34,7 +34,7 @@ def test_rows_are_what_the_recipes_train_on():
     assert all(row.data["url"].startswith("http") for row in read("medquad", "train"))
     assert next(iter_examples(Source("package:novels"))).text.startswith("THE ADVENTURES OF SHERLOCK HOLMES")
     assert not any("Gutenberg" in row.data["text"] for row in read("novels", "train"))
-    # enough for the 300,000 tokens of recipes/drope/smollm2_135m.yaml
+    # about one pass over them is the 280,000 tokens of recipes/drope/smollm2_135m.yaml
     assert sum(len(row.data["text"]) for row in read("novels", "train")) > 1_200_000
 
 
