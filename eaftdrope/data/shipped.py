@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 
-from eaftdrope.data.readers import Row, iter_file
+from .readers import Row, iter_file
 
 SPLITS = {"gsm8k": ("train", "test"), "medquad": ("train", "test"), "novels": ("train",)}
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaftdrope.data import bfcl, shipped
-from eaftdrope.data.folders import folder_files, listing
-from eaftdrope.data.readers import SUFFIXES, Row, drop_nulls, iter_file
 from eaftdrope.errors import DataError
+
+from . import bfcl, shipped
+from .folders import folder_files, listing
+from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
 PACKAGES = (BFCL, *(f"package:{name}" for name in shipped.SPLITS))
