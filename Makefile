@@ -32,8 +32,9 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .PHONY: quickstart test test-kills test-engines fuzz test-kernels test-compat lint format bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
+# Threads that wait for each other sleep: beside other work, spinning costs several times the CPU seconds.
 quickstart: $(INSTALLED)
-	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
 test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines$(if $(MARKS), and ($(MARKS)))" $(ARGS)

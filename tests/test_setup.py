@@ -179,7 +179,8 @@ def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path, monkeypa
 
     names = set(zipfile.ZipFile(tmp_path / name).namelist())
     expected = {"eaftdrope/py.typed", "eaftdrope/errors.py"}
-    expected |= {f"eaftdrope/evaluate/assets/{path.name}" for path in (ROOT / "eaftdrope/evaluate/assets").iterdir()}
+    for assets in ("eaftdrope/evaluate/assets", "eaftdrope/data/assets"):
+        expected |= {f"{assets}/{path.name}" for path in (ROOT / assets).iterdir()}
     expected |= {
         f"eaftdrope/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in (ROOT / "recipes").rglob("*.yaml")
     }

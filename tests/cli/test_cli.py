@@ -178,9 +178,9 @@ def test_recipes_ls_show_cp(tmp_path, capsys, monkeypatch):
     assert out.splitlines()[0].startswith("quickstart ")
     code, shown, _ = run("recipes", "show", "quickstart", capsys=capsys)
     assert yaml.safe_load(shown)["model"]["reference"] == "package:smollm2-135m-instruct"
-    code, out, _ = run("recipes", "cp", "medical/qwen3_4b_thinking.yaml", "mine.yaml", capsys=capsys)
+    code, out, _ = run("recipes", "cp", "recipes/medical.yaml", "mine.yaml", capsys=capsys)
     assert (code, out) == (0, "written: mine.yaml. Edit it, then run: eaftdrope validate mine.yaml\n")
-    assert load_recipe("mine.yaml").output.dir == "runs/medical/qwen3_4b_thinking"
+    assert load_recipe("mine.yaml").output.dir == "runs/medical"
     run("recipes", "cp", "quickstart", capsys=capsys)
     assert (tmp_path / "quickstart.yaml").read_text() == shown
 
@@ -190,6 +190,15 @@ def test_recipes_errors(tmp_path, capsys, monkeypatch):
     code, _, err = run("recipes", "show", "quikstart", capsys=capsys)
     assert code == 2
     assert err.startswith("no recipe 'quikstart'. Did you mean `quickstart`? Recipes: quickstart, ")
+    code, _, err = run("recipes", "cp", "medical/qwen3_4b_thinking", capsys=capsys)
+    assert (code, err) == (
+        2,
+        "'medical/qwen3_4b_thinking' is now 'medical', one recipe for every model. `eaftdrope recipes cp medical`, then "
+        "`eaftdrope train medical.yaml model=Qwen/Qwen3-4B-Thinking-2507`. Its header has what else a thinking model "
+        "needs.\n",
+    )
+    code, _, err = run("recipes", "show", "recipes/math/smollm2_135m.yaml", capsys=capsys)
+    assert (code, err) == (2, "'math/smollm2_135m' is now 'math_cpu'. `eaftdrope recipes cp math_cpu`.\n")
     code, _, err = run("recipes", "cp", capsys=capsys)
     assert (code, err) == (2, "`eaftdrope recipes cp` needs a name. `eaftdrope recipes ls` lists the names.\n")
     (tmp_path / "mine.yaml").write_text("mine")
