@@ -96,7 +96,7 @@ constraints: $(INSTALLED)
 	mv constraints.txt.new constraints.txt
 
 clean:
-	rm -rf $(VENV) $(COMPAT) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
