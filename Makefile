@@ -43,7 +43,7 @@ test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kills: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/recipe -m kills $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/run -m kills $(ARGS)
 
 # By hand, after a change to what reads recipes or rows: minutes.
 fuzz: lint
@@ -51,7 +51,7 @@ fuzz: lint
 	  $(wildcard tests/recipe/test_fuzz_*.py tests/data/test_fuzz_*.py) $(ARGS)
 
 test-engines: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/trainer tests/recipe -m engines $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/trainer tests/run -m engines $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest $(AT_ONCE) tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)

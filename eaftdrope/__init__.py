@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 _HOMES = {
-    "EAFTCallback": "eaftdrope.trainer.callback",
+    "EAFTCallback": "eaftdrope.trainer.callbacks.plain_trainer",
     "EAFTConfig": "eaftdrope.trainer.config",
     "EAFTTrainer": "eaftdrope.trainer.trainer",
     "TokenStats": "eaftdrope.loss",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .loss import TokenStats, eaft_loss, fused_linear_eaft, gates
     from .recipe.load import load_recipe
-    from .trainer.callback import EAFTCallback
+    from .trainer.callbacks.plain_trainer import EAFTCallback
     from .trainer.config import EAFTConfig
     from .trainer.patch import apply_eaft, pop_metrics, remove_eaft
     from .trainer.trainer import EAFTTrainer

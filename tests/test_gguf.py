@@ -7,9 +7,9 @@ import pytest
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
-from eaftdrope.gguf import copy
-from eaftdrope.gguf.tokenizer import read_tokenizer
 from eaftdrope.models import load_tokenizer
+from eaftdrope.models.gguf import copy
+from eaftdrope.models.gguf.tokenizer import read_tokenizer
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
 
 TEXT = "tips:\n\n1. Sleep  1234 I'LL aB"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
-from eaftdrope.loading import load_complete
+from eaftdrope.models.loading import load_complete
 from tests.tiny_run import save_model
 
 AGAIN = "Download or copy it again."

@@ -12,8 +12,8 @@ import pytest
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
-from eaftdrope.gguf import copy
 from eaftdrope.models import MODEL_PACKAGES, ModelPackage, check_model_reference, resolve_model
+from eaftdrope.models.gguf import copy
 
 PACKAGE = "package:smollm2-135m-instruct"
 
@@ -211,7 +211,7 @@ def test_one_cache_folder(monkeypatch, tmp_path):
     """Models, scores and captures, the compiled loss, the CUDA library and its build script, `doctor`: one function."""
     import runpy
 
-    from eaftdrope.cache import cache_dir
+    from eaftdrope.files import cache_dir
     from eaftdrope.loss.backends import cuda
     from eaftdrope.loss.native import build
 
@@ -232,7 +232,7 @@ def test_one_cache_folder(monkeypatch, tmp_path):
     assert cuda.library_path() == place / cuda.LIBRARY_NAME
     monkeypatch.setattr(build, "compile_library", lambda target: None)
     assert build.library_path().is_relative_to(place) or build.library_path().parent == build.SOURCES
-    script = runpy.run_path(str(Path(models.__file__).parents[1] / "cuda" / "build.py"))
+    script = runpy.run_path(str(Path(models.__file__).parents[2] / "cuda" / "build.py"))
     assert script["_output"](argparse.Namespace(output=None, cache=True)) == place / script["LIBRARY_NAME"]
 
 
@@ -325,7 +325,7 @@ def test_the_packaged_model_talks():
     from eaftdrope.data import render_prompt
     from eaftdrope.evaluate import run_probes
     from eaftdrope.evaluate.generation import generate, stop_token_ids
-    from eaftdrope.evaluate.perplexity import Perplexity
+    from eaftdrope.evaluate.probes.perplexity import Perplexity
 
     tokenizer, model = models.load_tokenizer(PACKAGE), models.load_model(PACKAGE)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2

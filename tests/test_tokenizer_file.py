@@ -116,7 +116,7 @@ def test_tokens_that_only_the_configuration_has_are_no_difference(save):
 
 def test_files_that_contradict_each_other_are_refused(save, monkeypatch):
     """Where even the file without the class gives other tokens."""
-    import eaftdrope.tokenizer_file as product
+    import eaftdrope.models.tokenizer_file as product
 
     folder, _ = save(tokenizer_class="PreTrainedTokenizerFast")
     monkeypatch.setattr(product, "first_difference", lambda tokenizer, file: "in 'a', ['a'] becomes ['b'].")

@@ -189,11 +189,11 @@ _PRELOADED = (
     "rich.progress",
     "transformers.models.llama.modeling_llama",
     "eaftdrope.evaluate",
-    "eaftdrope.recipe.run",
+    "eaftdrope.run.train",
     "eaftdrope.report.card",
-    "eaftdrope.trainer.metrics_file",
-    "eaftdrope.trainer.merge",
-    "eaftdrope.trainer.progress",
+    "eaftdrope.trainer.callbacks.metrics",
+    "eaftdrope.checkpoints.merge",
+    "eaftdrope.trainer.callbacks.progress",
     "eaftdrope.trainer.trainer",
 )
 _context = multiprocessing.get_context("forkserver")
@@ -320,7 +320,7 @@ def _half_a_state(die):
 
 def _run_function(name: str, where, call: int = 1):
     def patch(die):
-        from eaftdrope.recipe import run
+        from eaftdrope.run import train as run
 
         where(run, name, die, call)
 
@@ -329,7 +329,7 @@ def _run_function(name: str, where, call: int = 1):
 
 def _folder_method(name: str, where):
     def patch(die):
-        from eaftdrope.recipe.rundir import RunFolder
+        from eaftdrope.run.folder import RunFolder
 
         where(RunFolder, name, die)
 
@@ -337,14 +337,14 @@ def _folder_method(name: str, where):
 
 
 def _while_rotating(die):
-    from eaftdrope.recipe.checkpoints import Checkpoints
+    from eaftdrope.run.checkpoints import Checkpoints
 
     _before(Checkpoints, "rotate", die, 2)
 
 
 def _while_probing(call: int):
     def patch(die):
-        from eaftdrope.evaluate.perplexity import Perplexity
+        from eaftdrope.evaluate.probes.perplexity import Perplexity
 
         _before(Perplexity, "run", die, call)
 

@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from eaftdrope.recipe.machine import cpu_name
+from eaftdrope.run.machine import cpu_name
 
 ARMS = ("eaft", "none", "trl")
 _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate")

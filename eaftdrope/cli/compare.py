@@ -49,11 +49,12 @@ def compare(
     )
     from rich.console import Console
 
-    from eaftdrope.cli.measure import about, bars
-    from eaftdrope.cli.quiet import quieten
     from eaftdrope.compare.run import run_comparison, show_comparison
-    from eaftdrope.recipe.machine import training_device
-    from eaftdrope.recipe.stops import RunInterrupted
+    from eaftdrope.run.interrupts import RunInterrupted
+    from eaftdrope.run.machine import training_device
+
+    from .measure import about, bars
+    from .quiet import quieten
 
     # a log is not a terminal 80 columns wide
     console = Console() if sys.stdout.isatty() else Console(width=140)

@@ -80,8 +80,7 @@ def tested_versions() -> dict[str, str]:
 
 def devices() -> list[str]:
     """The processor, its memory, and every accelerator torch sees."""
-    from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, gib, ram
-    from eaftdrope.recipe.precision import slow_in_bfloat16
+    from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, gib, ram, slow_in_bfloat16
 
     flags = cpu_flags()
     shown = ", ".join(name for flag, name in CPU_FLAGS.items() if flag in flags) or "features unknown on this system"
@@ -101,7 +100,7 @@ def backends() -> list[str]:
     """Each backend: ready, checked against float64 now; or why not. The first that is ready on a device is its `auto`."""
     import torch
 
-    from ..loss.backends import BACKENDS, check_backend, unavailable
+    from eaftdrope.loss.backends import BACKENDS, check_backend, unavailable
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     lines = []
@@ -129,7 +128,7 @@ def caches() -> list[str]:
     """Folders where models and data are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ..cache import cache_dir
+    from eaftdrope.files import cache_dir
 
     own = cache_dir()
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaftdrope.cli.measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
 from eaftdrope.evaluate.long_context.lengths import slope_text
+
+from .measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,10 +51,11 @@ def temperature(
     """
     from rich.console import Console
 
-    from eaftdrope.cli.measure import about, bars, device_and_dtype
-    from eaftdrope.cli.quiet import quieten
-    from eaftdrope.evaluate.long_context.temperature_plan import as_document, fit_all, plan_temperature
-    from eaftdrope.report.figures import draw_temperature
+    from eaftdrope.evaluate.long_context.temperature import as_document, fit_all, plan_temperature
+    from eaftdrope.report.figures.context import draw_temperature
+
+    from .measure import about, bars, device_and_dtype
+    from .quiet import quieten
 
     quieten(bars=False)
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -93,12 +95,13 @@ def check(
     """
     from rich.console import Console
 
-    from eaftdrope.cli.convert import engines_table
-    from eaftdrope.cli.quiet import quieten
     from eaftdrope.drope import check_folder, complete
     from eaftdrope.drope.checkpoint import read_json
     from eaftdrope.drope.config import with_old_keys
     from eaftdrope.drope.engines import serving
+
+    from .convert import engines_table
+    from .quiet import quieten
 
     quieten(bars=False)
     console = Console() if sys.stdout.isatty() else Console(width=140)

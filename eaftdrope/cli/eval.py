@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaftdrope.cli.measure import DeviceName, Dtype
+from .measure import DeviceName, Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from eaftdrope.evaluate import Score
-    from eaftdrope.evaluate.evaluation import Options, Plan, RecipeProbes
-    from eaftdrope.evaluate.result_folder import ResultFolder
+    from eaftdrope.evaluate.suites.plan import Options, Plan, RecipeProbes
+    from eaftdrope.files import ResultFolder
 
 _UNSHOWN = {"show_default": False}
 _DEFAULT_SUITE = "general"
@@ -89,9 +89,10 @@ def eval(
     if not sys.stderr.isatty():
         # lm-eval's bars, which nothing else turns off; tqdm reads it when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from eaftdrope.cli.measure import device_and_dtype
-    from eaftdrope.evaluate.evaluation import Options
     from eaftdrope.evaluate.long_context.plan import short_name
+    from eaftdrope.evaluate.suites.plan import Options
+
+    from .measure import device_and_dtype
 
     device, dtype, problems = device_and_dtype(device, dtype)
     folder = output or Path("runs") / "eval" / short_name(models[0])
@@ -128,7 +129,7 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
         )
 
     def build(tokenizer):
-        from eaftdrope.recipe.build import build_data, build_run_probes
+        from eaftdrope.run.build import build_data, build_run_probes
 
         return build_run_probes(recipe, build_data(recipe, tokenizer))
 
@@ -147,11 +148,12 @@ def _eval(
 ) -> None:
     from rich.console import Console
 
-    from eaftdrope.cli.quiet import quieten
-    from eaftdrope.evaluate.evaluation import make_plan
-    from eaftdrope.evaluate.evaluation_run import NAME, SCHEMA
-    from eaftdrope.evaluate.result_folder import ResultFolder
+    from eaftdrope.evaluate.suites.plan import make_plan
+    from eaftdrope.evaluate.suites.run import NAME, SCHEMA
+    from eaftdrope.files import ResultFolder
     from eaftdrope.report.page import report_or_say
+
+    from .quiet import quieten
 
     quieten(bars=False)
     # a log is not a terminal 80 columns wide
@@ -171,8 +173,9 @@ def _eval(
 
 def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) -> dict[str, dict[str, list[Score]]]:
     """Measure with a bar in a terminal, a line a step elsewhere, and say how much came from the cache."""
-    from eaftdrope.cli.measure import about, bars
-    from eaftdrope.evaluate.evaluation_run import SCHEMA, run_plan
+    from eaftdrope.evaluate.suites.run import SCHEMA, run_plan
+
+    from .measure import about, bars
 
     command = shlex.join(["eaftdrope", *sys.argv[1:]])
     results.document = {

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaftdrope.cli.measure import Overwrite
 from eaftdrope.recipe import load_recipe
+
+from .measure import Overwrite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,13 +44,14 @@ def inspect(
     checked = load_recipe(recipe, overrides or [])
     from rich.console import Console
 
-    from eaftdrope.cli.measure import about, bars
-    from eaftdrope.cli.quiet import quieten
-    from eaftdrope.inspection.store import InspectionFolder
-    from eaftdrope.recipe.inspection import prepare_inspection, run_inspection, show_plan
-    from eaftdrope.recipe.machine import training_device
-    from eaftdrope.recipe.stops import told_about_disk
+    from eaftdrope.inspection.document import InspectionFolder
+    from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
     from eaftdrope.report.page import report_or_say
+    from eaftdrope.run.interrupts import told_about_disk
+    from eaftdrope.run.machine import training_device
+
+    from .measure import about, bars
+    from .quiet import quieten
 
     quieten(bars=False)
     # a log is not a terminal 80 columns wide

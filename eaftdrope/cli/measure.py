@@ -79,7 +79,7 @@ def device_and_dtype(device: str, dtype: str | None) -> tuple[str, str, list[str
 
 def about(device: str) -> dict:
     """When, where and with what."""
-    from eaftdrope.recipe.machine import accelerators, cpu_name
+    from eaftdrope.run.machine import accelerators, cpu_name
 
     kind = device.split(":")[0]
     names = [found.name for found in accelerators()] if kind != "cpu" else [cpu_name()]

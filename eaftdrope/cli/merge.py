@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from eaftdrope.cli.quiet import quieten
 from eaftdrope.errors import UserError
+
+from .quiet import quieten
 
 
 def merge(
@@ -43,7 +44,7 @@ def merge(
     """Merge an adapter into its base model, save an ordinary checkpoint, reload it with stock transformers and compare
     the logits. Nothing is left under OUTPUT_DIR unless they agree. With --share, only part of the way is gone: `compare
     --match target` tells at which share a run has gained as much as another, and forgotten less."""
-    from eaftdrope.trainer.merge import draw_back, merge_adapter
+    from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 
     quieten(bars=sys.stdout.isatty())
     if base is None and revision is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaftdrope.cli.measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
+from .measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
 
 if TYPE_CHECKING:
     from eaftdrope.evaluate.long_context.plan import Options
@@ -56,8 +56,9 @@ def probe(
     baselines of a recalibrated model name the original one too: its weights are those that its rotary embedding was trained
     with.
     """
-    from eaftdrope.cli.measure import device_and_dtype, parse_names
     from eaftdrope.evaluate.long_context.plan import PROBES, Options
+
+    from .measure import device_and_dtype, parse_names
 
     device, dtype, problems = device_and_dtype(device, dtype)
     options = Options(
@@ -83,13 +84,13 @@ def probe(
 def _probe(options: Options, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool) -> None:
     from rich.console import Console
 
-    from eaftdrope.cli.measure import run_with_progress
-    from eaftdrope.cli.quiet import quieten
     from eaftdrope.evaluate.long_context.plan import make_plan, short_name
-    from eaftdrope.evaluate.long_context.rows import csv_of, rows_of
     from eaftdrope.evaluate.long_context.store import Results
-    from eaftdrope.evaluate.long_context.table import cost_table, result_table, suite_table
+    from eaftdrope.evaluate.long_context.table import cost_table, csv_of, result_table, rows_of, suite_table
     from eaftdrope.report.page import report_or_say
+
+    from .measure import run_with_progress
+    from .quiet import quieten
 
     quieten(bars=False)
     # a log is not a terminal 80 columns wide

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from eaftdrope.cli.quiet import quieten
 from eaftdrope.recipe import load_recipe
+
+from .quiet import quieten
 
 
 def train(
@@ -33,8 +34,8 @@ def train(
     checked = load_recipe(recipe, overrides or [])
     from rich.console import Console
 
-    from eaftdrope.recipe.run import run_recipe, show_plan
-    from eaftdrope.recipe.stops import RunInterrupted
+    from eaftdrope.run.interrupts import RunInterrupted
+    from eaftdrope.run.train import run_recipe, show_plan
 
     # a log is not a terminal 80 columns wide
     console = Console() if sys.stdout.isatty() else Console(width=120)

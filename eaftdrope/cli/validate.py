@@ -10,7 +10,7 @@ import typer
 from eaftdrope.errors import UserError, printable
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
-from eaftdrope.recipe.probes import Probes
+from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.stage_sections import Drope, Recalibrate
 from eaftdrope.recipe.training_sections import Loss, Train
 
@@ -44,8 +44,9 @@ def validate(
 
 def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
     """What became of the rows, printed; the number of bad rows that would stop a training."""
-    from eaftdrope.cli.preview import stage_heading, stage_previews
     from eaftdrope.data.preview import report_text
+
+    from .preview import stage_heading, stage_previews
 
     bad = 0
     for stage, shown in stage_previews(loaded, recipe, rows=0, scan=scan, held_out=True):

@@ -14,11 +14,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from ..recipe import load_recipe
-from ..recipe.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
-from ..recipe.schema import Recipe
-from ..recipe.suggest import did_you_mean
+from eaftdrope.errors import UserError
+from eaftdrope.recipe import load_recipe
+from eaftdrope.recipe.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from eaftdrope.recipe.schema import Recipe
+from eaftdrope.recipe.suggest import did_you_mean
 
 PLAIN = "none"
 # the gate whose mean the constant takes

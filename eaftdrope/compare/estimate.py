@@ -6,8 +6,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from ..recipe.plan import make_plan
-from ..recipe.precision import uses_bfloat16
+from eaftdrope.run.machine import uses_bfloat16
+from eaftdrope.run.plan import make_plan
+
 from .arms import Arm, Plan
 from .training import is_trained, seconds
 

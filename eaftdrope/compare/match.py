@@ -21,9 +21,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluate.scores import change_stderr, verdict
-from ..recipe.precision import weights_dtype
-from ..trainer.line import adapter_line, full_line
+from eaftdrope.checkpoints.interpolate import adapter_line, full_line
+from eaftdrope.evaluate.scores import change_stderr, verdict
+from eaftdrope.run.machine import weights_dtype
+
 from .arms import Arm
 from .measuring import Bench, Start
 from .store import Scores
@@ -31,7 +32,7 @@ from .store import Scores
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..evaluate import Score
+    from eaftdrope.evaluate import Score
 
 GRID = (0.25, 0.5, 0.75)
 OF_GAIN, OF_ERROR = 0.01, 0.1

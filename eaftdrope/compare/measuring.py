@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluate.agreement import Agreement
-from ..recipe.build import (
+from eaftdrope.evaluate.probes.agreement import Agreement
+from eaftdrope.run.build import (
     RunData,
     build_data,
     build_model,
@@ -19,8 +19,8 @@ from ..recipe.build import (
     check_vocabulary,
     stop_where_trained,
 )
-from ..recipe.machine import training_device
-from ..recipe.precision import uses_bfloat16
+from eaftdrope.run.machine import training_device, uses_bfloat16
+
 from .arms import Arm, Plan
 from .store import Scores, probe_key
 from .training import stamp
@@ -28,7 +28,7 @@ from .training import stamp
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..evaluate import Probe, Score
+    from eaftdrope.evaluate import Probe, Score
 
 BASE = "base"
 Progress = Callable[[int, int], None]
@@ -76,7 +76,7 @@ class Bench:
         model = build_model(recipe)
         stop_where_trained(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
-            from ..adapters import attach
+            from eaftdrope.checkpoints.adapters import attach
 
             model = attach(model, self.plan.path(arm))
         # quantised weights are where they belong
@@ -86,7 +86,7 @@ class Bench:
         """Scores of one probe, in the arithmetic of training."""
         import torch
 
-        from ..evaluate import run_probes
+        from eaftdrope.evaluate import run_probes
 
         probe, size = self.probes[key], self.plan.recipe.probes.batch_tokens
         with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe)):
@@ -121,7 +121,7 @@ def open_bench(plan: Plan) -> Bench:
     Raises:
         UserError: whatever would stop the arms or the probes before weights are read.
     """
-    from ..models import load_config, load_tokenizer
+    from eaftdrope.models import load_config, load_tokenizer
 
     recipe = plan.recipe
     check_backend(recipe)

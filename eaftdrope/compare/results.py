@@ -8,7 +8,8 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..recipe.dump import dump_recipe
+from eaftdrope.recipe.dump import dump_recipe
+
 from .arms import Arm
 from .measuring import Bench
 from .store import write_whole
@@ -17,7 +18,7 @@ from .training import facts
 from .verdict import Runs, compare_pair, judge, overall
 
 if TYPE_CHECKING:
-    from ..evaluate import Score
+    from eaftdrope.evaluate import Score
 
 NAME = "compare.json"
 
@@ -122,6 +123,6 @@ class Results:
 
 
 def _score(row: dict) -> Score:
-    from ..evaluate import scores_from_json
+    from eaftdrope.evaluate import scores_from_json
 
     return scores_from_json(json.dumps([row]))[0]

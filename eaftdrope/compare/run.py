@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..recipe.lock import only_start
-from ..recipe.prepare import print_audit
-from ..report.page import report_or_say
+from eaftdrope.report.page import report_or_say
+from eaftdrope.run.interrupts import only_start
+from eaftdrope.run.prepare import print_audit
+
 from .arms import Arm, Plan
 from .estimate import arms_table, estimate
 from .match import match

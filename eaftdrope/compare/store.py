@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluate import Score, scores_from_json
+from eaftdrope.evaluate import Score, scores_from_json
 
 if TYPE_CHECKING:
-    from ..evaluate import Probe
+    from eaftdrope.evaluate import Probe
 
 
 class Scores:
@@ -66,7 +66,7 @@ def _name(share: float | None) -> str:
 
 def probe_key(probe: Probe) -> str:
     """The same for the same probe with the same options and items."""
-    from ..evaluate.cache import plain
+    from eaftdrope.evaluate.suites.cache import plain
 
     return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"
 

@@ -9,12 +9,13 @@ import shlex
 import statistics
 from typing import TYPE_CHECKING
 
-from ..evaluate.table import by_metric, error_text, number_text
+from eaftdrope.evaluate.table import by_metric, error_text, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..evaluate import Score
+    from eaftdrope.evaluate import Score
+
     from .arms import Plan
 
 ARROWS = {"lower": "↓", "higher": "↑"}

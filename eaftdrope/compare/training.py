@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..errors import UserError
-from ..recipe.run_record import differences, read_record
-from ..recipe.rundir import RunFolder
-from ..recipe.schema import Recipe
+from eaftdrope.errors import UserError
+from eaftdrope.recipe.schema import Recipe
+from eaftdrope.run.folder import RunFolder
+from eaftdrope.run.record import differences, read_record
+
 from .arms import Arm, Plan, arm_recipe
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def train_arms(plan: Plan, said: Callable[[Arm, int], None], command: str) -> No
     """
     from rich.console import Console
 
-    from ..recipe.run import run_recipe
+    from eaftdrope.run.train import run_recipe
 
     for number, arm in enumerate(plan.arms, start=1):
         recipe = arm_recipe(plan, arm, weight=weight_of(plan, arm))

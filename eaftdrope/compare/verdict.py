@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ..evaluate.scores import NOT_A_NUMBER, change_stderr
+from eaftdrope.evaluate.scores import NOT_A_NUMBER, change_stderr
 
 if TYPE_CHECKING:
-    from ..evaluate import Score
+    from eaftdrope.evaluate import Score
 
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 # of ten degrees of freedom; for more it is a little too strict

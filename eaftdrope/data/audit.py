@@ -22,9 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from eaftdrope.data.plain_places import Messages, Place, Tools, plainly_there
-from eaftdrope.data.template import THOUGHT
 from eaftdrope.errors import DataError, LostTextError
+
+from .plain_places import Messages, Place, Tools, plainly_there
+from .template import THOUGHT
 
 _FIRST_MARK = 0xF0000
 _MARK = re.compile("[\U000f0000-\U0010ffff]")

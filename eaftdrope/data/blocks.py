@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from eaftdrope.data.arrow_file import write_rows
-from eaftdrope.data.encoding import IGNORED
 from eaftdrope.errors import DataError
+
+from .arrow_file import write_rows
+from .encoding import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.data.arrow_file import write_rows
-from eaftdrope.data.copies import choose, content_key, groups_of, repeated_rows
-from eaftdrope.data.counts import DataReport, SourceReport, StopTokens
-from eaftdrope.data.encoding import Encoded, encode
-from eaftdrope.data.formats import Example, normalise
-from eaftdrope.data.sources import Row, Source, iter_rows, left_out
 from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
+
+from .arrow_file import write_rows
+from .copies import choose, content_key, groups_of, repeated_rows
+from .counts import DataReport, SourceReport, StopTokens
+from .encoding import Encoded, encode
+from .formats import Example, normalise
+from .sources import Row, Source, iter_rows, left_out
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,8 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eaftdrope.data.audit import Found, Messages, Tools, audit
-from eaftdrope.data.template import (
+from eaftdrope.errors import DataError
+
+from .audit import Found, Messages, Tools, audit
+from .template import (
     MARKER,
     Template,
     common_prefix,
@@ -35,8 +37,7 @@ from eaftdrope.data.template import (
     template_of,
     try_render,
 )
-from eaftdrope.data.tools import as_plain_messages
-from eaftdrope.errors import DataError
+from .tools import as_plain_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

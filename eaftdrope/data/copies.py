@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from eaftdrope.data.counts import DataReport
+    from .counts import DataReport
 
 # rows can be whole books
 _BATCH = 256

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eaftdrope.data.encoding import Encoded
-from eaftdrope.data.fields import is_metadata
-from eaftdrope.data.formats import Example
-from eaftdrope.data.template import template_of
 from eaftdrope.errors import LostTextError
+
+from .encoding import Encoded
+from .fields import is_metadata
+from .formats import Example
+from .template import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from eaftdrope.data.chat import render_conversation, render_prompt
-from eaftdrope.data.formats import Example
 from eaftdrope.errors import DataError
+
+from .chat import render_conversation, render_prompt
+from .formats import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

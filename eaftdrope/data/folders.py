@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaftdrope.data.readers import SUFFIXES
 from eaftdrope.errors import DataError
+
+from .readers import SUFFIXES
 
 _SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)(\b|_)", re.IGNORECASE)
 # beside the rows of a dataset, never rows themselves

@@ -35,13 +35,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from eaftdrope.data import published
-from eaftdrope.data.fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty, plain_name
-from eaftdrope.data.json_text import from_json
-from eaftdrope.data.messages import content_text, read_messages, read_turns, refuse_empty, spoken, string, with_system
-from eaftdrope.data.tools import read_tools, refuse_bare_calls
-from eaftdrope.data.turn_weight import refuse_marked_row
 from eaftdrope.errors import DataError
+
+from . import published
+from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty, plain_name
+from .json_text import from_json
+from .messages import content_text, read_messages, read_turns, refuse_empty, spoken, string, with_system
+from .tools import read_tools, refuse_bare_calls
+from .turn_weight import refuse_marked_row
 
 FORMATS = (
     "auto",

@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eaftdrope.data.fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty
-from eaftdrope.data.json_text import from_json, to_json
-from eaftdrope.data.tools import read_call
-from eaftdrope.data.turn_weight import turn_weight
 from eaftdrope.errors import DataError
+
+from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty
+from .json_text import from_json, to_json
+from .tools import read_call
+from .turn_weight import turn_weight
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _OLDER_ROLES = {"function": "tool", "ipython": "tool"}

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from eaftdrope.data.build import build_dataset
-from eaftdrope.data.counts import DataReport
-from eaftdrope.data.encoding import IGNORED
-from eaftdrope.data.fields import is_metadata
-from eaftdrope.data.sources import Source
-from eaftdrope.data.vocabulary import check_token_ids
 from eaftdrope.errors import printable
+
+from .build import build_dataset
+from .counts import DataReport
+from .encoding import IGNORED
+from .fields import is_metadata
+from .sources import Source
+from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -16,11 +16,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eaftdrope.data.fields import REASONING, Fields, is_empty
-from eaftdrope.data.json_text import from_json, raw_decode
-from eaftdrope.data.messages import refuse_empty, spoken, string
-from eaftdrope.data.tools import read_call, read_tools
 from eaftdrope.errors import DataError
+
+from .fields import REASONING, Fields, is_empty
+from .json_text import from_json, raw_decode
+from .messages import refuse_empty, spoken, string
+from .tools import read_call, read_tools
 
 RENAMED = {
     "Question": "question",

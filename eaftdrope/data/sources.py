@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaftdrope.data import bfcl
-from eaftdrope.data.folders import folder_files, listing
-from eaftdrope.data.readers import SUFFIXES, Row, drop_nulls, iter_file
 from eaftdrope.errors import DataError
+
+from . import bfcl
+from .folders import folder_files, listing
+from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")

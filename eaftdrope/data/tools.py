@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from eaftdrope.data.fields import TOOLS, Fields, plain_name
-from eaftdrope.data.json_text import from_json
 from eaftdrope.errors import DataError
+
+from .fields import TOOLS, Fields, plain_name
+from .json_text import from_json
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _INSTRUCTIONS = (

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from eaftdrope.data.fields import Fields, is_empty, plain_name
 from eaftdrope.errors import DataError
+
+from .fields import Fields, is_empty, plain_name
 
 _TRAINED = frozenset(
     {"weight", "weights", "train", "trained", "trainable", "training", "istrained", "istrainable", "trainonturn"}

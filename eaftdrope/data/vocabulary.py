@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from eaftdrope.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .config import trained_length
 from .qk_norm import hosting_problem, rehosted
 from .rope import layer_ropes

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .checkpoint import carried_files, read_header, read_json
 from .config import RECORD, before, check_record
 from .identity import attention_modules, identity_rotation

@@ -13,7 +13,8 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .checkpoint import read_json, write_json
 from .layers import Layers
 from .reading import text_part

@@ -11,8 +11,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import UserError
-from ..permissions import honour_umask
+from eaftdrope.errors import UserError
+from eaftdrope.files import honour_umask
+
 from . import queries
 from .by_position import with_temperature_by_position
 from .card import write_card
@@ -158,7 +159,7 @@ def resolve_checkpoint(reference: str, *, revision: str | None = None) -> Path:
     Raises:
         UserError: the reference is wrong, or the hub cannot be reached.
     """
-    from ..models import resolve_model
+    from eaftdrope.models import resolve_model
 
     found = resolve_model(reference, revision=revision)
     if found.kind != "hub":

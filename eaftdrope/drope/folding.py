@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from . import queries
 from .checkpoint import weight_map
 from .slices import logits, random_model, tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
 
 
 def without_published_code(raw: dict, source: Path) -> tuple[dict, list[str]]:

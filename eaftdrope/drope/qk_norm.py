@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .checkpoint import INDEX, SINGLE, read_header, read_json, weight_map, write_json
 from .reading import read_config
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .checkpoint import Tensor, read_header
 from .temperature import query_rows, query_tensors, scaled_rows
 

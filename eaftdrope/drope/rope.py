@@ -17,7 +17,8 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .identity import OTHER_TOWERS, text_modules
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .identity import identity_rotation
 from .reading import one_line
 

@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .identity import OTHER_TOWERS, attention_modules
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from . import queries
 from .checkpoint import MANIFEST, ORIGINALS, carry, made, outside, read_header, read_json
 

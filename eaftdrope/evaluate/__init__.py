@@ -13,15 +13,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eaftdrope.evaluate.probes import Probe, build_probes, run_probes
-    from eaftdrope.evaluate.scores import Score, scores_from_json, scores_to_json
-    from eaftdrope.evaluate.table import comparison, comparison_markdown
+    from .probes.build import Probe, build_probes, run_probes
+    from .scores import Score, scores_from_json, scores_to_json
+    from .table import comparison, comparison_markdown
 
 # Loaded on first use: reading a table of scores does not need torch.
 _HOME = {
-    "Probe": "probes",
-    "build_probes": "probes",
-    "run_probes": "probes",
+    "Probe": "probes.build",
+    "build_probes": "probes.build",
+    "run_probes": "probes.build",
     "Score": "scores",
     "scores_from_json": "scores",
     "scores_to_json": "scores",

@@ -6,7 +6,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from eaftdrope.data.chat import template_of
-from eaftdrope.evaluate.likelihood import batches
+
+from .likelihood import batches
 
 
 def generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
+from .scores import NOT_A_NUMBER, Score, change_stderr, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table

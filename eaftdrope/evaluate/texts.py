@@ -1,4 +1,7 @@
-"""The texts that probes read: a file of plain text or of JSONL rows with a `text` field, or what is shipped here."""
+"""The texts that probes read: a file of plain text or of JSONL rows with a `text` field, or what is shipped here.
+
+Which rows a probe takes when it may not take all: the same ones before and after, in every run.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,9 @@ def shipped_text() -> str:
 
 def asset(name: str) -> str:
     return (package_files("eaftdrope.evaluate") / "assets" / name).read_text(encoding="utf-8")
+
+
+def evenly(items, limit: int | None) -> list:
+    """At most `limit` of `items`, spread evenly from the first on, in order (None: all)."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

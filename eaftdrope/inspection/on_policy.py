@@ -14,7 +14,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.generation import generate_ids
 from eaftdrope.evaluate.likelihood import IGNORED, Row, batches
-from eaftdrope.evaluate.sampling import evenly
+from eaftdrope.evaluate.texts import evenly
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally

@@ -1,6 +1,6 @@
 """The entropy-gated cross-entropy: definition, statistics, gates, and the fused operator.
 
-Imports torch and nothing else of this project but `eaftdrope.cache`, so it can be lifted out and used alone.
+Imports torch and nothing else of this project but `eaftdrope.files`, so it can be lifted out and used alone.
 
 - `eaft_loss(logits, labels)`                   the definition, readable, on full logits
 - `fused_linear_eaft(hidden, weight, labels)`   the same loss without ever holding the N x V logits

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .call import Call, run
 from .checks import TAIL_THRESHOLD, check_label_smoothing, check_settings, check_shapes
-from .compiled import compiled_loss
 from .gates import GateLike, resolve_gate
 from .statistics import TokenStats
+from .torch_compile import compiled_loss
 
 
 @dataclass(frozen=True)

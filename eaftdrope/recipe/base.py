@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
-from . import files
+from . import paths as files
 
 # Beyond these a number is a slip of the pen, and what it is multiplied with overflows.
 MOST = 10**9

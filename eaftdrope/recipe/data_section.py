@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from . import files
+from . import paths as files
 from .base import MOST, Positive, Section, describe, recipe_folder
 
 if TYPE_CHECKING:

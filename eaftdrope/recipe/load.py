@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eaftdrope.errors import RecipeError, UserError, printable
-from eaftdrope.paths import usable_path
+from eaftdrope.files import usable_path
 
 from .base import describe
 from .combinations import combination_problems

@@ -21,11 +21,11 @@ from pydantic import (
     field_validator,
 )
 
-from eaftdrope.paths import usable_path
+from eaftdrope.files import usable_path
 
 from .base import STRONGEST, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
-from .probes import Probes
+from .probe_sections import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
 from .suggest import did_you_mean
 from .training_sections import Loss, Train

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from .base import LARGEST_RATE, MOST, MOST_TOKENS, Positive, Section, describe, existing_file, existing_model
 from .data_section import Rows
 from .gates import GATE_OPTIONS
-from .probes import Probes
+from .probe_sections import Probes
 from .training_sections import Loss, Train
 
 STAGES = ("drope", "recalibrate", "eaft")

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
-from eaftdrope.paths import usable_path
+from eaftdrope.files import usable_path
 
 from .blocks import Page
-from .drawer import Drawer
-from .render import write_page
+from .render import Drawer, write_page
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,7 @@
-"""From a `Page` to one file of HTML that needs nothing beside it: no network, no font, no script."""
+"""From a `Page` to one file of HTML that needs nothing beside it: no network, no font, no script.
+
+Puts figures into a folder, and hands them to a page.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from .blocks import Page
+from matplotlib.figure import Figure
+
+from .blocks import Page, Picture
+from .figures.style import save_figure
 
 # A page that people open from a phone; the lists in it are cut so that it stays below.
 MAX_BYTES = 3_000_000
@@ -54,3 +60,21 @@ def _without_controls(value: object) -> object:
 
 def _asset(name: str) -> str:
     return (files("eaftdrope.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+class Drawer:
+    """Writes every figure as PNG and SVG into `folder`, with `prefix` before its name."""
+
+    def __init__(self, folder: Path, prefix: str = ""):
+        self.folder, self._prefix = folder, prefix
+
+    def picture(self, name: str, figure: Figure, label: str, caption: str = "", *, wide: bool = False) -> Picture:
+        """Draw and close a figure.
+
+        Args:
+            label: what is seen, for those who can not see it.
+            caption: below it; the label where there is none.
+            wide: it has several panels, and scrolls on a phone.
+        """
+        svg = save_figure(figure, self.folder, self._prefix + name)
+        return Picture(self._prefix + name, svg, label, caption or label, wide)

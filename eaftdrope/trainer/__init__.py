@@ -6,7 +6,7 @@ Names are loaded on first use, because trl takes seconds to import.
 from __future__ import annotations
 
 _HOMES = {
-    "EAFTCallback": "callback",
+    "EAFTCallback": "callbacks.plain_trainer",
     "EAFTConfig": "config",
     "EAFTTrainer": "trainer",
     "apply_eaft": "patch",

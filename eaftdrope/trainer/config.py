@@ -7,9 +7,9 @@ from typing import Any
 
 from trl import SFTConfig
 
-from ..errors import UserError
-from ..loss.checks import TAIL_THRESHOLD, check_settings
-from ..loss.gates import resolve_gate
+from eaftdrope.errors import UserError
+from eaftdrope.loss.checks import TAIL_THRESHOLD, check_settings
+from eaftdrope.loss.gates import resolve_gate
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
 
 # Tensors that a message names; more are counted.
 _NAMED = 4

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .finite import refuse_non_finite_weights
 from .optimizer import reshard
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..loss import LOW_GATE, LossDetails
-from ..loss.landscape import Landscape
+from eaftdrope.loss import LOW_GATE, LossDetails
+from eaftdrope.loss.landscape import Landscape
 
 _SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
 # No gate has a mean near it; a constant or a divisor that is a slip of the pen has.

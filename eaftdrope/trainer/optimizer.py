@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .finite import is_sharded, listed, over_processes
 
 # Relative difference of norms that averaging leaves: none, but for the order of sums.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import UserError
+from eaftdrope.errors import UserError
+
 from .head import backbone, evaluating
 
 _TOLERANCE = 1e-2

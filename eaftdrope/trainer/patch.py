@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
 
-from ..errors import UserError
-from ..loss import fused_linear_eaft
-from ..loss.checks import TAIL_THRESHOLD, check_settings
-from ..loss.gates import Gate, GateLike, NoGate, resolve_gate
-from ..loss.landscape import Landscape
+from eaftdrope.errors import UserError
+from eaftdrope.loss import fused_linear_eaft
+from eaftdrope.loss.checks import TAIL_THRESHOLD, check_settings
+from eaftdrope.loss.gates import Gate, GateLike, NoGate, resolve_gate
+from eaftdrope.loss.landscape import Landscape
+
 from .head import backbone, check_head, gathered_head, head_module
 from .meter import Latest, Meter, log_names
 

@@ -10,14 +10,15 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTTrainer
 
-from ..data.vocabulary import check_token_ids
-from ..errors import UserError
-from ..loss.gates import GateLike, resolve_gate
-from ..loss.landscape import Landscape
-from ..loss.products import has_instructions
-from ..permissions import honour_umask
+from eaftdrope.data.vocabulary import check_token_ids
+from eaftdrope.errors import UserError
+from eaftdrope.files import honour_umask
+from eaftdrope.loss.gates import GateLike, resolve_gate
+from eaftdrope.loss.landscape import Landscape
+from eaftdrope.loss.products import has_instructions
+
+from .callbacks.divergence import Fault, Guard, check_saved
 from .config import EAFTConfig
-from .divergence import Fault, Guard, check_saved
 from .meter import TokenClock, log_names
 from .optimizer import check_optimizer, reshard
 from .packing import check_packing

@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from eaftdrope.cli import main
-from eaftdrope.evaluate import subject
 from eaftdrope.evaluate.scores import change_stderr
+from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
-from tests.evaluate.test_cache import adapter_of
+from tests.evaluate.suites.test_cache import adapter_of
 from tests.tiny_run import TEMPLATE, make_project
 
 SMALL = ["--suite", "general:perplexity,general:multiple_choice", "--limit", "6", "--device", "cpu"]
@@ -264,7 +264,7 @@ def lm_eval(monkeypatch):
     modules["eaftdrope.evaluate.one_bos"].OneBos = lambda **options: options
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    from eaftdrope.evaluate import harness
+    from eaftdrope.evaluate import lm_eval as harness
 
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: "there")
     monkeypatch.setattr(harness, "requires", lambda name: ["sacrebleu>=1.5.0"])

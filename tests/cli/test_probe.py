@@ -372,7 +372,7 @@ def test_words_of_a_fit():
     ],
 )
 def test_temperature_refusals(models, tmp_path, capsys, monkeypatch, arguments, messages):
-    monkeypatch.setattr("eaftdrope.evaluate.long_context.temperature_plan.load_model", None)
+    monkeypatch.setattr("eaftdrope.evaluate.long_context.temperature.load_model", None)
     code, _, err = temperature(models, *arguments, "--output", tmp_path / "out", capsys=capsys)
     assert code == 2 and all(message in err for message in messages), err
     assert not (tmp_path / "out").exists()

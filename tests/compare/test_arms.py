@@ -6,8 +6,8 @@ import yaml
 from eaftdrope.compare.arms import arm_recipe, plan_comparison
 from eaftdrope.compare.training import is_trained
 from eaftdrope.errors import UserError
-from eaftdrope.recipe.build import build_data
 from eaftdrope.recipe.load import load_recipe
+from eaftdrope.run.build import build_data
 from tests.tiny_run import byte_tokenizer, make_project, make_staged_project
 
 

@@ -53,7 +53,7 @@ class Recorded:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A comparison that was killed before its third arm, and went on; its first arm is of `eaftdrope train`."""
-    import eaftdrope.recipe.run as runs
+    import eaftdrope.run.train as runs
 
     made = Recorded(tmp_path_factory.mktemp("comparison"))
     original = runs.run_recipe

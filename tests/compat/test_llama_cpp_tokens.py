@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eaftdrope.gguf.patterns import PRE_TOKENIZERS
-from eaftdrope.gguf.tokenizer import read_tokenizer
-from eaftdrope.tokenizer_file import PROBES
+from eaftdrope.models.gguf.patterns import PRE_TOKENIZERS
+from eaftdrope.models.gguf.tokenizer import read_tokenizer
+from eaftdrope.models.tokenizer_file import PROBES
 from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
 
 pytestmark = pytest.mark.slow

@@ -61,7 +61,7 @@ def tiny_llama():
 def answering(tiny_llama, byte_tokenizer, monkeypatch):
     """answering({question: answer}): the tiny model with a forward that continues the prompt of each known question with its
     answer, and any other with its end; generation itself is the real one."""
-    from eaftdrope.evaluate.answering import prompt_ids, question
+    from eaftdrope.evaluate.probes.answers import prompt_ids, question
 
     def make(answers):
         scripts = {

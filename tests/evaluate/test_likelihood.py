@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import run_probes
-from eaftdrope.evaluate.choices import MultipleChoice, Question, choice_row
-from eaftdrope.evaluate.held_out import HeldOutLoss
 from eaftdrope.evaluate.likelihood import Row, batches, rows_nll, token_nll
-from eaftdrope.evaluate.perplexity import Perplexity
+from eaftdrope.evaluate.probes.held_out_loss import HeldOutLoss
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
+from eaftdrope.evaluate.probes.perplexity import Perplexity
 
 
 def random_rows(count=9, seed=0, longest=40):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.choices import MultipleChoice, Question, choice_row
 from eaftdrope.evaluate.likelihood import rows_nll
-from eaftdrope.evaluate.perplexity import Perplexity
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
+from eaftdrope.evaluate.probes.perplexity import Perplexity
 from eaftdrope.evaluate.scores import change_stderr
 from tests.conftest import make_word_tokenizer
 
@@ -130,7 +130,7 @@ def model():
 @pytest.fixture(scope="module")
 def ask(folder):
     """`ask(model, tokenizer, task)`: lm-eval's whole answer, through our bridge."""
-    from eaftdrope.evaluate.harness import find_tasks, run_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks, run_tasks
 
     def run(model, tokenizer, name, **options):
         tasks = find_tasks([name], include=folder)
@@ -204,7 +204,7 @@ def one_question(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_question_tasks(one_question):
-    from eaftdrope.evaluate.harness import find_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks
 
     return find_tasks(["choice", "texts", "generated", "mixed"], include=one_question).manager
 
@@ -214,7 +214,7 @@ def test_one_bos(one_question_tasks, tiny_word_model, written_by):
     """What the model is given, whoever writes BOS, for each kind of task, with and without the chat template."""
     from tokenizers import processors
 
-    from eaftdrope.evaluate.harness import run_tasks
+    from eaftdrope.evaluate.lm_eval import run_tasks
 
     tokenizer = make_word_tokenizer()
     if written_by != "template":
@@ -265,7 +265,7 @@ def tiny_word_model():
 
 
 def test_the_bridges_scores(ask, model, folder, questions):
-    from eaftdrope.evaluate.harness import harness_scores
+    from eaftdrope.evaluate.lm_eval import harness_scores
 
     tokenizer = make_tokenizer(bos=False)
     found = ask(model, tokenizer, "one", limit=16)
@@ -297,7 +297,7 @@ def test_the_bridges_scores(ask, model, folder, questions):
 
 def test_all_right_is_no_certainty():
     """lm-eval's error of rows that are all right or all wrong is 0; of one row it has none."""
-    from eaftdrope.evaluate.harness import harness_scores
+    from eaftdrope.evaluate.lm_eval import harness_scores
 
     def found(marks, error, metric="acc"):
         samples = [{"doc_id": i, "filter": "none", metric: mark} for i, mark in enumerate(marks)]
@@ -312,7 +312,7 @@ def test_all_right_is_no_certainty():
 
 
 def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
-    from eaftdrope.evaluate.harness import find_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks
 
     def prints():
         return find_tasks(["one", "both", "halves"], include=folder).prints
@@ -339,8 +339,8 @@ def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
 
 
 def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
-    from eaftdrope.evaluate import cache
-    from eaftdrope.evaluate.harness import find_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks
+    from eaftdrope.evaluate.suites import cache
 
     before, real = find_tasks(["one"], include=folder).prints, cache.version
     for name in ("lm-eval", "sacrebleu"):
@@ -350,7 +350,7 @@ def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
 
 
 def test_tasks_that_are_not_there(folder, tmp_path):
-    from eaftdrope.evaluate.harness import find_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks
 
     (tmp_path / "gone.yaml").write_text(CHOICE_TASK.format(name="gone", file=tmp_path / "gone.jsonl"))
     with pytest.raises(UserError, match=r"lm-eval cannot measure gone: .*gone\.jsonl.* It downloads a task's data"):
@@ -365,7 +365,7 @@ def test_tasks_that_are_not_there(folder, tmp_path):
 
 @pytest.mark.slow
 def test_lm_evals_own_tasks_by_name(folder):
-    from eaftdrope.evaluate.harness import find_tasks
+    from eaftdrope.evaluate.lm_eval import find_tasks
 
     with pytest.raises(UserError, match=r"lm-eval has no task 'mmlu_anatomi'\. Did you mean mmlu_anatomy"):
         find_tasks(["mmlu_anatomi", "one"], include=folder)

@@ -10,12 +10,12 @@ import yaml
 
 from eaftdrope.cli import main
 from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.inspection.run import prepare_inspection
 from eaftdrope.inspection.survey import Survey
 from eaftdrope.loss import token_statistics
 from eaftdrope.loss.gates import EAFT
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.recipe import load_recipe
-from eaftdrope.recipe.inspection import prepare_inspection
 from tests.tiny_run import save_model
 
 FACTS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "sun": "yellow", "blood": "red"}

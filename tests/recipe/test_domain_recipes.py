@@ -12,9 +12,9 @@ import yaml
 
 from eaftdrope.cli.recipes import shipped_recipes
 from eaftdrope.recipe import load_recipe, make_recipe
-from eaftdrope.recipe.gpus import fits
-from eaftdrope.recipe.plan import meta_model
-from tests.recipe.full_size import MODELS
+from eaftdrope.run.memory import fits
+from eaftdrope.run.plan import meta_model
+from tests.run.full_size import MODELS
 from tests.tiny_run import byte_tokenizer, train
 
 SHIPPED = shipped_recipes()

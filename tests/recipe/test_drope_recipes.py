@@ -8,9 +8,9 @@ import yaml
 from eaftdrope.cli.recipes import shipped_recipes
 from eaftdrope.drope.config import trained_length
 from eaftdrope.recipe import load_recipe
-from eaftdrope.recipe.machine import Device
-from eaftdrope.recipe.plan import make_plan
-from eaftdrope.recipe.stages import open_stages, training_recipe, with_steps
+from eaftdrope.run.machine import Device
+from eaftdrope.run.plan import make_plan
+from eaftdrope.run.stages.chain import open_stages, training_recipe, with_steps
 from tests.tiny_run import byte_tokenizer, save_rows, save_text, train
 
 SHIPPED = shipped_recipes()

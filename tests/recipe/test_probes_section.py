@@ -7,7 +7,7 @@ import pytest
 
 from eaftdrope.errors import RecipeError
 from eaftdrope.recipe import dump_recipe, load_recipe, make_recipe
-from eaftdrope.recipe.probes import GENERAL_PROBES, GENERATED, TARGET_PROBES
+from eaftdrope.recipe.probe_sections import GENERAL_PROBES, GENERATED, TARGET_PROBES
 
 BASE = {"model": "org/model", "data": {"train": "org/rows", "held_out": 0.1}, "output": {"dir": "runs/x"}}
 
@@ -24,7 +24,7 @@ def refused(folder=".", **probes):
 
 def test_names_are_those_that_can_be_built(tmp_path):
     from eaftdrope.evaluate import build_probes
-    from eaftdrope.evaluate.answering import READINGS
+    from eaftdrope.evaluate.probes.answers import READINGS
 
     assert tuple(READINGS) == GENERATED
     file = tmp_path / "rows.jsonl"
@@ -39,7 +39,7 @@ def test_names_are_those_that_can_be_built(tmp_path):
 
 
 def test_the_defaults_of_the_recipe_are_those_of_the_probes():
-    from eaftdrope.evaluate.probes import DEFAULTS
+    from eaftdrope.evaluate.probes.build import DEFAULTS
     from eaftdrope.recipe.load import section_at
 
     described = {

@@ -4,11 +4,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from eaftdrope.report.changes import changes_figure
-from eaftdrope.report.curves import CURVES, POINTS, curve_figure, gate_over_time, series
-from eaftdrope.report.landscape import gate_figure, joined, landscape_figure
-from eaftdrope.report.pareto import pareto_figure
-from eaftdrope.report.style import INK, new_figure, save_figure, styled
+from eaftdrope.report.figures.changes import changes_figure
+from eaftdrope.report.figures.curves import CURVES, POINTS, curve_figure, gate_over_time, series
+from eaftdrope.report.figures.landscape import gate_figure, joined, landscape_figure
+from eaftdrope.report.figures.pareto import pareto_figure
+from eaftdrope.report.figures.style import INK, new_figure, save_figure, styled
 from eaftdrope.report.words import clip, end_of, listing, start_of, visible
 from tests.report.planted import compare_folder, landscape, metrics
 

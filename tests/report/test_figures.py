@@ -5,8 +5,8 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 
-from eaftdrope.evaluate.long_context.rows import COLUMNS, csv_of, rows_of
-from eaftdrope.report import figures
+from eaftdrope.evaluate.long_context.table import COLUMNS, csv_of, rows_of
+from eaftdrope.report.figures import context as figures
 
 LENGTHS = (1024, 2048)
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from eaftdrope.recipe.machine import accelerators, cpu_flags, cpu_name, ram
+from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, ram
 
 from .cases import Case
 

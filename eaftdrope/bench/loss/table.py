@@ -7,7 +7,7 @@ import statistics
 from rich.markup import escape
 from rich.table import Table
 
-from eaftdrope.recipe.machine import gib
+from eaftdrope.run.machine import gib
 
 from .cases import Case
 

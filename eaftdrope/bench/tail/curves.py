@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from eaftdrope.errors import UserError
-from eaftdrope.recipe.machine import keep_freed_memory
+from eaftdrope.run.machine import keep_freed_memory
 
 from .inputs import source_name
 from .kept import KeptColumns, watch_kept_columns

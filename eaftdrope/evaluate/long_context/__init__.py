@@ -13,13 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eaftdrope.evaluate.long_context.arms import as_arm
-    from eaftdrope.evaluate.long_context.attention import attention_on_needle
-    from eaftdrope.evaluate.long_context.losses import token_losses
-    from eaftdrope.evaluate.long_context.perplexity import perplexity_by_length
-    from eaftdrope.evaluate.long_context.retrieval import needle_accuracy
-    from eaftdrope.evaluate.long_context.temperature import fit_slope, fit_temperature
-    from eaftdrope.evaluate.texts import shipped_text
+    from ..texts import shipped_text
+    from .arms import as_arm
+    from .attention import attention_on_needle
+    from .perplexity import perplexity_by_length, token_losses
+    from .retrieval import needle_accuracy
+    from .temperature import fit_slope, fit_temperature
 
 # Loaded on first use: the command line looks at names here before torch is worth its second.
 _HOME = {
@@ -30,7 +29,7 @@ _HOME = {
     "needle_accuracy": "long_context.retrieval",
     "perplexity_by_length": "long_context.perplexity",
     "shipped_text": "texts",
-    "token_losses": "long_context.losses",
+    "token_losses": "long_context.perplexity",
 }
 __all__ = [
     "as_arm",

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 import torch
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.likelihood import keeps_logits
-from eaftdrope.evaluate.probes import evaluating
 
-from .haystack import Hay
-from .needles import Needles
+from ..likelihood import keeps_logits
+from ..probes.build import evaluating
+from .needles import Hay, Needles
 
 _PREFILL = 2048
 # Tokens on either side that still count as the needle, and that no longer count as elsewhere.

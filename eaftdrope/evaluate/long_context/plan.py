@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.drope.config import trained_length
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.texts import SHIPPED, read_texts, shipped_text
 from eaftdrope.models import check_model_reference, load_config, load_tokenizer, resolve_model
 
+from ..texts import SHIPPED, read_texts, shipped_text
 from .arms import AS_IS, BASELINES, arms_of
-from .haystack import Hay
 from .lengths import parse_lengths
-from .needles import KINDS, Needles
+from .needles import KINDS, Hay, Needles
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from eaftdrope.evaluate.generation import generate_ids
-from eaftdrope.evaluate.probes import evaluating
-
-from .haystack import Hay
-from .needles import Needles, Trial, numbers_found
+from ..generation import generate_ids
+from ..probes.build import evaluating
+from .needles import Hay, Needles, Trial, numbers_found
 
 # Tokens of a prompt that go through the model at a time.
 _PREFILL = 2048

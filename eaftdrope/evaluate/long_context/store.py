@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eaftdrope.evaluate.result_folder import ResultFolder
+from eaftdrope.files import ResultFolder
 
 from .plan import Cell, Plan
 

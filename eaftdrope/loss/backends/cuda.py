@@ -2,7 +2,7 @@
 on PyTorch's current stream. Nothing here waits for the device.
 
 Looked for, in this order: the file that the environment variable EAFTDROPE_CUDA_LIBRARY names (then nowhere else), this
-folder, the cache (`eaftdrope.cache`).
+folder, the cache (`eaftdrope.files`).
 
 Legend: R rows of a tile, V vocabulary.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eaftdrope.cache import cache_dir
+from eaftdrope.files import cache_dir
 
 from .tile import LogitsTransform, TileStats
 

@@ -106,7 +106,7 @@ def library_path() -> Path:
     compiler = find_compiler()
     identity = f"{shutil.which(compiler[0])} {compiler} {_compiler_version(compiler)}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    from eaftdrope.cache import cache_dir
+    from eaftdrope.files import cache_dir
 
     cached = cache_dir() / "native" / key / library_name()
     if not cached.is_file():

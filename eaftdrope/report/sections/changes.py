@@ -9,8 +9,8 @@ from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdic
 from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text
 
 from ..blocks import Cell, Gallery, Section, Table
-from ..changes import changes_figure
-from ..drawer import Drawer
+from ..figures.changes import changes_figure
+from ..render import Drawer
 from ..words import arrowed, interval_text, listing, plural, value_text
 
 _ARROWS = "↓ lower is better, ↑ higher is better."

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from eaftdrope.evaluate.scores import Score
 from eaftdrope.evaluate.table import by_metric, error_text, number_text
+from eaftdrope.files import read_json
 
 from ..blocks import Gallery, Page, Section, Table, Text
-from ..drawer import Drawer
-from ..files import read_json
-from ..pareto import pareto_figure
+from ..figures.pareto import pareto_figure
+from ..render import Drawer
 from ..words import arrowed, listing, number, plural, score_of, value_text
 from .about import about_section
 

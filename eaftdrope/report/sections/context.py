@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eaftdrope.evaluate.long_context.rows import rows_of
-from eaftdrope.evaluate.long_context.table import CAPTION, result_lines, suite_lines
+from eaftdrope.evaluate.long_context.table import CAPTION, result_lines, rows_of, suite_lines
+from eaftdrope.files import read_json
 
 from ..blocks import Gallery, Page, Section, Table
-from ..drawer import Drawer
-from ..figures import probe_figures
-from ..files import read_json
+from ..figures.context import probe_figures
+from ..render import Drawer
 from ..words import listing, plural
 from .about import about_section
 

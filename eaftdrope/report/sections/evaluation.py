@@ -6,10 +6,10 @@ from pathlib import Path
 
 from eaftdrope.evaluate.scores import Score
 from eaftdrope.evaluate.table import GROUPS
+from eaftdrope.files import read_json
 
 from ..blocks import Page, Section, Table
-from ..drawer import Drawer
-from ..files import read_json
+from ..render import Drawer
 from ..words import arrowed, interval_text, plural, score_of, value_text
 from .about import about_section
 from .changes import difference_sentence, difference_table

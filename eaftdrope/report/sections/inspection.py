@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eaftdrope.files import read_json
+
 from ..blocks import Conflict, Conflicts, Gallery, Page, Section, Table, Text
-from ..drawer import Drawer
-from ..files import read_json
-from ..landscape import landscape_figure
+from ..figures.landscape import landscape_figure
+from ..render import Drawer
 from ..words import end_of, left_out, number, percent, plural, start_of, visible
 from .about import about_section
 

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 
 from eaftdrope.evaluate.scores import scores_from_json
+from eaftdrope.files import read_json, read_lines
 
 from ..blocks import Facts, Folded, Gallery, Page, Picture, Sample, Samples, Section, Text
-from ..curves import CURVES, curve_figure, gate_over_time, probes_over_time
-from ..drawer import Drawer
-from ..files import read_json, read_lines
-from ..landscape import gate_figure, joined, landscape_figure
-from ..recovery import recovery_figure
+from ..figures.curves import CURVES, curve_figure, gate_over_time, probes_over_time
+from ..figures.landscape import gate_figure, joined, landscape_figure
+from ..figures.recovery import recovery_figure
+from ..render import Drawer
 from ..words import arrowed, clip, left_out, number, plural, score_of
 from .changes import change_pictures, change_sentence, change_table, pairs_of, probe_section
 from .inspection import conflict_sections

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.scores import Score, scores_from_json
+from eaftdrope.files import read_json, read_lines
 
 from ..blocks import Facts, Gallery, Page, Section, Table
-from ..curves import run_curves
-from ..drawer import Drawer
-from ..files import read_json, read_lines
+from ..figures.curves import run_curves
+from ..render import Drawer
 from ..words import listing
 from .changes import difference_sentence, difference_table
 from .evaluation import score_table

@@ -6,8 +6,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import attention_on_needle
 from eaftdrope.evaluate.long_context.attention import NeedleAttention, head_masses, last_weights
-from eaftdrope.evaluate.long_context.haystack import Hay
-from eaftdrope.evaluate.long_context.needles import Needles
+from eaftdrope.evaluate.long_context.needles import Hay, Needles
 
 TEXT = "The rain fell on the town. Nobody minded. " * 20
 

@@ -7,9 +7,8 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import perplexity_by_length, token_losses
-from eaftdrope.evaluate.long_context.haystack import Hay
-from eaftdrope.evaluate.long_context.losses import cropped_losses
-from eaftdrope.evaluate.long_context.perplexity import WindowLosses, bucket_edges
+from eaftdrope.evaluate.long_context.needles import Hay
+from eaftdrope.evaluate.long_context.perplexity import WindowLosses, bucket_edges, cropped_losses
 
 
 def plain_losses(model, ids):

@@ -10,8 +10,7 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import needle_accuracy
-from eaftdrope.evaluate.long_context.haystack import Hay, place
-from eaftdrope.evaluate.long_context.needles import KINDS, Needles, numbers_found
+from eaftdrope.evaluate.long_context.needles import KINDS, Hay, Needles, numbers_found, place
 from eaftdrope.evaluate.long_context.retrieval import Outcome, Retrieval, ask, prompt, wilson
 
 TEXT = " ".join(f"Sentence number {word} of the text says nothing at all." for word in "abcdefghijklmnopqrstuvwxyz")

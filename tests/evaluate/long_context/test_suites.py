@@ -7,7 +7,7 @@ import pytest
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context.plan import Options
-from eaftdrope.evaluate.long_context.suites import run_suite, scores_of
+from eaftdrope.evaluate.long_context.run import run_suite, scores_of
 
 RULER = {
     "results": {

@@ -1,0 +1,349 @@
+"""One checkpoint of a trained model and its base, and proof that the saved folder is the same model.
+
+    live      base + adapter                in float32
+    merged    base with W + scale * B A     in float32; live and merged logits must agree
+    saved     merged in the chosen dtype    reloaded with stock transformers; its logits must agree with what was saved
+
+A share of the way from the base model (line.py) is taken before merging; without an adapter that is all there is to do.
+
+Tied embeddings are the trap. When the input embeddings and the head are one tensor, an adapter that changes one of them
+changes both on merging; and a configuration that says "tied" makes loaders drop a head of its own. So the two are
+separated before merging, compared afterwards, and the configuration says what is true.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from eaftdrope.drope.config import complete
+from eaftdrope.errors import UserError
+from eaftdrope.files import honour_umask
+from eaftdrope.models import load_config, load_model, load_tokenizer
+
+from .adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
+from .interpolate import adapter_line, full_line
+from .mergeable import check_biases, check_mergeable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCE = 1e-4
+_PROMPT = (
+    "The quick brown fox jumps over the lazy dog. 1 + 2 = 3; print('hello, world')\nQuestion: what is the capital?"
+)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was written, and how far its logits [T, V] on a fixed prompt are from the live model's, both run in float32.
+
+    `kl` is the mean over T of KL(live || reloaded) in nats. In a half-precision folder both figures contain the
+    rounding of the weights. `untied` says that the base's tied embeddings had to become two tensors.
+    """
+
+    output_dir: str
+    base_model: str
+    dtype: str
+    parameters: int
+    untied: bool
+    max_abs_difference: float
+    kl: float
+
+
+def merge_adapter(
+    adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None, share: float = 1.0
+) -> MergeReport:
+    """Merge the adapter into its base model and save an ordinary checkpoint (safetensors, tokenizer with template).
+
+    The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for one
+    float32 copy of the model.
+
+    Args:
+        adapter_dir: folder with adapter_config.json; its `base_model_name_or_path` is any model reference.
+        output_dir: must not exist, or be empty.
+        dtype: "float32", "bfloat16" or "float16"; None keeps the base model's own.
+        share: how far to go from the base model (0) to base + adapter (1).
+
+    Raises:
+        UserError: not a mergeable adapter, a quantised base, an output that is occupied or too large for its disk, a
+            share that is out of range or that the adapter has no line for, or logits that differ.
+    """
+    adapter_dir, output_dir = Path(adapter_dir), Path(output_dir)
+    _check_settings(output_dir, dtype, share)
+    settings = _adapter_settings(adapter_dir)
+    check_mergeable(adapter_dir, settings, share)
+    reference, revision = settings["base_model_name_or_path"], settings.get("revision")
+    config = load_config(reference, revision=revision)
+    _check_not_quantised(adapter_dir, reference, config)
+    check_biases(adapter_dir, settings, config)
+    saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
+
+    tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
+    prompt = _prompt(tokenizer)
+    base = load_model(reference, dtype="float32", revision=revision).eval()
+    model, live, untied = _merge(base, adapter_dir, prompt, share)
+    return _write(model, tokenizer, adapter_dir, output_dir, saved_dtype, prompt, live, reference, untied)
+
+
+def draw_back(
+    model_dir: str | Path,
+    base: str,
+    output_dir: str | Path,
+    *,
+    share: float,
+    dtype: str | None = None,
+    revision: str | None = None,
+) -> MergeReport:
+    """Save the model that lies at a share of the way from its base to a model whose weights were all trained.
+
+    The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for three
+    float32 copies of the model.
+
+    Args:
+        model_dir: folder with config.json and weights.
+        base: reference of the model it was trained from.
+        output_dir: must not exist, or be empty.
+        share: how far to go from the base model (0) to the trained one (1).
+        dtype: "float32", "bfloat16" or "float16"; None keeps the trained model's own.
+        revision: branch, tag or commit of a base on the hub.
+
+    Raises:
+        UserError: no such model, another architecture than its base, an output that is occupied or too large for its
+            disk, a share that is out of range, or logits that differ.
+    """
+    model_dir, output_dir = Path(model_dir), Path(output_dir)
+    _check_settings(output_dir, dtype, share)
+    if (model_dir / CONFIG).is_file():
+        raise UserError(f"{model_dir} is an adapter, which names its base model itself: leave --base out.")
+    config = load_config(str(model_dir))
+    saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
+    tokenizer = load_tokenizer(str(model_dir))
+    model = load_model(str(model_dir), dtype="float32").eval()
+    start = load_model(base, dtype="float32", revision=revision).eval()
+    weights = dict(start.named_parameters())
+    _check_same_tensors(model, weights, model_dir, base)
+    full_line(model, weights)(share)
+    del start, weights
+    prompt = _prompt(tokenizer)
+    return _write(model, tokenizer, model_dir, output_dir, saved_dtype, prompt, _logits(model, prompt), base, False)
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source_dir: Path,
+    output_dir: Path,
+    dtype: torch.dtype,
+    prompt: Tensor,
+    live: Tensor,
+    reference: str,
+    untied: bool,
+) -> MergeReport:
+    """Saves what was merged, reloads it and compares; the folder takes its name last."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _check_space(output_dir, parameters * dtype.itemsize)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
+    try:
+        _cast(model, dtype)
+        _save(model, tokenizer, source_dir, partial)
+        _cast(model, torch.float32)
+        saved = _logits(model, prompt)
+        model.to("meta")  # whoever still holds it: a second float32 copy would double the memory that is needed
+        reloaded = _reloaded_logits(partial, prompt)
+        difference = _largest(saved - reloaded)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"the merged model of {source_dir} does not survive saving: reloaded from disk its logits differ by "
+                f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {source_dir} as it is, "
+                "an adapter with peft, and please report the model type."
+            )
+        if output_dir.exists():
+            output_dir.rmdir()
+        partial.rename(output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    name = str(dtype).removeprefix("torch.")
+    kl = _mean_kl(live, reloaded)
+    return MergeReport(str(output_dir), reference, name, parameters, untied, _largest(live - reloaded), kl)
+
+
+def _merge(
+    base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, share: float
+) -> tuple[PreTrainedModel, Tensor, bool]:
+    """Return the merged model, the live logits, and whether tied embeddings had to be separated."""
+    tied = _separate_tied_head(base)
+    live_model = attach(base, adapter_dir).eval()
+    if share != 1:
+        adapter_line(live_model)(share)
+    live = _logits(live_model, prompt)
+    try:
+        with warnings.catch_warnings():
+            # Whether they are tied is decided below, by their values.
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            model = live_model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # safe_merge found NaN or infinite values
+        raise UserError(f"{adapter_dir} cannot be merged: {error} Use an earlier checkpoint.") from error
+    except (RuntimeError, NotImplementedError, AttributeError) as error:  # a layer that peft has no merging for
+        raise UserError(f"{adapter_dir} cannot be merged: {error} Use it as it is, with peft.") from error
+    untied = tied and not _tie_head_if_equal(model)
+    # Float32 sums in another order differ in proportion to the logits (SmolLM2-135M: by 9e-5).
+    limit = TOLERANCE * max(1.0, _largest(live))
+    difference = _largest(live - _logits(model, prompt))
+    if not difference <= limit:
+        raise UserError(
+            f"merging {adapter_dir} changes the model: its logits differ by {difference:.2g} from base + adapter "
+            f"(limit {limit:.2g}). Nothing was written; use the adapter itself with peft."
+        )
+    return model, live, untied
+
+
+def _separate_tied_head(model: PreTrainedModel) -> bool:
+    """Give the head a tensor of its own where it shares the input embeddings'; return whether it did."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return False
+    # The configuration stays "tied" for now: peft asks it which modules an adapter ties.
+    head.weight = nn.Parameter(embeddings.weight.detach().clone())
+    return True
+
+
+def _tie_head_if_equal(model: PreTrainedModel) -> bool:
+    """Make the configuration say whether the head still equals the input embeddings, and return that.
+
+    The values decide, not the storage: peft calls an untouched copy of the head "untied".
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    equal = torch.equal(head.weight, embeddings.weight)
+    model.config.tie_word_embeddings = equal
+    if equal:
+        head.weight = embeddings.weight
+    return equal
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    # Not model.to(dtype): that also rounds the rotary frequencies, which no checkpoint stores and loaders compute anew.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: Path, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if (adapter_dir / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
+    model.save_pretrained(folder)
+    honour_umask(folder)
+    # a base without rotary embedding stays so in transformers 4 too
+    complete(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _reloaded_logits(folder: Path, prompt: Tensor) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    return _logits(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval(), prompt)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    return torch.tensor([tokenizer(_PROMPT)["input_ids"] + sorted(tokenizer.all_special_ids)])
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, prompt: Tensor) -> Tensor:
+    return model(input_ids=prompt).logits[0]
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item()
+
+
+def _mean_kl(live: Tensor, reloaded: Tensor) -> float:
+    live, reloaded = (logits.double().log_softmax(-1) for logits in (live, reloaded))
+    return (live.exp() * (live - reloaded)).sum(-1).mean().item()
+
+
+# ---- refusals, before anything heavy is loaded ----
+
+
+def _check_settings(output_dir: Path, dtype: str | None, share: float) -> None:
+    _check_output(output_dir)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    if not 0 <= share <= 1:
+        raise UserError(f"share {share:g} is not between 0 (the base model) and 1 (the trained one).")
+
+
+def _check_same_tensors(model: PreTrainedModel, base: dict[str, Tensor], model_dir: Path, reference: str) -> None:
+    trained = {name: weight.shape for name, weight in model.named_parameters()}
+    shapes = {name: weight.shape for name, weight in base.items()}
+    differing = sorted(name for name in trained | shapes if trained.get(name) != shapes.get(name))
+    if differing:
+        raise UserError(
+            f"{model_dir} was not trained from {reference!r}: {len(differing)} of their tensors differ in name or shape, "
+            f"{differing[0]} among them. Name the model it was trained from."
+        )
+
+
+def _adapter_settings(adapter_dir: Path) -> dict:
+    """Return adapter_config.json.
+
+    Raises:
+        UserError: the folder is missing, holds no adapter, or an incomplete one.
+    """
+    if not (adapter_dir / CONFIG).is_file():
+        raise UserError(_no_adapter_text(adapter_dir))
+    return adapter_settings(adapter_dir)
+
+
+def _no_adapter_text(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}. Name the folder that holds adapter_config.json."
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} is a full model, not an adapter: there is nothing to merge. Use it as it is, or draw it back towards "
+            "the model it was trained from: --share 0.5 --base MODEL."
+        )
+    inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    hint = f" Did you mean {inside[-1]}?" if inside else " Name the folder that holds it."
+    return f"{folder} is not an adapter: it has no adapter_config.json.{hint}"
+
+
+def _check_output(output_dir: Path) -> None:
+    if output_dir.is_dir() and not any(output_dir.iterdir()):
+        return
+    if output_dir.exists():
+        raise UserError(f"the output {output_dir} exists already and is not empty. Name a new folder, or remove it.")
+
+
+def _check_not_quantised(adapter_dir: Path, reference: str, config) -> None:
+    quantisation = config.to_dict().get("quantization_config")
+    if quantisation:
+        raise UserError(
+            f"the base model {reference!r} is quantised ({quantisation.get('quant_method', 'unknown method')}): merged "
+            "into rounded weights, the adapter would be rounded away. Put the unquantised model into "
+            f"`base_model_name_or_path` of {adapter_dir / 'adapter_config.json'}, or use the adapter with peft."
+        )
+
+
+def _check_space(output_dir: Path, needed: int) -> None:
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output_dir.parent}: {error.strerror}. Name another folder.") from error
+    needed += 64 << 20  # the tokenizer and the configuration
+    free = shutil.disk_usage(output_dir.parent).free
+    if free < needed:
+        raise UserError(
+            f"the merged model needs {math.ceil(needed / 1e6):,} MB in {output_dir.parent}, which has "
+            f"{free // 10**6:,} MB free. Make room, or name a folder on another disk."
+        )

@@ -1,0 +1,259 @@
+r"""Answers by generation: held-out or general prompts are answered greedily, and what the answer says is compared with the
+reference. What it says is read by the rules in answers.py.
+
+    numeric_answers   the last number, or the one after "####"
+    exact_answers     the whole answer, normalised
+    yes_no_maybe      the label that is said first
+
+What an answer says, and whether it is right: the rules of the probes that read generated text.
+
+Numbers, as the graders of GSM8K read them:
+
+- the number after the last "####", else the one in the last \boxed{...}, else the last number of the text;
+- "1,234" is 1234, "$3.50" is 3.5, "18 %" is 18, "-5" is minus five but "8-5" ends in five; a full stop that ends a sentence
+  is no part of a number;
+- "3/4", "\frac{3}{4}" and "1 1/2" are fractions with their value; two numbers are the same if their values are equal.
+
+Exact answers are compared as SQuAD does: in lower case, without punctuation, without a, an and the, one blank between words.
+
+Yes, no or maybe is the first of these words in the answer, in any case.
+
+A model that thinks first is read after its last `</think>`; one that never comes out of thinking has not answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from eaftdrope.errors import DataError
+
+from ..generation import generate_ids
+from ..likelihood import beginning
+from ..scores import Score, score_units
+from ..texts import json_lines
+
+if TYPE_CHECKING:
+    from eaftdrope.data import Example
+import re
+import string
+from fractions import Fraction
+
+LABELS = ("yes", "no", "maybe")
+_LABEL = re.compile(rf"\b({'|'.join(LABELS)})\b", re.IGNORECASE)
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+# A sign is one only where nothing stands before it that could be subtracted from; a currency may stand on either side of it.
+_NUMBER = re.compile(
+    rf"(?:(?<![\w).])(?P<sign>-)\s?)?[$€£]?(?P<minus>(?<=[$€£])-)?"
+    rf"(?:(?P<whole>{_DIGITS})\s+(?=\d+/\d))?"
+    rf"(?:(?P<numerator>{_DIGITS})\s?/\s?(?P<denominator>\d+)(?![\d/])|(?P<plain>{_DIGITS}(?:\.\d+)?|\.\d+))"
+)
+_FRAC = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def final_part(answer: str) -> str:
+    """The answer without the thinking before it; "" where the thinking did not end."""
+    _, ended, tail = answer.rpartition("</think>")
+    if ended:
+        return tail
+    return "" if "<think>" in answer else answer
+
+
+def number_said(answer: str) -> Fraction | None:
+    """The number that an answer ends up with, None where it has none."""
+    text = final_part(answer).replace("−", "-")
+    if "####" in text:
+        return _first_number(text.rpartition("####")[2])
+    boxed = _BOXED.findall(text)
+    numbers = _numbers(boxed[-1] if boxed else text)
+    return numbers[-1] if numbers else None
+
+
+def normalised(answer: str) -> str:
+    """An answer as exact answers are compared."""
+    text = final_part(answer).lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def label_said(answer: str) -> str | None:
+    """ "yes", "no" or "maybe", whichever comes first; None where none does."""
+    found = _LABEL.search(final_part(answer))
+    return found[1].lower() if found else None
+
+
+def _first_number(text: str) -> Fraction | None:
+    numbers = _numbers(text)
+    return numbers[0] if numbers else None
+
+
+def _numbers(text: str) -> list[Fraction]:
+    values = (_value(match) for match in _NUMBER.finditer(_FRAC.sub(r"\1/\2", text)))
+    return [value for value in values if value is not None]
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    if len(match[0]) > 100:
+        # a model that repeats itself, not a number
+        return None
+    parts = {name: part and part.replace(",", "") for name, part in match.groupdict().items()}
+    if parts["plain"] is not None:
+        value = Fraction(parts["plain"])
+    elif int(parts["denominator"]) == 0:
+        return None
+    else:
+        value = Fraction(int(parts["numerator"]), int(parts["denominator"])) + int(parts["whole"] or 0)
+    return -value if parts["sign"] or parts["minus"] else value
+
+
+class Reading(NamedTuple):
+    """How a probe reads answers: two are the same if `says` gives the same, which is not None or ""."""
+
+    metric: str
+    says: Callable[[str], object]
+    wanted: str
+
+
+READINGS = {
+    "numeric_answers": Reading("right numbers", number_said, "a number"),
+    "exact_answers": Reading("exact answers", normalised, "an answer"),
+    "yes_no_maybe": Reading("yes, no or maybe", label_said, "yes, no or maybe"),
+}
+# Fields of rows whose question is not all that is asked: the data package reads those.
+_MORE_THAN_A_QUESTION = ("messages", "completion", "context", "reasoning")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, as a row whose last turn (or completion) is left to the model, and the text that is right."""
+
+    example: Example
+    reference: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """`name` is one of `READINGS`."""
+
+    name: str
+    tasks: list[Task]
+    max_new_tokens: int
+    group: str = "target"
+
+    def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
+        reading = READINGS[self.name]
+        answers = answer(
+            model,
+            tokenizer,
+            [task.example for task in self.tasks],
+            max_new_tokens=self.max_new_tokens,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+        wanted = [reading.says(task.reference) for task in self.tasks]
+        units = [(float(reading.says(text) == right), 1.0) for text, right in zip(answers, wanted)]
+        return [score_units(self.name, self.group, reading.metric, units, kind="share", better="higher")]
+
+
+def answer(
+    model, tokenizer, examples: list[Example], *, max_new_tokens: int, batch_tokens: int, progress=None
+) -> list[str]:
+    """The model's greedy answer to each example, special tokens and outer blanks left out."""
+    ids = generate_ids(
+        model,
+        tokenizer,
+        [prompt_ids(example, tokenizer) for example in examples],
+        max_new_tokens=max_new_tokens,
+        # Generation keeps the logits of one position a row, so it can hold more tokens than a likelihood.
+        batch_tokens=4 * batch_tokens,
+        progress=progress,
+    )
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+
+
+def prompt_ids(example: Example, tokenizer) -> list[int]:
+    """The tokens a model is given before it answers. A single question to a model without a chat template is written as
+    multiple choice writes it: "Question: ...\\nAnswer:".
+
+    Raises:
+        DataError: a conversation, and there is no chat template.
+    """
+    from eaftdrope.data import encode_prompt
+
+    turns = example.prompt_messages if example.messages else []
+    if tokenizer.chat_template or [turn["role"] for turn in turns] != ["user"]:
+        return encode_prompt(example, tokenizer)
+    text = f"Question: {turns[0]['content']}\nAnswer:"
+    return beginning(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def question(text: str, answer: str = "", *, origin: str = "") -> Example:
+    """A single question as a row."""
+    from eaftdrope.data import Example
+
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    return Example(messages=turns, origin=origin)
+
+
+def held_out_tasks(name: str, examples: list[Example]) -> list[Task]:
+    """Those of the held-out rows whose answer this probe can read; yes, no or maybe must be the answer's first word."""
+    tasks = [Task(example, text) for example in examples if (text := _answer_of(example))]
+    if name == "yes_no_maybe":
+        return [task for task in tasks if normalised(task.reference).partition(" ")[0] in LABELS]
+    return [task for task in tasks if READINGS[name].says(task.reference) not in (None, "")]
+
+
+def read_tasks(name: str, file: Path) -> list[Task]:
+    """The rows of a JSONL file: `question` (or `prompt`) and `answer`; or a row as for training, whose last answer is the
+    reference where there is no `answer` beside it.
+
+    Raises:
+        DataError: a row that is none of these, or whose reference this probe cannot read.
+    """
+    tasks = []
+    for place, row in json_lines(file.read_text(encoding="utf-8"), file):
+        example = read_example(row, place)
+        reference = row.get("answer", _answer_of(example))
+        # a number may be written as one
+        text = reference if isinstance(reference, str) else str(reference)
+        if isinstance(reference, bool) or READINGS[name].says(text) in (None, ""):
+            raise DataError(
+                f"{place}: the reference has not {READINGS[name].wanted}, which {name} compares with. A row is "
+                "{question, answer}, or {messages} whose last turn is the reference, beside it `answer` if there is one."
+            )
+        tasks.append(Task(example, text))
+    if not tasks:
+        raise DataError(f"{file}: no rows. A line is {{question, answer}} or {{messages}}.")
+    return tasks
+
+
+def read_example(row: dict, place: str) -> Example:
+    """A row of a probe's file as something to ask.
+
+    Raises:
+        DataError: there is nothing to ask.
+    """
+    from eaftdrope.data import normalise
+
+    text = row.get("question", row.get("prompt"))
+    if isinstance(text, str) and row.keys().isdisjoint(_MORE_THAN_A_QUESTION):
+        return question(text, origin=place)
+    example = normalise(row, origin=place)
+    if example.text is not None:
+        raise DataError(f"{place}: a text asks nothing. A row needs `question`, `prompt` or `messages`.")
+    if example.messages and example.messages[-1]["role"] != "assistant":
+        # what a row without a reference lacks: the turn that is left to the model
+        example = replace(example, messages=[*example.messages, {"role": "assistant", "content": ""}])
+    return example
+
+
+def _answer_of(example: Example) -> str:
+    """The text of the last answer; "" where there is none."""
+    if not example.messages:
+        return example.completion or ""
+    roles = [message["role"] for message in example.messages]
+    return example.answer["content"] if "assistant" in roles else ""

@@ -1,0 +1,387 @@
+"""The folder of a run: whose it is, how far it got, and what a second start of the same command may do with it.
+
+    run.json            recipe, status, fingerprints (see run_record.py); written first, and last
+    recipe.yaml         the resolved recipe
+    metrics.jsonl       one line a log
+    landscape.jsonl     one line a window of steps: where the trained tokens lay
+    probes_before.json, probes_after.json
+    checkpoints/        what a killed run resumes from
+    and beside them     the result: adapter or weights, tokenizer, README.md
+
+An unfinished run of the same recipe is resumed, a finished one is left alone, anybody else's folder is not touched.
+The folder of a stage is such a folder too; its finished run is the model of the next stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eaftdrope.errors import UserError
+from eaftdrope.files import check_writable, flush, flush_tree, write_durably
+
+from .checkpoints import MANIFEST, Checkpoints, Found
+from .interrupts import LOCK_FILE
+from .record import (
+    NAME,
+    RECIPE_NAME,
+    changes,
+    differences,
+    dumped,
+    is_damaged,
+    read_record,
+    recorded_recipe,
+    without_nulls,
+)
+
+if TYPE_CHECKING:
+    from eaftdrope.evaluate import Score
+    from eaftdrope.recipe.schema import Recipe
+
+    from .plan import DataStats
+
+WAYS_OUT = (
+    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+)
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
+
+
+class RunFolder:
+    """A run's folder, opened for one recipe. Making one only looks; `begin` is the first to write.
+
+    Args:
+        path: the folder; it need not exist.
+        recipe: the recipe to run. `output` is not compared with the folder's: where results go does not change them.
+        overwrite: `begin` deletes the run that is there.
+        keep_finished: a finished run of this recipe is no error; `finished` tells of it.
+        uploads: the repository that the result is uploaded to, None for none.
+
+    Raises:
+        UserError: the folder holds a finished run that lacks nothing, a run of another recipe or files that are not a
+            run's, or it cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        recipe: Recipe,
+        *,
+        overwrite: bool = False,
+        keep_finished: bool = False,
+        uploads: str | None = None,
+    ):
+        self.path = Path(path).expanduser()
+        self._notes: list[str] = []
+        self._overwrite = overwrite
+        self._recipe = dumped(recipe)
+        self._merges = recipe.output.merge and recipe.lora is not None
+        self.uploads = uploads
+        self._schema = type(recipe)
+        # how many share a batch changes the steps, as a key of the recipe does
+        self._processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self._keep_finished = keep_finished
+        self._run: dict | None = None
+        self._found: Found | None = None
+        check_writable(self.path)
+        self._check()
+
+    def _check(self) -> None:
+        run = self._run = self._opened()
+        if run is None:
+            if not self._is_free():
+                raise UserError(
+                    f"{self.path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: "
+                    "name another folder with output.dir=..."
+                )
+            return
+        if self._overwrite:
+            return
+        finished = run["status"] == "finished"
+        if finished and not self._keep_finished and not self.missing:
+            raise UserError(f"{self.path} holds a finished run. {WAYS_OUT}")
+        if keys := differences(self._as_now(run["recipe"]), self._recipe, free=True):
+            kind = "a finished run" if finished else "an unfinished run"
+            raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
+        if run["status"] == "running" and run["processes"] != self._processes:
+            raise UserError(
+                f"{self.path} holds an unfinished run on {run['processes']} processes, and this is one on "
+                f"{self._processes}: a step would have other rows. {WAYS_OUT}"
+            )
+
+    def _opened(self) -> dict | None:
+        """run.json, rebuilt from recipe.yaml where it is damaged, and set back where the result is not whole."""
+        run = read_record(self.path)
+        if run is None:
+            return self._rebuilt()
+        if run["data"] and run["status"] != "running" and not self._overwrite and (lost := self._lost()):
+            self._run = run
+            if self.last_checkpoint():
+                self._notes.append(f"{self.path} has no {lost} any more: made again from the last checkpoint")
+                return {**run, "status": "running"}
+            if run["status"] == "trained":
+                raise UserError(
+                    f"{self.path} has no {lost} any more, nor a checkpoint to make it again from. {WAYS_OUT}"
+                )
+        return run
+
+    def _rebuilt(self) -> dict | None:
+        """The record of a run whose run.json is damaged or lost, as far as it can be rebuilt; None where there was no run."""
+        sealed = any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
+        damaged = is_damaged(self.path)
+        if not damaged and ((self.path / NAME).exists() or not sealed):
+            return None
+        recipe = recorded_recipe(self.path)
+        if recipe is None and not sealed:
+            return None
+        if recipe is None and not self._overwrite:
+            raise UserError(
+                f"{self.path / NAME} is damaged or missing, and so is {RECIPE_NAME} beside it, from which it could be "
+                f"rebuilt. Put back a copy of either and run the same command again. {WAYS_OUT}"
+            )
+        if not self._overwrite:
+            self._notes.append(
+                f"{self.path / NAME} is damaged or missing and was rebuilt from {RECIPE_NAME}: whether data and base model "
+                "are those that the run began with cannot be checked"
+            )
+        record = dumped(recipe) if recipe else {}
+        return {"status": "running", "recipe": record, "processes": self._processes, "data": {}, "rebuilt": True}
+
+    def _lost(self) -> str | None:
+        """What of the result or its scores is not there, though run.json has it done."""
+        if not any(file for pattern in _WEIGHTS for file in self.path.glob(pattern)):
+            return "weights"
+        scores = [f"probes_{when}.json" for when in ("before", "after")]
+        if any((self.path / name).exists() for name in scores):
+            return next((f"readable {name}" for name in scores if self.load_scores(name[7:-5]) is None), None)
+        return None
+
+    def _as_now(self, recipe: dict) -> dict:
+        """A recipe that an older version dumped, with the defaults of keys that it did not have."""
+        try:
+            return dumped(self._schema.model_validate({**without_nulls(recipe), "output": {"dir": "unused"}}))
+        except ValueError:
+            # it had keys that are no more
+            return recipe
+
+    def pop_notes(self) -> list[str]:
+        """What the user should know of the folder's state, a sentence each; once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def check_unchanged(self, data: DataStats, fingerprints: dict[str, str]) -> None:
+        """Compares what the run would train on now with what it began with.
+
+        Raises:
+            UserError: anything of it has changed; the message names it.
+        """
+        if not self._run or self._overwrite or self.rebuilt:
+            return
+        if changed := changes(self._run, data, fingerprints):
+            raise UserError(f"{self.path} holds an unfinished run{changed} {WAYS_OUT}")
+        if "fingerprints" not in self._run:
+            self._notes.append(
+                f"{self.path} was begun by an older version, which kept no fingerprints: whether data and base model are "
+                "as they were at its start cannot be checked"
+            )
+
+    def begin(
+        self, recipe_yaml: str, versions: dict[str, str], data: DataStats, fingerprints: dict[str, str] | None = None
+    ) -> None:
+        """Makes the folder, deletes an overwritten run, and records that a run is on. For the main process, once
+        everything that can be checked is.
+
+        Raises:
+            UserError: the data are not those that the unfinished run began with (see `check_unchanged`), or none of its
+                checkpoints can be used.
+        """
+        fingerprints = fingerprints or {}
+        self.check_unchanged(data, fingerprints)
+        found = self.resume_point()
+        if self._run and self._overwrite:
+            self._delete()
+        self._overwrite = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        if found.checkpoint and not found.has_manifest:
+            # before run.json says that complete ones have a manifest
+            self.sealed.seal(int(found.checkpoint.name.removeprefix("checkpoint-")))
+        self._write_run(
+            status="running",
+            versions=versions,
+            processes=self._processes,
+            data=dataclasses.asdict(data),
+            fingerprints=fingerprints,
+            recipe=self._recipe,
+        )
+        self.write(RECIPE_NAME, recipe_yaml)
+
+    def take(self, made: Path, recipe_yaml: str, versions: dict[str, str]) -> None:
+        """Puts a folder that was made beside it in its place, as a finished run: whole or not at all."""
+        run = {
+            "status": "finished",
+            "versions": versions,
+            "processes": self._processes,
+            "data": {},
+            "recipe": self._recipe,
+        }
+        for name, text in {NAME: json.dumps(run, indent=2) + "\n", RECIPE_NAME: recipe_yaml}.items():
+            # a file of that name may be a link to somebody else's
+            (made / name).unlink(missing_ok=True)
+            (made / name).write_text(text, encoding="utf-8")
+        flush_tree(made)
+        if self.rebuilt:
+            self._delete()
+        self.discard()
+        # rename(2) puts a folder over an empty one
+        os.replace(made, self.path)
+        flush(self.path.parent)
+        self._run = read_record(self.path)
+
+    def discard(self) -> None:
+        """Deletes the run that is there, if the folder was opened to be overwritten."""
+        if self._overwrite and self._run:
+            self._delete()
+        self._overwrite = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds a finished run that is to be kept."""
+        return self._status == "finished"
+
+    @property
+    def trained(self) -> bool:
+        """Whether nothing is left to train or to measure, and something to write (see `missing`)."""
+        return self._status == "trained" or bool(self._status == "finished" and self.missing)
+
+    @property
+    def _status(self) -> str | None:
+        return self._run["status"] if self._run and not self._overwrite else None
+
+    @property
+    def missing(self) -> list[str]:
+        """What a trained run lacks: card, merged model, report, upload. A stage without training lacks nothing."""
+        if not self._run or not self._run["data"] or self._lost():
+            return []
+        lacks = [name for name in ("README.md", "report.html") if not (self.path / name).is_file()]
+        if self._merges and not (self.path / "merged").is_dir():
+            lacks.append("merged/")
+        if self.uploads and self._run.get("uploaded") != self.uploads:
+            lacks.append(f"upload to {self.uploads}")
+        return lacks
+
+    @property
+    def about(self) -> dict[str, str]:
+        """When and how the run was made, for its report."""
+        return self._run["about"]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that trained it."""
+        return self._run["versions"]
+
+    @property
+    def begun(self) -> bool:
+        return self._run is not None
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether run.json is damaged or missing, and only recipe.yaml tells of the run."""
+        return bool(self._run and self._run.get("rebuilt"))
+
+    def note_trained(self, about: dict[str, str]) -> None:
+        """Records that the result and its scores are whole and on the disk; `about` is when and how they were made."""
+        flush_tree(self.path, without=(self.checkpoints.name, LOCK_FILE))
+        self._write_run(**{**self._run, "status": "trained", "about": about})
+
+    def finish(self) -> None:
+        """Records that the run is complete. The last thing that is written."""
+        flush_tree(self.path, without=(self.checkpoints.name, LOCK_FILE))
+        uploaded = {"uploaded": self.uploads} if self.uploads else {}
+        self._write_run(**{**self._run, "status": "finished", **uploaded})
+
+    def resume_point(self) -> Found:
+        """The checkpoint to resume from, its contents verified. For one process: it reads all of it, once.
+
+        Raises:
+            UserError: all the checkpoints there are were complete, and are damaged now.
+        """
+        if self._found is None:
+            if self._overwrite or self._run is None:
+                self._found = Found(None)
+            else:
+                self._found = self.sealed.newest(manifests=self._has_manifests)
+        return self._found
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint with all its files, their contents not read; None too where all are damaged."""
+        try:
+            return self.sealed.newest(manifests=self._has_manifests, contents=False).checkpoint
+        except UserError:
+            return None
+
+    @property
+    def _has_manifests(self) -> bool:
+        """Whether the run writes manifests: then a checkpoint without one was not written to its end."""
+        if self.rebuilt:
+            return any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
+        return "fingerprints" in (self._run or read_record(self.path) or {})
+
+    @property
+    def sealed(self) -> Checkpoints:
+        """The checkpoints, with what makes and checks their manifests."""
+        return Checkpoints(self.checkpoints, self._processes)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def save_scores(self, when: str, scores: list[Score]) -> None:
+        from eaftdrope.evaluate import scores_to_json
+
+        self.write(f"probes_{when}.json", scores_to_json(scores))
+
+    def load_scores(self, when: str) -> list[Score] | None:
+        """The scores of "before" or "after"; None where they are not there, or cannot be read."""
+        from eaftdrope.evaluate import scores_from_json
+
+        try:
+            return scores_from_json((self.path / f"probes_{when}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def kept(self, name: str) -> str | None:
+        """The text of a file of the run that is to be resumed; None where there is none, or it is not UTF-8."""
+        try:
+            return None if self._overwrite else (self.path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        """A small file, whole or not at all."""
+        write_durably(self.path / name, text)
+
+    def _write_run(self, **run) -> None:
+        self.write(NAME, json.dumps(run, indent=2) + "\n")
+        self._run = run
+
+    def _is_free(self) -> bool:
+        """Nothing there, or only what a start of ours leaves that was killed before it wrote run.json."""
+        if not self.path.exists():
+            return True
+        ours = (f".{NAME}.partial", LOCK_FILE)
+        for entry in self.path.iterdir():
+            if entry.name not in ours and not (entry == self.checkpoints and not any(entry.iterdir())):
+                return False
+        return True
+
+    def _delete(self) -> None:
+        """Empties the folder; run.json goes last, so that a kill in between leaves a run and not a stranger's folder."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == NAME):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK_FILE:
+                entry.unlink()
+        self._run = self._found = None
