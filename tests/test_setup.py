@@ -139,7 +139,18 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "make test-engines",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
+        "make docs-tools",
+        "make docs",
     ]
+
+
+def test_continuous_integration_reports_a_site_that_cannot_be_built():
+    """Without the tools of the documentation the rest still counts."""
+    last = (ROOT / ".ci" / "run").read_text().split("make test-compat\n")[1]
+    script = f'set -e; make() {{ echo "make $*"; [ "$1" != docs-tools ]; }}\n{last}'
+    lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "make docs-tools"
+    assert lines[1].startswith("NOT BUILT: the documentation site") and len(lines) == 2
 
 
 # Written so that this file does not name them.
