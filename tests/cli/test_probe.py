@@ -217,7 +217,7 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
         "mean niah?",
         "--baselines: 'yarm' is not one of rope, pi, ntk, yarn, crop. Did you mean yarn?",
         "--suite: 'rular' is not one of ruler, longbench. Did you mean ruler?",
-        "model './nowhere': there is no such file or folder.",
+        "model './nowhere': no such file or folder.",
         "--lengths: '2k' is not a length. Write tokens (4096) or a multiple",
         *suites,
         f"--text {tmp_path / 'no.txt'}: there is no such file.",

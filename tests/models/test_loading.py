@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
-from eaftdrope.models.loading import load_complete
+from eaftdrope.models.weights import load_complete
 from tests.tiny_run import save_model
 
 AGAIN = "Download or copy it again."
@@ -153,8 +153,8 @@ def test_pickled_code_is_not_run(folder, tmp_path):
     assert refused(folder) == unreadable(
         folder,
         "pytorch_model.bin",
-        "holds Python objects other than tensors; they could run code, so they are not loaded. Take the model's "
-        "safetensors files, or have its author save it so.",
+        "holds Python objects other than tensors; they could run code, so they are not loaded. Use the model's "
+        "safetensors files, or ask its author for them.",
     )
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Code()) + bytes(10_000))
     assert "holds Python objects other than tensors" in refused(folder)
