@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from eaftdrope.drope.config import complete
+from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
 from eaftdrope.files import atomic_folder, honour_umask
 from eaftdrope.models import load_config, load_model, load_tokenizer
@@ -237,7 +237,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_di
     model.save_pretrained(folder)
     honour_umask(folder)
     # a base without rotary embedding stays so in transformers 4 too
-    complete(folder)
+    restore_v4_keys(folder)
     tokenizer.save_pretrained(folder)
 
 

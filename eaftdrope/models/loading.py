@@ -164,6 +164,7 @@ def _folder_on_disk(reference: str) -> Path | None:
     location = locate(reference)
     if location.kind != "hub":
         return location.folder if location.gguf is None else copy_folder(location.gguf)
+    assert location.hub_id is not None
     found = try_to_load_from_cache(location.hub_id, "config.json")
     return Path(found).parent if isinstance(found, str) else None
 

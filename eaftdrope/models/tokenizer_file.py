@@ -49,6 +49,7 @@ def load_tokenizer_files(
         OSError, ValueError: the files cannot be read or fetched.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    assert tokenizer is not None
     file = _tokenizer_json(path, revision)
     if file is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer
@@ -56,7 +57,7 @@ def load_tokenizer_files(
     if difference is None:
         return tokenizer
     # without the class: the file as it is, with the settings of tokenizer_config.json
-    plain = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
+    plain = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
     remaining = first_difference(plain, file)
     if remaining is not None:
         raise UserError(
@@ -96,7 +97,9 @@ def first_difference(tokenizer: PreTrainedTokenizerBase, file: Path) -> str | No
             except Exception as error:
                 return f"{text!r} cannot be tokenised ({error})."
             if found != expected.ids:
-                return _difference(text, tokenizer.convert_ids_to_tokens(found), expected.tokens)
+                return _difference(
+                    text, [str(tokenizer.convert_ids_to_tokens(index)) for index in found], expected.tokens
+                )
     return None
 
 

@@ -229,7 +229,7 @@ def _index_problem(index: Path) -> str | None:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         return "has no weight_map with the file of each tensor"
     gone = sorted({name for name in files.values() if not (index.parent / name).is_file()})
-    return f"names {gone[0]}, which is not there" if gone else None
+    return f"lists {gone[0]}, which does not exist" if gone else None
 
 
 def _safetensors_problem(file: Path) -> str | None:

@@ -56,7 +56,7 @@ def test_a_target_length_sets_the_temperature_once(source, tmp_path, capsys):
         (("--target-length", "32", "--slope", "0.1"), r"within the trained length of 64 tokens"),
         (("--undo", "--temperature", "1.1"), r"--undo restores the source as it was and takes no option but --copy"),
         (("--undo",), r"cannot be undone: it has no drope_original/manifest\.json"),
-        (("--layers", "0-1"), r"cannot say which layers"),
+        (("--layers", "0-1"), r"cannot express which layers"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(source, options, message, tmp_path, capsys):

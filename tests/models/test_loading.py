@@ -176,7 +176,7 @@ def test_a_shard_that_is_not_there_is_named(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}))
     assert refused(folder) == unreadable(
-        folder, index.name, f"names model-00002-of-00002.safetensors, which is not there. {AGAIN}"
+        folder, index.name, f"lists model-00002-of-00002.safetensors, which does not exist. {AGAIN}"
     )
     index.write_text('{"weight_map": 3}')
     assert refused(folder) == unreadable(folder, index.name, f"has no weight_map with the file of each tensor. {AGAIN}")

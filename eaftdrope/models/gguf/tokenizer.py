@@ -109,7 +109,9 @@ def _byte_level(fields: dict[str, Any], cut: Cut) -> Tokenizer:
 
 
 def _as_transformers_reads_it(gguf: Path) -> Tokenizer:
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), "transformers builds a fast tokenizer from a GGUF file"
+    return tokenizer.backend_tokenizer
 
 
 def _put_spaces(tokenizer: Tokenizer, *, prefix: bool) -> None:
