@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -33,7 +33,7 @@ _PREFIX, _LOCK = "eaftdrope-data-", "in_use"
 _held: list[FileLock] = []
 
 
-def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> Dataset:
+def write_rows(rows: Iterator[dict[str, Any]], columns: tuple[str, ...]) -> Dataset:
     """Write rows of tokens to an Arrow file and return it as a dataset; the file lives as long as this process.
 
     Args:
@@ -47,7 +47,7 @@ def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> D
     schema = pa.schema({name: pa.string() if name == "origin" else numbers for name in columns})
     path = str(_own_folder() / "rows.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        batch: list[dict[str, object]] = []
+        batch: list[dict[str, Any]] = []
         tokens = 0
         for row in rows:
             batch.append(row)
@@ -136,7 +136,9 @@ def _documents(rows: Dataset, eos: int) -> Iterator[tuple[list[int], list[int]]]
             yield ids, labels
 
 
-def _blocks(documents: Iterable[tuple[list[int], list[int]]], length: int, boundaries: bool) -> Iterator[dict]:
+def _blocks(
+    documents: Iterable[tuple[list[int], list[int]]], length: int, boundaries: bool
+) -> Iterator[dict[str, Any]]:
     """Yield complete blocks; a document that does not fit continues in the next one, as a part of its own."""
     ids: list[int] = []
     labels: list[int] = []

@@ -227,6 +227,7 @@ def _encode_row(
             reason, remedy = _reason(error), _remedy(error)
             counts.add_lost(error)
     if encoded is None:
+        assert reason is not None
         if on_bad_row == "stop":
             raise DataError(f"{row.origin}: {reason}\n{remedy}".rstrip())
         counts.skipped += 1

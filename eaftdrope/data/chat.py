@@ -148,13 +148,11 @@ class _Talk:
                     f"{error} (a turn has several calls; if that is it, give each a turn of its own)"
                 ) from error
             raise
-        self.found: Found = audit(
-            messages,
-            tools,
-            self.text,
-            lambda *given: render_quickly(tokenizer, template.source, *_prepare(*given, template)),
-            template.source,
-        )
+
+        def write(messages: Messages, tools: Tools) -> str:
+            return render_quickly(tokenizer, template.source, *_prepare(messages, tools, template))
+
+        self.found: Found = audit(messages, tools, self.text, write, template.source)
         if self.found.dropped:
             self._leave_out(messages, tools)
         last = self.messages[-1]

@@ -221,9 +221,8 @@ class StopTokens:
                 "(reasoning belongs in reasoning_content), or use a template whose conversations begin with its prompt."
             )
 
-    # --- copies -----------------------------------------------------------------------------------------------------------
 
-    from .counts import DataReport
+# --- copies -----------------------------------------------------------------------------------------------------------
 
 
 # rows can be whole books

@@ -110,6 +110,7 @@ def _encode_messages(
 ) -> tuple[list[int], list[int], int | None, str | None, tuple[str, ...]]:
     """Return ids, labels, position and text of the last trained answer's stop token, and what the template leaves out."""
     messages = example.messages
+    assert messages is not None
     rendered = render_conversation(messages, example.tools, tokenizer)
     text, spans = rendered.text, rendered.spans
     input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=False)
@@ -139,7 +140,9 @@ def _encode_text(
     text's own end-of-sequence token is left out, because no model generates it.
     """
     prompt = example.prompt or ""
-    text = prompt + (example.completion if example.text is None else example.text)
+    rest = example.completion if example.text is None else example.text
+    assert rest is not None
+    text = prompt + rest
     everything = train_on == "all" or example.text is not None
     end = getattr(tokenizer, "eos_token", None)
     has_end = end is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(end)

@@ -151,7 +151,7 @@ def report_text(preview: Preview) -> Text:
 
 def _fields(report: DataReport) -> list[str]:
     """Return a table of the fields of each source: read, not read, lost in the rendering."""
-    table = [("source", "field", "rows", "")]
+    table: list[tuple[str, ...]] = [("source", "field", "rows", "")]
     for name, counts in report.by_source.items():
         lines = [(path, rows, "read") for path, rows in counts.fields_read.items()]
         lines += [
@@ -183,7 +183,7 @@ def _aligned(table: list[tuple[str, ...]], left: Sequence[int]) -> list[str]:
 def _summary(preview: Preview) -> list[str]:
     report = preview.report
     heads = ("source", "read", "bad", "nothing trained", "truncated", "rows", "tokens", "trained")
-    table = [heads] + [
+    table: list[tuple[str, ...]] = [heads] + [
         (
             name,
             *(

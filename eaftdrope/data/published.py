@@ -188,7 +188,7 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
     properties, required = {}, []
     for name, argument in parameters.items():
         written = argument["type"]
-        kind = _SCHEMA_TYPES.get(re.match(r"\w*", written)[0].lower())
+        kind = _SCHEMA_TYPES.get(re.split(r"\W", written, maxsplit=1)[0].lower())
         rest = {key: value for key, value in argument.items() if key != "type"}
         properties[name] = {"type": kind, **rest} if kind else rest
         if "default" not in argument and not written.endswith("optional"):

@@ -106,7 +106,7 @@ def _parse_line(raw: bytes, origin: str) -> Row:
     except UnicodeDecodeError as error:
         return Row({}, origin, f"not valid UTF-8 at byte {error.start} of the line; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") == "Extra data" and raw.lstrip().startswith(b"{"):
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and raw.lstrip().startswith(b"{"):
             return Row({}, origin, f"not one JSON object: more follows at column {error.colno}; write one row per line")
         return Row({}, origin, _reason(error, "column"))
     return _as_row(data, origin, escapes=b"\\u" in raw)
@@ -187,9 +187,9 @@ def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] |
     """
     between, blank = re.compile(r"[\s,]*"), re.compile(r"\s*")
     while True:
-        begins = between.match(text, position).end()
+        begins = _after(between, text, position)
         if text.startswith("]", begins):
-            rest = blank.match(text, begins + 1).end()
+            rest = _after(blank, text, begins + 1)
             if rest < len(text):
                 yield rest, len(text), "more follows the array; write one array, or one row per line (.jsonl)"
             return
@@ -204,6 +204,13 @@ def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] |
             yield begins, len(text), f"{_reason(error, 'line')}; the rest of the file is not read"
             return
         yield begins, position, (data,)
+
+
+def _after(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Return the end of a match at `position` of a pattern that also matches the empty string."""
+    found = pattern.match(text, position)
+    assert found is not None
+    return found.end()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

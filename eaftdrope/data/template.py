@@ -170,6 +170,7 @@ def render(
     # A template is a program that came with the model: it may raise anything (ZeroDivisionError, RecursionError, ...).
     except Exception as error:
         raise _refusal(error, tokenizer) from error
+    assert isinstance(text, str)
     return text.replace(_CLOSE_THOUGHT, "</think>")
 
 

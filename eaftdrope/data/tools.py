@@ -98,8 +98,9 @@ def read_call(call: Any, outer: Fields, key: str, index: int | None) -> dict[str
         raise DataError(f"{where} must be an object with function.name and function.arguments")
     places = [outer.inner(call, key, index)]
     wrapper = next((name for name in ("function", "function_call", "functionCall") if call.get(name) is not None), None)
-    inside = from_json(call[wrapper], f"{where}.{wrapper}") if _is_object(call.get(wrapper)) else None
-    if isinstance(inside, dict):
+    is_wrapped = wrapper is not None and _is_object(call[wrapper])
+    inside = from_json(call[wrapper], f"{where}.{wrapper}") if is_wrapped else None
+    if wrapper is not None and isinstance(inside, dict):
         places.insert(0, places[0].inner(inside, wrapper))
     name = _named(places, where)
     arguments = _arguments(places, name, where)
