@@ -165,8 +165,8 @@ def _order(new: PretrainedConfig, old: PretrainedConfig) -> Check:
     layer = next((i for i in range(new.num_hidden_layers) if not (kinds and "linear" in kinds[i])), None)
     if layer is None:
         return Check(name, math.nan, _ORDER_LIMIT, skipped="every layer has linear attention")
-    one, original = one_layer(new, layer), one_layer(old, layer)
     try:
+        one, original = one_layer(new, layer), one_layer(old, layer)
         with identity_rotation(reference := random_model(original)):
             sees_order = _order_difference(reference, original) > _ORDER_LIMIT
         difference = _order_difference(random_model(one), one)

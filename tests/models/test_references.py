@@ -100,7 +100,7 @@ def test_broken_files_become_user_errors(tiny_folder):
         ("runs", "model 'runs' has no config.json and no .gguf file. Is it the folder that `save_pretrained` wrote?"),
         (
             "adapter",
-            "model 'adapter' is a PEFT adapter without its base model. Merge it first (`eaftdrope merge`), or name the "
+            "model 'adapter' is a PEFT adapter without its base model. Merge it first (`eaftdrope merge`), or use the "
             "base model.",
         ),
         ("ggufs", "model 'ggufs' holds several GGUF files (a.gguf, b.gguf). Use the path of one of them."),
