@@ -19,7 +19,7 @@ from unittest import mock
 import yaml
 
 from tests import forked
-from tests.models import save_model
+from tests.tiny_models import save_model
 
 # What differs between two runs of the same recipe.
 TIMES = ("time", "eaft/tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")

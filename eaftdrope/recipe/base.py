@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
+from eaftdrope.models import check_model_reference
+
 from . import paths as files
 
 # Beyond these a number is a slip of the pen, and what it is multiplied with overflows.
@@ -54,8 +56,6 @@ def existing_model(reference: str, info: ValidationInfo) -> str:
     if folder is None:
         return reference
     reference = files.resolved(reference, folder)
-    from eaftdrope.models import check_model_reference
-
     problem = check_model_reference(reference)
     if problem:
         raise ValueError(problem)

@@ -30,7 +30,7 @@ def save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder, recipe: Reci
     Raises:
         UserError: on the main process, stock loaders would not find what was trained (see `check_result`).
     """
-    from eaftdrope.drope.config import complete
+    from eaftdrope.drope.config import restore_v4_keys
 
     if trainer.is_fsdp_enabled:
         # the Trainer itself writes nothing under SHARDED_STATE_DICT
@@ -41,7 +41,7 @@ def save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder, recipe: Reci
         return
     tokenizer.save_pretrained(folder.path)
     trainer.model.generation_config.save_pretrained(folder.path)
-    complete(folder.path)
+    restore_v4_keys(folder.path)
     # pickled trainer arguments: of no use to anyone who loads the result
     (folder.path / "training_args.bin").unlink(missing_ok=True)
     # of an earlier result of this run

@@ -12,7 +12,7 @@ from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
-from tests.models import SMALLEST, character_tokenizer, tiny_llama
+from tests.tiny_models import SMALLEST, character_tokenizer, tiny_llama
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 

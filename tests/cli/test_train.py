@@ -103,7 +103,7 @@ def bad_rows(folder):
 
 
 def no_weights(folder):
-    from tests.models import save_model
+    from tests.tiny_models import save_model
 
     (save_model(folder / "broken") / "model.safetensors").unlink()
     return f"model={folder / 'broken'}"
@@ -311,7 +311,7 @@ def test_an_unwritable_folder_is_told_before_anything_is_loaded(recipe, tmp_path
     ended = train(recipe, f"output.dir={tmp_path / 'file' / 'run'}", moment=None)
     assert ended == (
         2,
-        f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file. Name another folder with "
+        f"{tmp_path / 'file' / 'run'} cannot be created: {tmp_path / 'file'} is a file. Choose another folder with "
         "output.dir=...\n",
     )
 

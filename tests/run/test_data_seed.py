@@ -4,7 +4,7 @@ import pytest
 
 from eaftdrope.recipe.load import load_recipe
 from eaftdrope.run.build import build_data
-from tests.models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import make_project
 
 

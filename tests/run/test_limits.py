@@ -14,7 +14,7 @@ from eaftdrope.run import limits
 from eaftdrope.run.machine import Device
 from eaftdrope.run.plan import make_plan
 from eaftdrope.run.train import show_plan
-from tests.models import TEMPLATE, byte_tokenizer
+from tests.tiny_models import TEMPLATE, byte_tokenizer
 from tests.tiny_run import make_project
 
 CPU = Device("cpu", "a processor", None)

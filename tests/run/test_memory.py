@@ -5,7 +5,7 @@ import pytest
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.memory import activation_bytes, optimizer_bytes, weight_bytes
 from eaftdrope.run.plan import meta_model
-from tests.models import llama_config
+from tests.tiny_models import llama_config
 
 BATCH, LENGTH, VOCABULARY = 4, 256, 128
 

@@ -7,7 +7,7 @@ from eaftdrope.recipe import make_recipe
 from eaftdrope.run.build import build_model
 from eaftdrope.run.machine import Device, slow_in_bfloat16, uses_bfloat16, weights_dtype
 from eaftdrope.run.plan import make_plan
-from tests.models import SMALLEST, tiny_llama
+from tests.tiny_models import SMALLEST, tiny_llama
 
 
 def recipe(dtype="fast", precision="auto", reference="org/model"):

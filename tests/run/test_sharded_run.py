@@ -190,7 +190,7 @@ def test_a_result_is_looked_at_without_zero_3(saved, monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    from tests.models import save_model
+    from tests.tiny_models import save_model
 
     return save_model(tmp_path / "model")
 

@@ -40,7 +40,7 @@ def show_conversion(stage: Stage, console: Console) -> None:
         UserError: the architecture cannot be converted as the recipe asks.
     """
     from eaftdrope.drope.layers import choose_layers
-    from eaftdrope.drope.qk_norm import check_qk_norm
+    from eaftdrope.drope.llama_shaped import check_qk_norm
     from eaftdrope.models import load_config
 
     model, section = stage.record.model, drope_section(stage)
