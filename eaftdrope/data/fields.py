@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -163,19 +164,19 @@ class Fields:
 # --- JSON inside a row ------------------------------------------------------------------------------------------------
 
 
-class _RepeatedKey(ValueError):
-    """An object has a key twice: the first value would be lost."""
+class RepeatedKey(ValueError):
+    """A JSON object has a key twice: either value would be a guess. The message is the quoted keys."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
-    return made
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise RepeatedKey(" and ".join(map(repr, keys)))
+    return values
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def from_json(value: Any, where: str, invalid: str | None = None) -> Any:
@@ -187,7 +188,7 @@ def from_json(value: Any, where: str, invalid: str | None = None) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return _DECODER.decode(value)
+        return DECODER.decode(value)
     except (ValueError, RecursionError) as error:
         raise _reason(error, where, invalid) from error
 
@@ -199,7 +200,7 @@ def raw_decode(text: str, position: int, where: str, invalid: str) -> tuple[Any,
         DataError: as `from_json`.
     """
     try:
-        return _DECODER.raw_decode(text, position)
+        return DECODER.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
         raise _reason(error, where, invalid) from error
 
@@ -219,8 +220,8 @@ def to_json(value: Any, where: str) -> str:
 
 
 def _reason(error: Exception, where: str, invalid: str | None) -> DataError:
-    if isinstance(error, _RepeatedKey):
-        return DataError(f"{where} has the key {str(error)!r} twice in one object; keep one")
+    if isinstance(error, RepeatedKey):
+        return DataError(f"{where} has the key {error} twice in one object; keep one")
     if isinstance(error, json.JSONDecodeError):
         invalid = invalid or f"{where} is a string but not valid JSON"
         return DataError(f"{invalid}: {error.msg} at column {error.colno}")

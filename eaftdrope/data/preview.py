@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from eaftdrope.errors import printable
 
 from .build import build_dataset
@@ -22,7 +24,6 @@ from .sources import Source
 from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
 _TRAINED, _CONTEXT = "bold green", "dim"
@@ -71,7 +72,7 @@ def make_preview(
     that the model has an embedding for.
 
     Raises:
-        DataError: a source cannot be read, no row is left, or one has a token beyond `vocabulary`.
+        DataError: a source cannot be read, no row is left, or a row has a token beyond `vocabulary`.
     """
     scanned = sources
     if scan is not None:
@@ -119,8 +120,6 @@ def _row(row: dict, tokenizer: PreTrainedTokenizerBase) -> PreviewRow:
 
 def preview_text(preview: Preview, *, marks: bool) -> Text:
     """Return the preview as styled text; with `marks` trained stretches are also in [[ ]], for output without colour."""
-    from rich.text import Text
-
     text = Text()
     for number, row in enumerate(preview.rows, start=1):
         full = " (max_length reached)" if row.tokens == preview.max_length else ""
@@ -137,8 +136,6 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
 
 def report_text(preview: Preview) -> Text:
     """Return the part of the preview about all rows: the table of their fields, the counts, the warnings."""
-    from rich.text import Text
-
     text = Text()
     text.append("--- fields\n", style="bold")
     text.append("\n".join(_fields(preview.report)) + "\n\n")

@@ -74,11 +74,11 @@ def reasoning(row: Fields) -> dict[str, Any]:
 
 def pubmedqa(row: Fields) -> dict[str, Any]:
     """Return question and answer; the label is first in the answer, so that a few tokens of it can be scored."""
-    asked = f"Question: {string(row.get('question'), row.place('question'))}\nAnswer yes, no or maybe, then explain."
+    question = f"Question: {string(row.get('question'), row.place('question'))}\nAnswer yes, no or maybe, then explain."
     passages = _passages(row)
-    prompt = f"Context: {passages}\n\n{asked}" if passages else asked
-    said = [string(row.get(name), row.place(name)) for name in ("final_decision", "long_answer")]
-    return {"messages": [spoken("user", prompt, row, "question"), {**_assistant(row), "content": ". ".join(said)}]}
+    prompt = f"Context: {passages}\n\n{question}" if passages else question
+    parts = [string(row.get(name), row.place(name)) for name in ("final_decision", "long_answer")]
+    return {"messages": [spoken("user", prompt, row, "question"), {**_assistant(row), "content": ". ".join(parts)}]}
 
 
 def xlam(row: Fields) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def glaive(row: Fields) -> dict[str, Any]:
         text = text.strip().removesuffix("<|endoftext|>").strip()
         message: dict[str, Any] = {"role": _GLAIVE_ROLES[speaker], "content": text}
         if speaker == "ASSISTANT" and "<functioncall>" in text:
-            said, _, call = text.partition("<functioncall>")
+            spoken_text, _, call = text.partition("<functioncall>")
             call = _glaive_call(call.strip(), number)
-            message |= {"content": said.strip(), "tool_calls": [read_call(call, row, "chat", number)]}
+            message |= {"content": spoken_text.strip(), "tool_calls": [read_call(call, row, "chat", number)]}
         refuse_empty(message, f"chat, turn {number}")
         messages.append(message)
     return {"messages": messages, "tools": read_tools(row, {"system": tools})}
@@ -129,14 +129,14 @@ def _assistant(row: Fields) -> dict[str, Any]:
 
 def _question(row: Fields) -> dict[str, Any]:
     """Return the user's turn: the context before the question, the options after it, if the row has them."""
-    asked = string(row.get("question"), row.place("question"))
+    text = string(row.get("question"), row.place("question"))
     passages = _passages(row)
     if passages:
-        asked = f"Context: {passages}\n\nQuestion: {asked}"
+        text = f"Context: {passages}\n\nQuestion: {text}"
     options = row.agreed(_OPTIONS, "options")
     if options is not None:
-        asked = f"{asked}\n\n{_options(options)}"
-    return spoken("user", asked, row, "question")
+        text = f"{text}\n\n{_options(options)}"
+    return spoken("user", text, row, "question")
 
 
 def _passages(row: Fields) -> str:

@@ -21,6 +21,8 @@ from typing import Any
 
 from eaftdrope.errors import DataError
 
+from .fields import DECODER, RepeatedKey
+
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _BOM = b"\xef\xbb\xbf"
 
@@ -65,21 +67,6 @@ def drop_nulls(value: Any) -> Any:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-class _RepeatedKey(ValueError):
-    """A JSON object has a key twice: either value would be a guess."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise _RepeatedKey(f"the key {_quoted(names)} occurs more than once in an object; leave one of them")
-    return fields
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
 def _reason(error: ValueError | RecursionError, place: str) -> str:
     """Return why JSON cannot be read; `place` is the unit of a syntax error's position ("column", "line")."""
     if isinstance(error, RecursionError):
@@ -87,8 +74,8 @@ def _reason(error: ValueError | RecursionError, place: str) -> str:
     if isinstance(error, json.JSONDecodeError):
         where = error.colno if place == "column" else error.lineno
         return f"not valid JSON: {error.msg} at {place} {where}"
-    if isinstance(error, _RepeatedKey):
-        return str(error)
+    if isinstance(error, RepeatedKey):
+        return f"the key {error} occurs more than once in an object; leave one of them"
     # Python's limit on the digits of a whole number
     return "not valid JSON: a number has too many digits; write it as a string"
 
@@ -102,7 +89,7 @@ def _iter_json_lines(path: Path, shown: str) -> Iterator[Row]:
 
 def _parse_line(raw: bytes, origin: str) -> Row:
     try:
-        data = _DECODER.decode(raw.decode("utf-8"))
+        data = DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Row({}, origin, f"not valid UTF-8 at byte {error.start} of the line; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
@@ -194,11 +181,11 @@ def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] |
                 yield rest, len(text), "more follows the array; write one array, or one row per line (.jsonl)"
             return
         try:
-            data, position = _DECODER.raw_decode(text, begins)
-        except _RepeatedKey as error:
+            data, position = DECODER.raw_decode(text, begins)
+        except RepeatedKey as error:
             # still JSON: the element can be skipped, and the rest of the file read
             _, position = json.JSONDecoder().raw_decode(text, begins)
-            yield begins, position, str(error)
+            yield begins, position, _reason(error, "line")
             continue
         except (ValueError, RecursionError) as error:
             yield begins, len(text), f"{_reason(error, 'line')}; the rest of the file is not read"
@@ -239,7 +226,7 @@ def _iter_csv(path: Path, shown: str) -> Iterator[Row]:
                 header = fields
                 _refuse_repeated(header, shown, "the header")
                 if not header:
-                    raise DataError(f"{shown}: the first line is empty; it must name the columns.")
+                    raise DataError(f"{shown}: the first line is empty; it must have the names of the columns.")
             elif fields:
                 yield _csv_row(header, fields, f"{shown}:{line}")
 

@@ -136,8 +136,8 @@ def _convert(source: Path, target: Path, options: ConversionOptions) -> Conversi
         failed = [str(result) for result in checks if not result.passed]
         if failed:
             raise UserError(
-                f"{source} cannot be converted by configuration: its class, {_architecture(plan.raw)}, does not do "
-                "what the configuration says. Nothing was written.\n  " + "\n  ".join(failed)
+                f"{source} cannot be converted by configuration: its class, {_architecture(plan.raw)}, does not "
+                "follow the configuration. Nothing was written.\n  " + "\n  ".join(failed)
             )
     raw = read_json(target / "config.json")
     return Conversion(

@@ -14,15 +14,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from eaftdrope.errors import UserError
 
 from .identity import OTHER_TOWERS, text_modules
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig
 
 METHODS = ("rope", "nope", "pi", "ntk", "yarn")
 FORMS = ("llama3", "linear", "longrope")
@@ -70,8 +69,6 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
 
 def check_known(rope: dict, model_type: str) -> None:
     """Raise UserError if transformers does not have the type of these flat rope parameters."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     kind = rope.get("rope_type", "default")
     if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
         known = ", ".join(("default", *ROPE_INIT_FUNCTIONS))

@@ -85,7 +85,7 @@ def test_a_source_named_twice_is_counted_twice(make_tokenizer, write_jsonl):
     path = write_jsonl([{"text": "a"}, {"text": "b"}])
     said = (
         f"1 of 3 rows are copies of earlier ones (the first: {path}:1 of {path}:1) and count as often. Remove them, unless "
-        "that is meant."
+        "that is intended."
     )
     with pytest.warns(UserWarning, match=re.escape(said)):
         _, report = build_dataset([Source(path, limit=1), Source(path)], make_tokenizer())

@@ -265,7 +265,7 @@ def test_a_class_that_does_not_do_what_the_configuration_says_is_refused(source,
     monkeypatch.setattr(plan_module, "converted_config", leaky)
     # some checkpoints do not name their class
     edit_config(source, architectures=None)
-    with pytest.raises(UserError, match=r"does not do what the configuration says(.|\n)*FAILED equal to the identity"):
+    with pytest.raises(UserError, match=r"does not follow the configuration(.|\n)*FAILED equal to the identity"):
         convert(source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
