@@ -254,7 +254,7 @@ def test_the_adapters_own_tokens_that_end_an_answer(saved, tmp_path):
 def test_wrong_adapters_are_refused(saved, tmp_path):
     folder = adapter_of(saved, tmp_path / "adapter", base_model_name_or_path="./gone")
     with pytest.raises(
-        ValueError, match=r"the base model of the adapter .* cannot be used: model './gone': there is no"
+        ValueError, match=r"the base model of the adapter .* cannot be used: model './gone': no such file"
     ):
         find_subject(str(folder))
     (folder / "adapter_model.safetensors").unlink()
