@@ -1,7 +1,6 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
-    sources, readers, bfcl,
-    shipped                         a source -> its rows
+    sources, readers, bfcl          a source -> its rows
     formats, fields, messages,
     tools, published                a row -> an `Example`, every key read or reported
     template, chat, audit,

@@ -13,15 +13,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from eaftdrope.errors import DataError
 
-from . import bfcl, shipped
+from . import bfcl
 from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
-PACKAGES = (BFCL, *(f"package:{name}" for name in shipped.SPLITS))
+# data sets that eaftdrope carries for the CPU recipes, with their splits: see assets/README.md
+_SHIPPED = {"package:gsm8k": ("train", "test"), "package:medquad": ("train", "test"), "package:novels": ("train",)}
+PACKAGES = (BFCL, *_SHIPPED)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -68,7 +71,12 @@ def check_source(source: Source) -> str | None:
             near = difflib.get_close_matches(source.path, PACKAGES, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             return f"{source.path}: no such data package.{hint} There are {', '.join(PACKAGES)}."
-        return bfcl.check(source.split) if source.path == BFCL else shipped.check(_package(source), source.split)
+        if source.path == BFCL:
+            return bfcl.check(source.split)
+        splits = _SHIPPED[source.path]
+        if source.split not in splits:
+            return f"{source.path}: no split {source.split!r}; it has {' and '.join(map(repr, splits))}."
+        return None
     path = Path(source.path).expanduser()
     try:
         if path.is_dir():
@@ -114,17 +122,16 @@ def left_out(source: Source) -> str | None:
     return folder_files(path, source.split).left_out
 
 
-def _package(source: Source) -> str:
-    return source.path.removeprefix("package:")
-
-
 def _iter_all(source: Source) -> Iterator[Row]:
     if source.path == BFCL:
         for index, data in enumerate(bfcl.rows(source.split)):
             yield Row(data, f"{BFCL}[{source.split}]:{index} ({data['id']})")
         return
     if source.path in PACKAGES:
-        yield from shipped.rows(_package(source), source.split)
+        name = source.path.removeprefix("package:")
+        file_name = f"{name}_{source.split}.jsonl" if len(_SHIPPED[source.path]) > 1 else f"{name}.jsonl"
+        with as_file(files("eaftdrope.data") / "assets" / file_name) as asset:
+            yield from iter_file(asset, f"{source.path}[{source.split}]")
         return
     path = Path(source.path).expanduser()
     if path.is_dir():

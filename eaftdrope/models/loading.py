@@ -26,7 +26,7 @@ from .weights import check_config, check_room, failure_reason, load_complete, qu
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a reference resolves to: `path` is a hub id (kind "hub") or a folder with config.json ("package", "path")."""
+    """A resolved reference: `path` is a hub id (kind "hub") or a folder with config.json ("package", "path")."""
 
     reference: str
     path: str

@@ -47,7 +47,7 @@ MODEL_PACKAGES = {
 
 @dataclass(frozen=True)
 class Location:
-    """What a reference stands for, before anything is loaded.
+    """The folder, file or hub id that a reference stands for, before anything is loaded.
 
     Attributes:
         kind (`str`): "hub", "package" or "path".
