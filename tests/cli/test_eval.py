@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -15,6 +13,7 @@ from eaftdrope.cli import main
 from eaftdrope.evaluate.scores import change_stderr
 from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
+from tests import forked
 from tests.evaluate.suites.test_cache import adapter_of
 from tests.tiny_run import TEMPLATE, make_project
 
@@ -166,14 +165,8 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
         "main(sys.argv[1:])\n"
     )
     command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out[/red]")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = forked.run_source(script, *command)
+    assert done.code == -signal.SIGKILL, done.err
     left = json.loads((tmp_path / "out[/red]" / "eval.json").read_text())
     assert left["status"] == "running" and list(values(left)) == ["perplexity"]
     code, out, err, document = eval_in("model", *SMALL)
