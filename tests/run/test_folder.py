@@ -11,7 +11,7 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score
 from eaftdrope.recipe import Recipe
 from eaftdrope.run.folder import RunFolder
-from eaftdrope.run.plan import DataStats
+from eaftdrope.run.record import DataStats
 from tests.tiny_run import hashes
 
 VERSIONS = {"eaftdrope": "0.1.0"}

@@ -6,11 +6,11 @@ import os
 import pytest
 
 from eaftdrope.errors import UserError
-from eaftdrope.run.interrupts import told_about_disk
+from eaftdrope.run.interrupts import disk_errors_to_user_errors
 
 
 def told(error, folder):
-    with pytest.raises(UserError) as caught, told_about_disk(str(folder)):
+    with pytest.raises(UserError) as caught, disk_errors_to_user_errors(str(folder)):
         raise error
     assert caught.value.__cause__ is error
     return str(caught.value)
@@ -79,6 +79,6 @@ def test_a_file_of_the_run_that_can_not_be_written(tmp_path, number):
     ids=repr,
 )
 def test_others_pass(tmp_path, error):
-    with pytest.raises(type(error)) as caught, told_about_disk(str(tmp_path)):
+    with pytest.raises(type(error)) as caught, disk_errors_to_user_errors(str(tmp_path)):
         raise error
     assert caught.value is error

@@ -26,7 +26,7 @@ def sharded(self, *args, **kwargs):
 
 state.AcceleratorState.__init__ = sharded
 from eaftdrope.cli import main
-from eaftdrope.recipe import run
+from eaftdrope.run.stages import training
 
 moment = sys.argv.pop(1)
 
@@ -37,7 +37,7 @@ def killed(*arguments):
     raise Killed
 
 if moment == "after training":
-    run.save_result = killed
+    training.save_result = killed
 try:
     main(["train", *sys.argv[1:]])
 except Killed:

@@ -356,7 +356,8 @@ _LATE = """
 import os, sys, time
 from pathlib import Path
 from rich.console import Console
-from eaftdrope.recipe import load_recipe, run
+from eaftdrope.recipe import load_recipe
+from eaftdrope.run import train as run
 from tests.forked import end_together
 
 prepare, folder = run._prepare, Path(sys.argv[2])
