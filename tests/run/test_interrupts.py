@@ -30,7 +30,7 @@ def told(error, folder):
 )
 def test_a_full_disk_by_all_its_names(error):
     assert told(error, "runs/a") == (
-        f"the disk of runs/a is full ({error}). What was written whole is kept: make room and run the same command again "
+        f"the disk of runs/a is full ({error}). Complete files are kept: free some space and run the same command again "
         "(without --overwrite) to go on."
     )
 
@@ -62,7 +62,7 @@ def test_a_file_of_the_run_that_can_not_be_written(tmp_path, number):
     file = str(tmp_path / "run" / "run.json")
     error = OSError(number, os.strerror(number), file)
     assert told(error, tmp_path / "run") == (
-        f"{tmp_path / 'run'} cannot be written to ({os.strerror(number)}: {file}). Name another folder with "
+        f"{tmp_path / 'run'} cannot be written to ({os.strerror(number)}: {file}). Choose another folder with "
         "output.dir=..., or change its permissions."
     )
 

@@ -19,8 +19,8 @@ with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
-NAME_ANOTHER = "Nothing was touched: wait for it, stop it, or name another folder with output.dir=..."
-REFUSED = "another start is at work on {}. " + NAME_ANOTHER
+NAME_ANOTHER = "Nothing was changed: wait for it, stop it, or choose another folder with output.dir=..."
+REFUSED = "another process is already running in {}. " + NAME_ANOTHER
 
 
 def recipe(folder):
@@ -64,7 +64,7 @@ def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
     run = tmp_path / "a" / "run"
     first = another(run)
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another start is at work"), run_lock(str(run)):
+    with pytest.raises(UserError, match="another process is already running"), run_lock(str(run)):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -90,7 +90,7 @@ def test_a_lock_whose_file_was_deleted_in_between_keeps_nobody_out(tmp_path, mon
     monkeypatch.setattr(fcntl, "flock", late)
     with run_lock(str(tmp_path)):
         assert len(calls) == 2
-        with pytest.raises(UserError, match="another start is at work"), run_lock(str(tmp_path)):
+        with pytest.raises(UserError, match="another process is already running"), run_lock(str(tmp_path)):
             pass
 
 

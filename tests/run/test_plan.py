@@ -150,7 +150,7 @@ def test_notes_on_length_and_cut_rows(config):
     plan = make_plan(recipe(), config, DataStats(50, 5000, 500, truncated=5), autocast=False, device=CPU)
     assert plan.notes == (
         "data.max_length 256 is beyond the model's context of 128 tokens.",
-        "5 of 50 rows (10%) are cut at data.max_length.",
+        "5 of 50 rows (10%) are truncated at data.max_length.",
     )
 
 

@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, mo
     ended = start(*overrides, report=report)
     assert ended.code == 0, ended.out
     assert results(run) == undisturbed(*overrides, report=report)
-    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
+    assert (f"resuming from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
     # not one step more than needed
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("step ")] == [
         f"{number}/6" for number in range(step + 1, 7)
