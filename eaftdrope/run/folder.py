@@ -23,7 +23,7 @@ from typing import Any
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, scores_from_json, scores_to_json
-from eaftdrope.files import check_writable, flush, flush_tree, write_durably
+from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
 from eaftdrope.recipe.schema import Recipe
 
 from .checkpoints import MANIFEST, Checkpoints, Found
@@ -362,7 +362,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file, whole or not at all."""
-        write_durably(self.path / name, text)
+        write_atomically(self.path / name, text, durable=True)
 
     def _write_run(self, **run: Any) -> None:
         self.write(NAME, json.dumps(run, indent=2) + "\n")

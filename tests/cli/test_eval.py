@@ -158,7 +158,7 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from eaftdrope.cli import main\n"
-        "from eaftdrope.evaluate.choices import MultipleChoice\n"
+        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice\n"
         "def dying(*arguments, **options):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "MultipleChoice.run = dying\n"
@@ -185,7 +185,7 @@ def test_a_dry_run_and_other_settings(eval_in, tmp_path, monkeypatch):
     assert "instructions" in out and "rows.jsonl" in out and "shipped" in out
     assert eval_in("model", *SMALL)[0] == 0
     code, _, err, _ = eval_in("model", *SMALL, "--limit", "5")
-    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was touched" in err
+    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was changed" in err
     code, _, err, document = eval_in("model", *SMALL, "--limit", "5", "--overwrite")
     assert code == 0, err
     assert document["models"][0]["scores"][1]["n"] == 5

@@ -14,7 +14,7 @@ from eaftdrope.run.interrupts import LOCK_FILE, run_lock
 
 SCRIPT = """
 import sys
-from eaftdrope.recipe.lock import run_lock
+from eaftdrope.run.interrupts import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -88,8 +88,8 @@ def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monk
     """And our own tools find the package again, whose weights it was trained on."""
     from peft import get_peft_model
 
-    from eaftdrope import models
     from eaftdrope.checkpoints.adapters import adapter_settings
+    from eaftdrope.models import loading
     from eaftdrope.recipe import dump_recipe, load_recipe
     from eaftdrope.run.build import build_model
     from eaftdrope.run.lora import lora_config
@@ -97,8 +97,8 @@ def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monk
     package = "package:smollm2-135m-instruct"
     recipe = load_recipe(project / "recipe.yaml", [])
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference": package})})
-    place = models.ModelSource(package, str(project / "model"), "package")
-    monkeypatch.setattr(models, "resolve_model", lambda reference, revision=None: place)
+    place = loading.ModelSource(package, str(project / "model"), "package")
+    monkeypatch.setattr(loading, "resolve_model", lambda reference, revision=None: place)
     model = get_peft_model(build_model(recipe.model), lora_config(recipe.lora, build_model(recipe.model)))
     model.save_pretrained(tmp_path / "run")
     text = (tmp_path / "run" / "adapter_config.json").read_text()
