@@ -64,8 +64,8 @@ class Found:
         notes = [f"{passed}; resuming from {name}" for passed in self.passed_over]
         if self.checkpoint and not self.has_manifest:
             notes.append(
-                f"{name} was written by an older version, without a manifest: its files are complete, but it cannot be "
-                "checked whether their contents are as they were written"
+                f"{name} was written by an older version, without a manifest: its files are complete, but whether their "
+                "contents are as they were written cannot be checked"
             )
         return notes
 

@@ -142,8 +142,8 @@ class RunFolder:
             )
         if not self._overwrite:
             self._notes.append(
-                f"{self.path / NAME} is damaged or missing and was rebuilt from {RECIPE_NAME}: it cannot be checked whether "
-                "data and base model are those that the run began with"
+                f"{self.path / NAME} is damaged or missing and was rebuilt from {RECIPE_NAME}: whether data and base model "
+                "are those that the run began with cannot be checked"
             )
         record = dumped(recipe) if recipe else {}
         return {"status": "running", "recipe": record, "processes": self._processes, "data": {}, "rebuilt": True}
@@ -182,8 +182,8 @@ class RunFolder:
             raise UserError(f"{self.path} holds an unfinished run{changed} {WAYS_OUT}")
         if "fingerprints" not in self._run:
             self._notes.append(
-                f"{self.path} was begun by an older version, which stored no fingerprints: it cannot be checked whether data "
-                "and base model are as they were at its start"
+                f"{self.path} was begun by an older version, which stored no fingerprints: whether data and base model are "
+                "as they were at its start cannot be checked"
             )
 
     def begin(

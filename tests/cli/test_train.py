@@ -153,7 +153,7 @@ def test_other_data_under_the_same_name_are_refused(start, tmp_path):
     rows.write_text(text.replace("It is", "No ix"))
     ended = start(override)
     assert ended.code == 2
-    assert "holds an unfinished run, and the training rows changed since the start. Put back what" in last_line(ended)
+    assert "holds an unfinished run, and the training rows changed since its start. Restore the" in last_line(ended)
     rows.write_text(text)
     ended = start(override, "train.save_every=1", "train.keep_checkpoints=3", "train.log_every=2")
     assert ended.code == 0, ended.out
@@ -294,7 +294,7 @@ def test_a_full_disk(start, small_disk, tmp_path, kilobytes):
     run = tmp_path / "run"
     assert re.fullmatch(
         rf"the disk of {run} is full \(.+\)\. Complete files are kept: free some space and run the same command again "
-        rf"\(without --overwrite\) to go on\.|cannot write {run}/(metrics|landscape)\.jsonl: the disk is full\. .+",
+        rf"\(without --overwrite\) to resume\.|cannot write {run}/(metrics|landscape)\.jsonl: the disk is full\. .+",
         last_line(ended),
     )
     assert "Traceback" not in ended.out

@@ -154,10 +154,10 @@ EQUAL = [
     run_file("metrics.jsonl", added(b"\0\0\0\0"), f"resuming from {NEWEST} of 6"),
     run_file("recipe.yaml", deleted, f"resuming from {NEWEST} of 6"),
     run_file("foreign.txt", written("somebody's"), f"resuming from {NEWEST} of 6"),
-    run_file("probes_before.json", cut, "what was measured before training is damaged: measured again"),
-    run_file("probes_before.json", empty, "what was measured before training is damaged: measured again"),
+    run_file("probes_before.json", cut, "the scores before training are damaged: measured again"),
+    run_file("probes_before.json", empty, "the scores before training are damaged: measured again"),
     run_file(
-        "probes_before.json", written('[{"probe": 1}]'), "what was measured before training is damaged: measured again"
+        "probes_before.json", written('[{"probe": 1}]'), "the scores before training are damaged: measured again"
     ),
     run_file("probes_before.json", deleted, "probing before: held_out_loss"),
     run_file("samples.json", cut, f"resuming from {NEWEST} of 6"),

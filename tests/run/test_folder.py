@@ -17,7 +17,7 @@ from tests.tiny_run import hashes
 VERSIONS = {"eaftdrope": "0.1.0"}
 DATA = DataStats(rows=24, tokens=1271, trained_tokens=355)
 WAYS_OUT = (
-    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+    "Nothing was changed: choose another folder with output.dir=..., or pass --overwrite to delete it and start over."
 )
 
 
@@ -139,7 +139,7 @@ def test_a_strangers_folder_is_never_touched(tmp_path, name, text, overwrite):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     assert refused(tmp_path, overwrite=overwrite) == (
-        f"{tmp_path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was changed: choose another "
+        f"{tmp_path} is not empty and does not contain an eaftdrope run (no run.json). Nothing was changed: choose another "
         "folder with output.dir=..."
     )
 

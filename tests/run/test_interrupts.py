@@ -31,7 +31,7 @@ def told(error, folder):
 def test_a_full_disk_by_all_its_names(error):
     assert told(error, "runs/a") == (
         f"the disk of runs/a is full ({error}). Complete files are kept: free some space and run the same command again "
-        "(without --overwrite) to go on."
+        "(without --overwrite) to resume."
     )
 
 
@@ -46,8 +46,8 @@ def test_a_full_disk_by_all_its_names(error):
 def test_a_file_that_may_not_become_so_large(error):
     """`ulimit -f`."""
     assert told(error, "runs/a") == (
-        f"a file of runs/a may not become as large as it must ({error}): raise the limit of this shell (ulimit -f) or name a "
-        "folder on another disk. What was written whole is kept: run the same command again (without --overwrite) to resume."
+        f"a file of runs/a would exceed the size limit ({error}): raise the limit of this shell (ulimit -f) or choose a "
+        "folder on another disk. Complete files are kept: run the same command again (without --overwrite) to resume."
     )
 
 

@@ -106,6 +106,6 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error, run_lock(str(run)):
         pass
     assert str(error.value) == (
-        f"{run} cannot be locked, so two starts could write it at a time (No locks available: {run / LOCK_FILE}). Name a "
-        "folder on another disk with output.dir=..., or change its permissions."
+        f"{run} cannot be locked, so two processes could write it at the same time (No locks available: {run / LOCK_FILE}). "
+        "Choose a folder on another disk with output.dir=..., or change its permissions."
     )
