@@ -23,7 +23,8 @@ from eaftdrope.loss import TokenStats
 from eaftdrope.loss.backends import Backend, select_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
 from eaftdrope.loss.call import default_tile_bytes
-from eaftdrope.loss.gates import Gate, evaluate_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import Gate
 from eaftdrope.trainer.head import backbone, gathered_head
 
 # Float32 scratch for the squares: in cache on a CPU, few launches elsewhere.

@@ -1,48 +1,43 @@
-"""Gates: from the statistics of a token to its weight in the loss. The only place where a gate's formula is written.
+"""Gates: from the statistics of a token to its weight in the loss. The only place where a gate and its options are declared.
 
-A gate sees [`TokenStats`] and returns one weight a token, detached by the caller:
-
-    h       = topk_entropy / ln K            normalised top-K entropy, in [0, 1]  (arXiv 2601.02151, Eq. 2-3)
-    eaft    w = h^alpha                      with divisor=3.0 bit for bit LLaMA-Factory's `use_eaft_loss`
-    eaft-vocab    w = (entropy / ln V)^alpha          entropy over the whole vocabulary
-    eaft-exact    w = min(1, entropy / ln K)^alpha    exact entropy on the paper's scale
-    eaft-sigmoid  w = sigmoid(30 (h - 0.17))          the paper's ablation, section 5.1
-    eaft-mask     w = 1[h > its 15 % quantile]        the paper's masked baseline
-    conflict-mask w = 0 where entropy AND probability are in their lowest 15 %   the paper's pilot, Figure 2
-    dft           w = p                               arXiv 2508.05629
-    focal         w = (1 - p)^gamma
-    talr          w = max(p^(1/tau), floor)           arXiv 2509.20758; tau = median mean-nll of the sequences
-    mile          w = (1 + entropy)^gamma / mean      arXiv 2310.19531
-    profit        w = 1[p > threshold]                arXiv 2601.09195
-    constant      w = c                               the scale-matched control
-    none          w = 1                               plain cross-entropy on the same kernel
+A gate reads [`TokenStats`] and returns one weight per token, detached by the caller. docs/gates.md is generated from the
+docstrings of the named gates. In them p is the probability of the label, H the entropy over the V tokens of the vocabulary,
+and h = H_topK / ln k the entropy of the k most likely tokens, normalised to [0, 1].
 
 A function of your own is a gate too: `gate=lambda stats: stats.probability * (stats.entropy > 1)`.
+
+This module loads without torch, because recipes read the gates' names and options from it (`GATE_OPTIONS`): formulas use
+methods of tensors.
+
+Legend: N tokens.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from .statistics import TokenStats
+    from .statistics import TokenStats
+
+# Smallest normal float32.
+_TINY = 2.0**-126
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Base of the named gates; subclass it for your own with options.
+    """Base class of the gates; subclass it for a gate with options of its own.
 
-    `row_local` says that a token's weight depends on its own statistics alone, which lets the fused operator form the
-    gradient from the same tile of logits. A gate that compares tokens with each other (a quantile, a mean) says False
-    and costs one more projection of the rows when they do not fit in one tile.
-    `topk` is the size of the top-K entropy the gate reads, or None: what no gate reads is not computed.
-    `closes` says that the weight of a possible token can be exactly 0; such rows are taken out of the gradient's GEMMs.
+    Attributes:
+        row_local (`bool`): a token's weight depends only on its own statistics, so its gradient is formed from the same
+            tile of logits. A gate that compares tokens (a quantile, a mean) sets False: one more projection of the rows.
+        closes (`bool`): weights of exactly 0 occur; such rows are left out of the gradient's GEMMs.
+        topk (`int` or `None`): size of the top-K entropy that the gate reads, or None: it is then not computed.
     """
 
     name: ClassVar[str] = ""
@@ -51,11 +46,12 @@ class Gate:
     topk: ClassVar[int | None] = None
 
     def __call__(self, stats: TokenStats) -> Tensor:
+        """Return the weight of each token, `[N]`."""
         raise NotImplementedError
 
     @property
     def formula(self) -> str:
-        """The weight in one line, for logs and model cards."""
+        """The gate and its options in one line, for logs and model cards."""
         options = ", ".join(f"{option.name}={getattr(self, option.name)}" for option in fields(self))
         return f"{self.name}({options})"
 
@@ -77,8 +73,14 @@ class _TopKGate(Gate):
 
 @dataclass(frozen=True)
 class EAFT(_TopKGate):
-    """`(H_topK / divisor)^alpha`; the divisor defaults to ln K. Eq. 2-3 of arXiv 2601.02151, alpha 2 and 3 are its
-    EAFT2 and EAFT3. LLaMA-Factory divides by 3.0; Axolotl does not divide (divisor=1.0, weights up to ln K)."""
+    """`h^alpha`, or `(H_topK / divisor)^alpha`: tokens where the model is certain train little, so that labels which
+    contradict it do not overwrite what it knows. The paper trains all weights with AdamW at 1e-5 (cosine, 3 % warm-up),
+    batch 64, 10 epochs, as the recipes for mathematics, medicine and tool use do.
+
+    Paper: Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3.
+    Configurations: defaults (the paper's EAFT); alpha=2.0 (its EAFT2); alpha=3.0 (its EAFT3); divisor=3.0 (LLaMA-Factory's
+    `use_eaft_loss`, bit for bit); divisor=1.0 (Axolotl's `use_eaft`, which does not divide: weights up to ln k).
+    """
 
     name: ClassVar[str] = "eaft"
     alpha: float = 1.0
@@ -97,7 +99,10 @@ class EAFT(_TopKGate):
 
 @dataclass(frozen=True)
 class EAFTVocab(Gate):
-    """`(H / ln V)^alpha`, H over the whole vocabulary: in [0, 1] with nothing to set."""
+    """`(H / ln V)^alpha`: the idea of `eaft` without a top-K, in [0, 1] with nothing to set.
+
+    Paper: none, a variant of EAFT. Configurations: defaults (entropy of the whole vocabulary).
+    """
 
     name: ClassVar[str] = "eaft-vocab"
     alpha: float = 1.0
@@ -111,7 +116,10 @@ class EAFTVocab(Gate):
 
 @dataclass(frozen=True)
 class EAFTExact(Gate):
-    """`min(1, H / ln K)^alpha`: the exact entropy on the paper's scale; no top-K is taken."""
+    """`min(1, H / ln k)^alpha`: the exact entropy on the paper's scale, without a top-K.
+
+    Paper: none, a variant of EAFT. Configurations: defaults (exact entropy over ln 20).
+    """
 
     name: ClassVar[str] = "eaft-exact"
     alpha: float = 1.0
@@ -127,7 +135,11 @@ class EAFTExact(Gate):
 
 @dataclass(frozen=True)
 class EAFTSigmoid(_TopKGate):
-    """`sigmoid(slope (h - threshold))`, h = H_topK / ln K; the paper's EAFT_sig (slope 30, threshold 0.17)."""
+    """`sigmoid(slope (h - threshold))`: a soft step; tokens below the threshold hardly train, those above it in full.
+
+    Paper: Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, section 5.1.
+    Configurations: defaults (the paper's EAFT_sig: slope 30, threshold 0.17).
+    """
 
     name: ClassVar[str] = "eaft-sigmoid"
     slope: float = 30.0
@@ -135,12 +147,16 @@ class EAFTSigmoid(_TopKGate):
     k: int = 20
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.sigmoid(self.slope * (self.normalised(stats) - self.threshold))
+        return (self.slope * (self.normalised(stats) - self.threshold)).sigmoid()
 
 
 @dataclass(frozen=True)
 class EAFTMask(_TopKGate):
-    """`1[h > q-quantile of h]` over the tokens of the call; the paper's Masked SFT (quantile 0.15)."""
+    """`1[h > its quantile]` over the tokens of the call: those of lowest entropy are left out, the others train in full.
+
+    Paper: Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, section 5.1.
+    Configurations: defaults (the paper's Masked SFT: quantile 0.15).
+    """
 
     name: ClassVar[str] = "eaft-mask"
     closes: ClassVar[bool] = True
@@ -159,8 +175,12 @@ class EAFTMask(_TopKGate):
 
 @dataclass(frozen=True)
 class ConflictMask(Gate):
-    """0 where entropy and probability are both in their lowest `quantile` among the tokens of the call, else 1; the
-    paper's pilot, where masking those tokens alone nearly removed forgetting."""
+    """`0 where H and p are both in their lowest quantile, else 1`, over the tokens of the call: leaves out confident
+    conflicts and nothing else. In the paper's pilot, masking only these tokens nearly removed forgetting.
+
+    Paper: Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Figure 2.
+    Configurations: defaults (the paper's pilot: quantile 0.15; whether it was taken per batch is not stated there).
+    """
 
     name: ClassVar[str] = "conflict-mask"
     closes: ClassVar[bool] = True
@@ -179,7 +199,11 @@ class ConflictMask(Gate):
 
 @dataclass(frozen=True)
 class DFT(Gate):
-    """`p`: dynamic fine-tuning, arXiv 2508.05629; TRL's `loss_type="dft"`."""
+    """`p`: dynamic fine-tuning; unlikely labels train little, whatever the entropy of the model.
+
+    Paper: On the Generalization of SFT, arXiv 2508.05629.
+    Configurations: defaults (the paper's DFT; equal to TRL's `loss_type="dft"`).
+    """
 
     name: ClassVar[str] = "dft"
 
@@ -189,7 +213,11 @@ class DFT(Gate):
 
 @dataclass(frozen=True)
 class Focal(Gate):
-    """`(1 - p)^gamma`."""
+    """`(1 - p)^gamma`: focal loss; likely labels train little, the opposite of `dft`.
+
+    Paper: Focal Loss for Dense Object Detection, arXiv 1708.02002.
+    Configurations: defaults (the paper's gamma of 2).
+    """
 
     name: ClassVar[str] = "focal"
     gamma: float = 2.0
@@ -199,13 +227,17 @@ class Focal(Gate):
 
     def __call__(self, stats: TokenStats) -> Tensor:
         # 1 - p without cancellation
-        return (-torch.expm1(-stats.nll)) ** self.gamma
+        return (-(-stats.nll).expm1()) ** self.gamma
 
 
 @dataclass(frozen=True)
 class TALR(Gate):
-    """`max(p^(1/tau), floor)`, tau the median over sequences of their mean nll; arXiv 2509.20758. Without sequence ids
-    all tokens count as one sequence."""
+    """`max(p^(1/tau), floor)`, tau the median over the sequences of their mean cross-entropy: `dft` with an exponent that
+    follows the batch, and a floor. Without sequence ids all tokens count as one sequence.
+
+    Paper: SFT Doesn't Always Hurt General Capabilities, arXiv 2509.20758.
+    Configurations: defaults (the paper's formula, floor 0.01; no official code was found).
+    """
 
     name: ClassVar[str] = "talr"
     row_local: ClassVar[bool] = False
@@ -218,16 +250,21 @@ class TALR(Gate):
         if stats.sequence is None:
             tau = stats.nll.mean()
         else:
-            _, inverse, counts = torch.unique(stats.sequence, return_inverse=True, return_counts=True)
-            sums = torch.zeros(counts.shape, dtype=stats.nll.dtype, device=stats.nll.device)
+            _, inverse, counts = stats.sequence.unique(return_inverse=True, return_counts=True)
+            sums = stats.nll.new_zeros(counts.shape)
             tau = (sums.index_add_(0, inverse, stats.nll) / counts).median()
-        tau = tau.clamp_min(torch.finfo(stats.nll.dtype).tiny)
-        return torch.exp(-stats.nll / tau).clamp_min(self.floor)
+        # all tokens certain and right: 0 / tau must stay 0
+        tau = tau.clamp_min(_TINY)
+        return (-stats.nll / tau).exp().clamp_min(self.floor)
 
 
 @dataclass(frozen=True)
 class MiLe(Gate):
-    """`(1 + H)^gamma` divided by its mean over the tokens of the call; arXiv 2310.19531. Weights above 1 occur."""
+    """`(1 + H)^gamma / its mean` over the tokens of the call: hard tokens train more; weights above 1 occur.
+
+    Paper: MiLe Loss, arXiv 2310.19531.
+    Configurations: defaults (the published code, gamma 1).
+    """
 
     name: ClassVar[str] = "mile"
     row_local: ClassVar[bool] = False
@@ -240,7 +277,11 @@ class MiLe(Gate):
 
 @dataclass(frozen=True)
 class ProFit(Gate):
-    """`1[p > threshold]` (`keep="higher"`) or `1[p <= threshold]` (`keep="lower"`); arXiv 2601.09195."""
+    """`1[p > threshold]`, or `1[p <= threshold]` with `keep="lower"`: only tokens whose label is likely enough train.
+
+    Paper: ProFit, arXiv 2601.09195.
+    Configurations: defaults (the paper's threshold of 0.1); keep="lower" (the other tokens, as a control).
+    """
 
     name: ClassVar[str] = "profit"
     closes: ClassVar[bool] = True
@@ -258,7 +299,11 @@ class ProFit(Gate):
 
 @dataclass(frozen=True)
 class Constant(Gate):
-    """The same weight for every token: with the mean gate of an EAFT run it separates "which" from "how much"."""
+    """`weight`, the same for every token: the scale-matched control. With the mean gate of an EAFT run it separates
+    which tokens train from how much they train; `eaftdrope compare` sets it to that of the `eaft` arm.
+
+    Paper: none, a control. Configurations: weight=0.43 (beside an EAFT run whose mean gate is 0.43).
+    """
 
     name: ClassVar[str] = "constant"
     weight: float = 1.0
@@ -267,23 +312,26 @@ class Constant(Gate):
         _require(self.weight >= 0, f"weight={self.weight}: must be >= 0.")
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.full_like(stats.nll, self.weight)
+        return stats.nll.new_full(stats.nll.shape, self.weight)
 
 
 @dataclass(frozen=True)
 class NoGate(Gate):
-    """1: plain cross-entropy on the same kernel."""
+    """`1`: plain fine-tuning, with the memory and speed of the fused loss.
+
+    Paper: none. Configurations: defaults (plain cross-entropy).
+    """
 
     name: ClassVar[str] = "none"
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.ones_like(stats.nll)
+        return stats.nll.new_ones(stats.nll.shape)
 
 
 @dataclass(frozen=True)
 class Custom(Gate):
-    """A function of [`TokenStats`] as a gate. Say `row_local=True` if a token's weight depends on that token alone
-    (no mean, no quantile): the operator then never projects a row twice."""
+    """A function of [`TokenStats`] as a gate. Set `row_local=True` if a token's weight depends only on that token (no mean,
+    no quantile): the operator then never projects a row twice."""
 
     name: ClassVar[str] = "custom"
     closes: ClassVar[bool] = True
@@ -299,30 +347,23 @@ class Custom(Gate):
         return f"custom({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
 
-GateLike = str | Gate | Callable[[TokenStats], Tensor]
+GateLike: TypeAlias = "str | Gate | Callable[[TokenStats], Tensor]"
 
-GATES: dict[str, type[Gate]] = {
-    gate.name: gate
-    for gate in (
-        EAFT,
-        EAFTVocab,
-        EAFTExact,
-        EAFTSigmoid,
-        EAFTMask,
-        ConflictMask,
-        DFT,
-        Focal,
-        TALR,
-        MiLe,
-        ProFit,
-        Constant,
-        NoGate,
-    )
+_PUBLISHED = (EAFT, EAFTVocab, EAFTExact, EAFTSigmoid, EAFTMask, ConflictMask, DFT, Focal, TALR, MiLe, ProFit)
+
+GATES: dict[str, type[Gate]] = {gate.name: gate for gate in (*_PUBLISHED, Constant, NoGate)}
+
+GATE_OPTIONS: dict[str, dict[str, object]] = {
+    name: {option.name: option.default for option in fields(gate)} for name, gate in GATES.items()
 }
+"""The options of each named gate, with their defaults."""
+
+ALL_GATE_OPTIONS: tuple[str, ...] = tuple(dict.fromkeys(option for table in GATE_OPTIONS.values() for option in table))
+"""The options of all gates, each once."""
 
 
-def resolve_gate(gate: GateLike, **options) -> Gate:
-    """A name with its options, a gate object, or a function of [`TokenStats`], as a [`Gate`].
+def resolve_gate(gate: GateLike, **options: object) -> Gate:
+    """Return the [`Gate`] for a name with its options, a gate object, or a function of [`TokenStats`].
 
     Raises:
         ValueError: an unknown name or option (with the nearest one that exists), or an option out of range.
@@ -330,37 +371,19 @@ def resolve_gate(gate: GateLike, **options) -> Gate:
     if isinstance(gate, str):
         if gate not in GATES:
             raise ValueError(f"unknown gate {gate!r}.{_nearest(gate, GATES)} Gates: {', '.join(GATES)}.")
-        known = [option.name for option in fields(GATES[gate])]
+        known = GATE_OPTIONS[gate]
         for name in options:
             if name not in known:
-                takes = ", ".join(known) if known else "no options"
-                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} It takes: {takes}.")
+                listed = ", ".join(known) or "none"
+                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} Its options: {listed}.")
         return GATES[gate](**options)
     if options:
-        raise ValueError(f"options {sorted(options)} only go with a gate given by name; set them on the gate object.")
+        raise ValueError(f"options {sorted(options)} belong to a gate given by name; set them on the gate object.")
     if isinstance(gate, Gate):
         return gate
     if callable(gate):
         return Custom(gate)
     raise ValueError(f"gate must be a name, a Gate or a function of TokenStats, got {type(gate).__name__}.")
-
-
-def evaluate_gate(gate: Gate, stats: TokenStats) -> Tensor:
-    """Weights `[N]` of a gate, detached, in the dtype of the statistics.
-
-    Raises:
-        ValueError: the gate returned anything but one number a token.
-    """
-    if stats.nll.numel() == 0:
-        return stats.nll
-    weight_N = gate(stats)
-    if not isinstance(weight_N, Tensor) or weight_N.shape != stats.nll.shape:
-        got = f"shape {tuple(weight_N.shape)}" if isinstance(weight_N, Tensor) else type(weight_N).__name__
-        raise ValueError(
-            f"the gate {gate.formula} must return one weight a token, a tensor of shape {tuple(stats.nll.shape)}; it "
-            f"returned {got}."
-        )
-    return weight_N.detach().to(stats.nll.dtype)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -372,6 +395,6 @@ def _require_fraction(name: str, value: float) -> None:
     _require(0 <= value <= 1, f"{name}={value}: must be between 0 and 1.")
 
 
-def _nearest(word: str, known) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {match[0]!r}?" if match else ""

@@ -239,7 +239,7 @@ def check_vocabulary(data: RunData, tokenizer: PreTrainedTokenizerBase, config: 
     Raises:
         DataError: a token that the model has no row for.
     """
-    from eaftdrope.data.vocabulary import check_token_ids
+    from eaftdrope.loaded_model import check_token_ids
 
     for rows in (data.train, data.held_out):
         if rows is not None:

@@ -47,7 +47,7 @@ class RecoveryProbe:
         import torch
 
         from eaftdrope.evaluate.likelihood import rows_nll
-        from eaftdrope.evaluate.probes.build import evaluating
+        from eaftdrope.loaded_model import evaluating
 
         batch_tokens = max(self.recipe.data.max_length, self.recipe.probes.batch_tokens)
         device = next(model.parameters()).device.type

@@ -37,7 +37,7 @@ def take_samples(
     """Answers of "before" or "after", written to the folder by the process that keeps them; those of before only if a former
     start has not."""
     from eaftdrope.evaluate.probes.answers import answer
-    from eaftdrope.evaluate.probes.build import evaluating
+    from eaftdrope.loaded_model import evaluating
 
     kept = kept_samples(folder)
     if when == "before" and kept is not None:
