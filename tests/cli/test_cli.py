@@ -118,9 +118,9 @@ def test_the_text_is_only_the_command_lines(capsys):
 
     from eaftdrope.cli.bench import bench
 
-    arguments = ["drope", "--thetas", "forty"]
+    arguments = ["loss", "--shape", "forty"]
     code, _, said = run("bench", *arguments, capsys=capsys)
-    assert code == 2 and "name numbers above 1" in said
+    assert code == 2 and "pass two sizes" in said
     # the verb's own module, called from Python afterwards, still raises
     assert isinstance(CliRunner().invoke(bench, arguments).exception, UserError)
 

@@ -159,7 +159,7 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from eaftdrope.cli import main\n"
-        "from eaftdrope.evaluate.choices import MultipleChoice\n"
+        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice\n"
         "def dying(*arguments, **options):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "MultipleChoice.run = dying\n"

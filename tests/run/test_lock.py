@@ -14,7 +14,7 @@ from eaftdrope.run.interrupts import LOCK_FILE, only_start
 
 SCRIPT = """
 import sys
-from eaftdrope.recipe.lock import only_start
+from eaftdrope.run.interrupts import only_start
 with only_start(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,7 +9,7 @@ import pytest
 COUNT = """
 import resource, sys
 import torch
-from eaftdrope.recipe.machine import keep_freed_memory
+from eaftdrope.run.machine import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

@@ -1,7 +1,7 @@
 """Is `tail="sparse"` safe? What its gradients lose, and what training with them loses.
 
-    python -m eaftdrope.bench.tail errors --data medical.jsonl --out tail_errors.json --figure tail_errors.png
-    python -m eaftdrope.bench.tail curves --data train.jsonl --held-out test.jsonl --out tail_curves.json
+    python -m benchmarks.tail errors --data medical.jsonl --out tail_errors.json --figure tail_errors.png
+    python -m benchmarks.tail curves --data train.jsonl --held-out test.jsonl --out tail_curves.json
 
 - `inputs`   hidden states, head and labels of a real model over real rows
 - `kept`     how many columns the operator keeps, seen from outside

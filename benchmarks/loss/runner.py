@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command import child_environment
 from eaftdrope.errors import UserError
 from eaftdrope.loss.backends import VARIABLE
 
@@ -121,7 +121,7 @@ def _work(settings: Settings, folder: Path, case: Case, job: dict) -> dict:
     job_file, result_file = folder / "job.json", folder / "result.json"
     result_file.unlink(missing_ok=True)
     job_file.write_text(json.dumps({**job, "case": as_json(case), "device": settings.device}), encoding="utf-8")
-    command = [sys.executable, "-m", "eaftdrope.bench.loss.worker", str(job_file), str(result_file)]
+    command = [sys.executable, "-m", "benchmarks.loss.worker", str(job_file), str(result_file)]
     try:
         done = subprocess.run(
             command, env=worker_environment(settings), capture_output=True, text=True, timeout=_TIMEOUT
@@ -136,7 +136,7 @@ def _work(settings: Settings, folder: Path, case: Case, job: dict) -> dict:
 def worker_environment(settings: Settings) -> dict[str, str]:
     """The environment of a worker: ours, with the threads and instructions that were asked for. A backend that the
     environment names does not count: a method is what its name says."""
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment = {name: value for name, value in child_environment().items() if name != VARIABLE}
     if settings.threads is not None:
         environment.update(dict.fromkeys(_THREADS, str(settings.threads)))
     if settings.isa is not None:

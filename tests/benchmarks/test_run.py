@@ -9,17 +9,17 @@ import sys
 import pytest
 import torch
 
-from eaftdrope.bench.loss import runner, worker
-from eaftdrope.bench.loss.cases import Case
-from eaftdrope.bench.loss.figure import draw
-from eaftdrope.bench.loss.methods import Method
-from eaftdrope.bench.loss.report import _about
-from eaftdrope.bench.loss.results import COLUMNS, MEASURED, make_row, write
-from eaftdrope.bench.loss.runner import Settings, resolve_device, worker_environment
-from eaftdrope.cli import main
+from benchmarks.command import ROOT, as_typed, run_typer
+from benchmarks.loss import runner, worker
+from benchmarks.loss.__main__ import loss
+from benchmarks.loss.cases import Case
+from benchmarks.loss.figure import draw
+from benchmarks.loss.methods import Method
+from benchmarks.loss.report import _about
+from benchmarks.loss.results import COLUMNS, MEASURED, make_row, write
+from benchmarks.loss.runner import Settings, resolve_device, worker_environment
 from eaftdrope.errors import UserError
 from eaftdrope.loss.backends import VARIABLE
-from tests.clock import seconds_of_children
 
 CASE = Case("tiny", "tiny", 32, 16, 256, "float32")
 SETTINGS = Settings(device="cpu", threads=1, repeat=2, seconds=60)
@@ -29,12 +29,12 @@ METHOD = {"method": "eaftdrope-torch", "family": "ours", "gate": "eaft", "comput
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """What `bench loss` leaves for two methods, one of which cannot run on a processor."""
+    """What `python -m benchmarks.loss` leaves for two methods, one of which cannot run on a processor."""
     folder = tmp_path_factory.mktemp("bench") / "results"
     options = ["--shape", "16x256", "--rows", "32", "--dtype", "float32", "--logits", "random", "--trains", "all"]
     options += ["--methods", "full-logits-ce,liger", "--repeat", "2", "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
-        main(["bench", "loss", *options, "--isa", "AVX2", "--output", str(folder)])
+        run_typer(loss, [*options, "--isa", "AVX2", "--output", str(folder)])
     assert not stop.value.code
     return folder
 
@@ -225,7 +225,7 @@ def test_devices():
 
 def run(*arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
+        run_typer(loss, arguments)
     output = capsys.readouterr()
     return stop.value.code or 0, output.out, output.err
 
@@ -252,58 +252,35 @@ def run(*arguments, capsys):
     ],
 )
 def test_a_wrong_option_is_text_and_2(options, message, capsys):
-    code, out, err = run("bench", "loss", *options, capsys=capsys)
+    code, out, err = run(*options, capsys=capsys)
     assert (code, out) == (2, "")
     assert err.startswith(message)
 
 
-@pytest.mark.parametrize("verb", [[], ["loss"], ["training"]])
-def test_help_is_fast_and_quiet(verb):
-    command = [sys.executable, "-X", "importtime", "-m", "eaftdrope", "bench", *verb, "--help"]
-    seconds = []
-    for _ in range(3):
-        before = seconds_of_children()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        seconds.append(seconds_of_children() - before)
-    assert done.returncode == 0
-    assert done.stdout.startswith("Usage: ") and "eaftdrope bench" in done.stdout
-    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert loaded.isdisjoint({"torch", "numpy", "matplotlib", "transformers", "rich.console"})
-    assert all(line.startswith("import time:") for line in done.stderr.splitlines())
-    assert min(seconds) < 1.0
-
-
 def test_quick_gives_way_to_what_is_said(capsys, monkeypatch):
-    import eaftdrope.bench.loss.report as report
+    import benchmarks.loss.__main__ as report
 
     seen = []
     monkeypatch.setattr(report, "bench_loss", lambda cases, *_, **__: seen.append(cases))
-    run("bench", "loss", "--quick", capsys=capsys)
-    run("bench", "loss", "--quick", "--shape", "gemma", "--rows", "64", "--dtype", "float32", capsys=capsys)
+    run("--quick", capsys=capsys)
+    run("--quick", "--shape", "gemma", "--rows", "64", "--dtype", "float32", capsys=capsys)
     assert [str(case) for cases in seen for case in cases] == [
         "SmolLM2-135M 256 x 576 x 49152 bfloat16",
         "Gemma-3-270m 64 x 640 x 262144 float32",
     ]
 
 
-def test_training_passes_its_options_on(capsys, monkeypatch):
-    import eaftdrope.cli.bench as verb
-
-    commands = []
-
-    def note(command):
-        commands.append(command[1:])
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(verb.subprocess, "run", note)
-    options = ["--steps", "4", "--batch-size", "2", "--float32", "--out", "x.json"]
-    assert run("bench", "training", *options, capsys=capsys)[0] == 3
-    expected = ["--steps", "4", "--batch-size", "2", "--model", "package:smollm2-135m-instruct", "--float32"]
-    assert commands == [["-m", "eaftdrope.bench.training", *expected, "--out", "x.json"]]
-
-
 def test_the_recorded_command_names_no_folder():
-    from eaftdrope.cli.bench import _command
+    arguments = ["--text", "of mine/my text.txt", "--shape", "576x49152", "--output", "runs/bench"]
+    assert as_typed("benchmarks.loss", arguments) == (
+        "python -m benchmarks.loss --text 'my text.txt' --shape 576x49152 --output bench"
+    )
 
-    arguments = ["bench", "loss", "--text", "of mine/my text.txt", "--shape", "576x49152", "--output", "runs/bench"]
-    assert _command(arguments) == "eaftdrope bench loss --text 'my text.txt' --shape 576x49152 --output bench"
+
+def test_a_worker_finds_the_benchmarks_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    assert worker_environment(SETTINGS)["PYTHONPATH"] == os.pathsep.join([str(ROOT), "elsewhere"])
+    command = [sys.executable, "-m", "benchmarks.loss.worker"]
+    done = subprocess.run(command, env=worker_environment(SETTINGS), capture_output=True, text=True)
+    assert "No module named" not in done.stderr

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=_positive, help="of the processor; by default all")
     common.add_argument("--out", type=Path, help="JSON file for the result")
     common.add_argument("--figure", type=Path, help="PNG or SVG file for the figure")
-    whole = argparse.ArgumentParser(prog="python -m eaftdrope.bench.tail", description=__doc__)
+    whole = argparse.ArgumentParser(prog="python -m benchmarks.tail", description=__doc__)
     verbs = whole.add_subparsers(dest="verb", required=True)
 
     errors = verbs.add_parser("errors", parents=[common], help="gradient errors of one look")
@@ -155,7 +155,7 @@ def _about(options) -> dict:
     where = environment(os.environ.get("ONEDNN_MAX_CPU_ISA"))
     return {
         "schema": SCHEMA,
-        "what": f"eaftdrope.bench.tail {options.verb}",
+        "what": f"benchmarks.tail {options.verb}",
         "model": source_name(options.model),
         "environment": where | {"threads": torch.get_num_threads()},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.command import child_environment
 from eaftdrope.errors import UserError
 from eaftdrope.loss.native.build import BuildError, find_compiler
 
@@ -81,10 +81,10 @@ def _missing(folder: Path, group: Group) -> bool:
 def _start(folder: Path, settings: Settings, group: Group) -> subprocess.Popen:
     job = folder / "jobs" / f"{group.name}.json"
     write_json(job, as_job(group, settings))
-    command = [sys.executable, "-m", "eaftdrope.bench.miniature.worker", str(job), str(folder)]
+    command = [sys.executable, "-m", "benchmarks.miniature.worker", str(job), str(folder)]
     with job.with_suffix(".log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
-            command, env=os.environ | dict.fromkeys(_THREADS, "1"), stdout=log, stderr=subprocess.STDOUT
+            command, env=child_environment() | dict.fromkeys(_THREADS, "1"), stdout=log, stderr=subprocess.STDOUT
         )
 
 

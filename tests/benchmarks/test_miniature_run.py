@@ -5,16 +5,16 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from eaftdrope.bench.miniature import data
-from eaftdrope.bench.miniature.arms import QUICK, Group, Settings, groups, read_pieces
-from eaftdrope.bench.miniature.evaluate import View, fit_slope, measure, text
-from eaftdrope.bench.miniature.results import turning_share
-from eaftdrope.bench.miniature.runner import prepare, run
-from eaftdrope.bench.miniature.train import Recipe, Training, branch_rate, build, model_config, trunk_rate
-from eaftdrope.bench.miniature.worker import Worker
-from eaftdrope.cli.bench import bench
+from benchmarks.command import run_typer
+from benchmarks.miniature import data
+from benchmarks.miniature.__main__ import miniature
+from benchmarks.miniature.arms import QUICK, Group, Settings, groups, read_pieces
+from benchmarks.miniature.evaluate import View, fit_slope, measure, text
+from benchmarks.miniature.results import turning_share
+from benchmarks.miniature.runner import prepare, run
+from benchmarks.miniature.train import Recipe, Training, branch_rate, build, model_config, trunk_rate
+from benchmarks.miniature.worker import Worker
 from eaftdrope.errors import UserError
 
 TINY = Settings((40.0,), seeds=1, steps=8, batch=4, sequences=2, fit=2, adamw_seeds=0, compiled=False)
@@ -193,9 +193,9 @@ def test_a_worker_that_dies_is_named_and_the_rest_goes_on(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("thetas", ["", "forty", "40,0.5"])
-def test_thetas_that_are_none_are_refused(thetas):
-    done = CliRunner().invoke(bench, ["drope", "--thetas", thetas])
-    assert isinstance(done.exception, UserError) and "name numbers above 1" in str(done.exception)
+def test_wrong_thetas_are_refused(thetas):
+    with pytest.raises(UserError, match="pass numbers above 1"):
+        miniature(thetas=thetas)
 
 
 def test_thetas_are_comparable_by_how_many_pairs_turn():
@@ -208,9 +208,10 @@ def test_thetas_are_comparable_by_how_many_pairs_turn():
 
 
 @pytest.mark.slow
-def test_quick_from_end_to_end(tmp_path):
-    done = CliRunner().invoke(bench, ["drope", "--quick", "--output", str(tmp_path / "out")], catch_exceptions=False)
-    assert done.exit_code == 0 and "theta 40: RoPE is NOT saturated at 1x" in done.output
+def test_quick_from_end_to_end(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_typer(miniature, ["--quick", "--output", str(tmp_path / "out")])
+    assert not stop.value.code and "theta 40: RoPE is NOT saturated at 1x" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "miniature.json").read_text())
     arms = groups(QUICK)[0].arms + groups(QUICK)[1].arms
     assert [piece["arm"] for piece in result["pieces"]] == list(arms)

@@ -1,6 +1,6 @@
 """What the gated loss costs: `fused_linear_eaft` and its peers against three bare matrix products (the floor).
 
-    eaftdrope bench loss --output results/
+    python -m benchmarks.loss --output results/
 
 - `cases`    what is measured: shapes, dtypes, logits, and what is trained of them
 - `methods`  who is measured, and what each of them computes

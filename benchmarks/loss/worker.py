@@ -1,6 +1,6 @@
 """One job in a process of its own: ask which methods can run, make the inputs of a case, or measure one method on them.
 
-    python -m eaftdrope.bench.loss.worker JOB.json RESULT.json
+    python -m benchmarks.loss.worker JOB.json RESULT.json
 
 The order of a measurement: a warm-up on tiny shapes (imports, compilation), then memory and gradients of the first full
 call, then pairs with the floor. The result file says `status`: "ok", "skipped", "failed" or "out of memory", with the

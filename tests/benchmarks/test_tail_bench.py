@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from eaftdrope.bench.tail import errors
-from eaftdrope.bench.tail.__main__ import main
-from eaftdrope.bench.tail.curves import distances, held_out_loss, load_rows
-from eaftdrope.bench.tail.inputs import source_name
-from eaftdrope.bench.tail.kept import watch_kept_columns
-from eaftdrope.bench.tail.verdict import judge
+from benchmarks.tail import errors
+from benchmarks.tail.__main__ import main
+from benchmarks.tail.curves import distances, held_out_loss, load_rows
+from benchmarks.tail.inputs import source_name
+from benchmarks.tail.kept import watch_kept_columns
+from benchmarks.tail.verdict import judge
 from eaftdrope.loss import fused_linear_eaft
 from eaftdrope.loss import tail as product
 from eaftdrope.loss.definition import eaft_loss
@@ -209,7 +209,7 @@ def test_the_held_out_loss_is_that_of_the_models_own_logits(folder):
 
 
 def test_held_out_rows_are_not_trained_on(folder):
-    from eaftdrope.bench.tail.curves import Settings
+    from benchmarks.tail.curves import Settings
     from eaftdrope.models import load_tokenizer
 
     settings = Settings(str(folder / "model"), 4, 2, 512, 5, 1, 1e-3, "cosine", 2, ("eaft",))
@@ -298,7 +298,7 @@ def test_a_result_is_drawn_again_and_one_without_a_verdict_is_refused(tmp_path, 
     ]
     settings = {"model": "m", "data": "d", "held_out": "h", "batch_size": 1, "steps": 6, "learning_rate": 1e-3}
     result = {
-        "what": "eaftdrope.bench.tail curves", "settings": settings, "held_out_tokens": 9, "runs": runs,
+        "what": "benchmarks.tail curves", "settings": settings, "held_out_tokens": 9, "runs": runs,
         "environment": {"processor": "p", "date": "2026-01-01T00:00:00"}, "verdict": {"eaft": verdict},
     }  # fmt: skip
     path, figure = tmp_path / "r.json", tmp_path / "r.png"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from eaftdrope.bench.loss import inputs
-from eaftdrope.bench.loss.cases import Case, Shape, make_cases
+from benchmarks.loss import inputs
+from benchmarks.loss.cases import Case, Shape, make_cases
 from eaftdrope.errors import UserError
-from tests.bench.test_methods import formula
+from tests.benchmarks.test_methods import formula
 
 CASE = Case("tiny", "tiny", 64, 16, 300, "float32")
 

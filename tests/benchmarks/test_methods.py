@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eaftdrope.bench.loss import methods as module
-from eaftdrope.bench.loss.methods import methods
+from benchmarks.loss import methods as module
+from benchmarks.loss.methods import methods
 from eaftdrope.loss.backends import BACKENDS
 
 ROWS, HIDDEN_SIZE, VOCABULARY = 41, 16, 203

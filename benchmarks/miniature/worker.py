@@ -1,6 +1,6 @@
 """One group in a process of its own: trains its trunk, branches from it, and writes a piece for every arm.
 
-    python -m eaftdrope.bench.miniature.worker JOB.json FOLDER
+    python -m benchmarks.miniature.worker JOB.json FOLDER
 
 Snapshots of the trunk are kept until the group is whole, so that a worker that was stopped repeats little.
 """

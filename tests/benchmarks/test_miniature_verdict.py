@@ -2,7 +2,7 @@
 
 import pytest
 
-from eaftdrope.bench.miniature.verdict import Table, best_stretch, compare, judge, saturated
+from benchmarks.miniature.verdict import Table, best_stretch, compare, judge, saturated
 
 
 def make_piece(arm, seed, theta, by_scale, quarters=(1.0, 1.0, 1.0, 1.0), filler=1.5, dense=None):

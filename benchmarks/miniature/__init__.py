@@ -1,6 +1,6 @@
 """DroPE in miniature: does a model whose rotary embedding is dropped late find needles beyond its training length?
 
-    eaftdrope bench drope --output DIR
+    python -m benchmarks.miniature --output DIR
 
 - `data`      filler of known entropy, needles, questions
 - `train`     the small model (stock classes), its trunk, branches without rotation

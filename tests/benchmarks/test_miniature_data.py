@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eaftdrope.bench.miniature import data
+from benchmarks.miniature import data
 
 
 def new_random(seed=0):

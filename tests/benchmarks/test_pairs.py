@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eaftdrope.bench.loss.memory import peak_of
-from eaftdrope.bench.loss.pairs import Time, row_slices, summarise, take_pairs, time_on_cpu
-from eaftdrope.bench.loss.worker import make_floor
+from benchmarks.loss.memory import peak_of
+from benchmarks.loss.pairs import Time, row_slices, summarise, take_pairs, time_on_cpu
+from benchmarks.loss.worker import make_floor
 
 
 def test_the_ratio_is_the_median_of_the_pairs_ratios():
@@ -57,7 +57,7 @@ def test_pairs_stop_before_they_go_beyond_the_budget(seconds, expected, monkeypa
         now += 0.01
         return Time(0.01, 0.01)
 
-    monkeypatch.setattr("eaftdrope.bench.loss.pairs.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("benchmarks.loss.pairs.time", SimpleNamespace(perf_counter=lambda: now))
     assert len(take_pairs(print, print, timed, repeat=4, seconds=seconds)) == expected
 
 

@@ -1,6 +1,6 @@
 """Training speed of the quickstart: EAFT, the same trainer without a gate, and TRL's own SFTTrainer.
 
-    python -m eaftdrope.bench.training --out training.json
+    python -m benchmarks.training --out training.json
 
 All arms train the quickstart's model (LoRA) on the same rows in the same order, batch and precision, each in a process of
 its own with an unmodified `trainer.train()`. They take turns step by step and the order rotates, so that a machine that
