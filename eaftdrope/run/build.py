@@ -285,7 +285,7 @@ def schedule_options(recipe: Recipe, data: DataStats) -> dict[str, float] | None
 
 def build_arguments(recipe: Recipe, checkpoints: Path, data: DataStats) -> EAFTConfig:
     """The trainer's arguments."""
-    from eaftdrope.loss.checks import TAIL_THRESHOLD
+    from eaftdrope.loss.settings import LossSettings
     from eaftdrope.trainer import EAFTConfig
 
     train, loss, output = recipe.train, recipe.loss, recipe.output
@@ -336,7 +336,7 @@ def build_arguments(recipe: Recipe, checkpoints: Path, data: DataStats) -> EAFTC
         loss_backend=loss.backend,
         loss_tile_bytes=tile_bytes(recipe),
         loss_tail=loss.tail,
-        loss_tail_threshold=loss.tail_threshold or TAIL_THRESHOLD,
+        loss_tail_threshold=loss.tail_threshold or LossSettings.tail_threshold,
         loss_gate_threshold=loss.gate_threshold,
         loss_recompute=loss.recompute,
     )

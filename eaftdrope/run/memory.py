@@ -161,7 +161,7 @@ def loss_tile_bytes(recipe: Recipe, config: PretrainedConfig, *, device: str, el
     The tile is the recipe's tile_mb, or the operator's own budget."""
     import torch
 
-    from eaftdrope.loss.call import default_tile_bytes
+    from eaftdrope.loss.compute import default_tile_bytes
 
     text = config.get_text_config()
     tokens = recipe.train.batch_size * recipe.data.max_length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from datasets import Dataset
@@ -72,14 +72,17 @@ class EAFTTrainer(SFTTrainer):
             )
         refuse_parallelism(args.parallelism_config)
         self._own_settings = own_settings(model, args.model_init_kwargs)
-        self.gate = resolve_gate(args.gate, **(args.gate_kwargs or {})) if gate is None else resolve_gate(gate)
+        settings = args.loss_settings()
+        if gate is not None:
+            settings = replace(settings, gate=resolve_gate(gate))
+        self.gate = settings.gate
         if isinstance(model, torch.nn.Module):
             refuse_applied(model)
         super().__init__(model, args, *trainer_args, **kwargs)
         self._check_vocabulary()
         # an accelerate configuration file can bring what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
-        install(self.model, self.gate, args.loss_options())
+        install(self.model, settings)
         if self.padding_free:
             check_packing(self.model)
         # read from the model before it was patched (see patch.py)
@@ -204,7 +207,9 @@ class EAFTTrainer(SFTTrainer):
                 # the mean over tokens, not over batches: what the batch size is does not change it
                 logs.update({key: seen["nll"] for key in logs if key.endswith("_loss")})
                 names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
-                names["num_tokens"] = self._total("num_tokens") + self._clock.seen(self._sum_over_ranks) / self._tp_size
+                names["num_tokens"] = (
+                    self._total("num_tokens") + self._clock.tokens(self._sum_over_ranks) / self._tp_size
+                )
             else:
                 names |= self._token_counts(seen["tokens"])
             if aux_losses := self._aux_losses[mode]:

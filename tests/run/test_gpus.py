@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaftdrope.loss.call import default_tile_bytes
+from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.lora import beside_the_text
 from eaftdrope.run.machine import gib
