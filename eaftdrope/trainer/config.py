@@ -38,8 +38,8 @@ class EAFTConfig(SFTConfig):
             Recompute the logits for the backward pass: a third more work, less memory.
 
     Raises:
-        UserError: options that are incompatible with the gated loss (`label_smoothing_factor`, `loss_type="dft"`, Liger's fused
-            cross-entropy).
+        UserError: options that are incompatible with the gated loss (`label_smoothing_factor`, `loss_type="dft"`,
+            Liger's fused cross-entropy).
         ValueError: an unknown gate, gate option, backend or tail.
     """
 

@@ -215,7 +215,7 @@ def callback_error(model, tmp_path, **options):
 def test_the_callback_refuses_what_would_train_another_loss(tmp_path):
     from trl.trainer.utils import add_fused_lm_head
 
-    assert "went through apply_eaft" in callback_error(tiny_model(), tmp_path)
+    assert "patched by apply_eaft" in callback_error(tiny_model(), tmp_path)
     assert "label_smoothing_factor" in callback_error(apply_eaft(tiny_model()), tmp_path, label_smoothing_factor=0.1)
     model = apply_eaft(tiny_model())
     add_fused_lm_head(model)
