@@ -52,8 +52,8 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     Raises:
         UserError: the recipe trains on no rows; the data, the model or the gate can not be used.
     """
-    from eaftdrope.data.vocabulary import check_token_ids
     from eaftdrope.evaluate.texts import evenly
+    from eaftdrope.loaded_model import check_token_ids
     from eaftdrope.loss.gates import resolve_gate
     from eaftdrope.models import load_config, load_tokenizer
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from eaftdrope.loss.checks import TAIL_THRESHOLD
+from eaftdrope.loss.settings import LossSettings
+from eaftdrope.processes import process_count
 from eaftdrope.trainer import EAFTConfig, EAFTTrainer
 
 from .build import add_stop_tokens, build_model, make_generation_config_saveable, tile_bytes
 from .data import RunData
 from .lora import lora_config
-from .machine import process_count, training_device
+from .machine import training_device
 from .plan import steps_of
 from .record import DataStats
 from .result import gather_on_save
@@ -80,7 +81,7 @@ def build_arguments(settings: TrainingSettings, checkpoints: Path, data: DataSta
         loss_backend=loss.backend,
         loss_tile_bytes=tile_bytes(loss),
         loss_tail=loss.tail,
-        loss_tail_threshold=loss.tail_threshold or TAIL_THRESHOLD,
+        loss_tail_threshold=loss.tail_threshold or LossSettings.tail_threshold,
         loss_gate_threshold=loss.gate_threshold,
         loss_recompute=loss.recompute,
     )

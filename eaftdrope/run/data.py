@@ -21,9 +21,9 @@ from eaftdrope.data import (
     iter_examples,
     text_blocks,
 )
-from eaftdrope.data.vocabulary import check_token_ids
 from eaftdrope.errors import DataError
 from eaftdrope.evaluate.texts import evenly
+from eaftdrope.loaded_model import check_token_ids
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import GENERATED, Probes
 from eaftdrope.recipe.stage_sections import TextData

@@ -24,11 +24,11 @@ from typing import Any
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, scores_from_json, scores_to_json
 from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
+from eaftdrope.processes import process_count
 from eaftdrope.recipe.schema import Recipe
 
 from .checkpoints import MANIFEST, Checkpoints, Found
 from .interrupts import LOCK_FILE
-from .machine import process_count
 from .record import (
     NAME,
     RECIPE_NAME,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import psutil
 import torch
 
 from eaftdrope.loss import products
+from eaftdrope.processes import process_count
 
 GIB = 2**30
 _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -100,16 +100,6 @@ def format_bytes(size: float) -> str:
 
 
 # Processes
-
-
-def is_main_process() -> bool:
-    """True in the main process of a launch, from the launcher's environment: also before the processes are connected."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def process_count() -> int:
-    """Processes of the launch that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def wait_for_everyone() -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from eaftdrope.loss.call import default_tile_bytes
+from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.recipe.schema import Lora
 
 from .machine import format_bytes

@@ -17,12 +17,13 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from eaftdrope.errors import UserError
+from eaftdrope.processes import process_count
 from eaftdrope.recipe.schema import Lora, Model
 from eaftdrope.recipe.training_sections import Loss
 
 from . import limits
 from .lora import freeze_non_text_modules, lora_config
-from .machine import Device, format_bytes, precision_line, process_count, training_device, weights_dtype
+from .machine import Device, format_bytes, precision_line, training_device, weights_dtype
 from .memory import Fit, Memory, estimate, fit_lines, fits
 from .record import DataStats
 from .settings import TrainingSettings

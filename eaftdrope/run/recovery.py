@@ -14,9 +14,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.likelihood import Row, rows_nll
-from eaftdrope.evaluate.probes.build import evaluating
 from eaftdrope.evaluate.probes.perplexity import Perplexity
 from eaftdrope.evaluate.texts import evenly, read_texts, shipped_text
+from eaftdrope.loaded_model import evaluating
 from eaftdrope.recipe.schema import Model
 from eaftdrope.recipe.stage_sections import Recovery
 from eaftdrope.report.figures.recovery import draw_recovery

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eaftdrope.data import Example
 from eaftdrope.evaluate.probes.answers import answer
-from eaftdrope.evaluate.probes.build import evaluating, general_prompts
+from eaftdrope.evaluate.probes.build import general_prompts
 from eaftdrope.evaluate.texts import evenly
+from eaftdrope.loaded_model import evaluating
 
 from .data import SAMPLES
 from .folder import RunFolder

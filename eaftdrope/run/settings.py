@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eaftdrope.processes import process_count
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.schema import Lora, Model, Recipe
 from eaftdrope.recipe.stage_sections import TextData
 from eaftdrope.recipe.training_sections import Loss, Train
 
-from .machine import process_count, uses_bfloat16
+from .machine import uses_bfloat16
 
 
 @dataclass(frozen=True)

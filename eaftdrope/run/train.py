@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.schema import Recipe
 
 from .interrupts import RunInterrupted, disk_errors_to_user_errors, run_lock
-from .machine import is_main_process, keep_freed_memory, training_device, wait_for_everyone
+from .machine import keep_freed_memory, training_device, wait_for_everyone
 from .stages.chain import open_stages
 from .stages.stage import Progress, Stage, StageResult
 

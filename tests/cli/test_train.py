@@ -325,7 +325,7 @@ def test_a_diverged_training_stops(start, tmp_path):
     assert re.fullmatch(
         r"training diverged: the gradient norm became NaN or infinite in step 2 \(rows (\S+rows\.jsonl:\d+(, )?){4}\)\. The "
         r"first suspect is the learning rate \(1e\+30\): lower it, or warm it up over more steps\. The second is that step's "
-        r"rows\. No checkpoint was written before it: start again \(a recipe with --overwrite\)\.",
+        r"rows\. No checkpoint was written before it: start over \(a recipe with --overwrite\)\.",
         last_line(ended),
     )
     assert "Traceback" not in ended.out

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaftdrope.loss.call import default_tile_bytes
+from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.lora import non_text_modules
 from eaftdrope.run.machine import format_bytes

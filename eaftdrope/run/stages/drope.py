@@ -16,10 +16,11 @@ from eaftdrope.drope import convert, resolve_checkpoint
 from eaftdrope.drope.layers import choose_layers
 from eaftdrope.drope.llama_shaped import check_qk_norm
 from eaftdrope.models import load_config
+from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.stage_sections import Drope
 
-from ..machine import is_main_process, versions, wait_for_everyone
+from ..machine import versions, wait_for_everyone
 from ..plan import Lines, architecture, print_plan
 from .stage import Progress, Stage
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from transformers import PretrainedConfig
 
 from eaftdrope.evaluate import Score
+from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.schema import Model, Recipe
 
 from ..folder import RunFolder
-from ..machine import is_main_process
 from ..plan import Lines
 
 P = TypeVar("P")

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from eaftdrope.evaluate import Probe, Score
 from eaftdrope.models import load_config, load_tokenizer, needs_dequantising
+from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.schema import Lora
@@ -37,7 +38,7 @@ from ..data import RunData, build_data, check_vocabulary, print_audit
 from ..fingerprint import fingerprints
 from ..finish import Card, about_run, finish
 from ..folder import RunFolder
-from ..machine import is_main_process, versions
+from ..machine import versions
 from ..plan import Lines, make_plan, plan_lines, print_plan
 from ..probing import RunProbes
 from ..recovery import RECOVERY_FILE, RecoveryProbe
