@@ -22,8 +22,9 @@ from eaftdrope.evaluate.likelihood import IGNORED, Row, padded
 from eaftdrope.loss import TokenStats
 from eaftdrope.loss.backends import Backend, select_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
-from eaftdrope.loss.call import default_tile_bytes
-from eaftdrope.loss.gates import Gate, evaluate_gate
+from eaftdrope.loss.compute import default_tile_bytes
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import Gate
 from eaftdrope.trainer.head import backbone, gathered_head
 
 # Float32 scratch for the squares: in cache on a CPU, few launches elsewhere.
@@ -80,7 +81,7 @@ def look(model, rows: list[Row], gate: Gate, *, backend: str = "auto", tile_byte
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_TH.dtype
         bias = None if head.bias is None else head.bias.to(dtype)
         with torch.autocast(device.type, enabled=False):
-            transform = LogitsTransform(head.scale, head.softcap)
+            transform = head.transform
             weight_VH, chosen = head.weight.to(dtype), select_backend(backend, device, dtype)
             budget = default_tile_bytes(tile_bytes, device, len(weight_VH))
             rows_of_a_tile = max(1, budget // (len(weight_VH) * dtype.itemsize))

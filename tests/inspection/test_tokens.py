@@ -12,7 +12,8 @@ from eaftdrope.inspection import tokens as module
 from eaftdrope.inspection.tokens import look
 from eaftdrope.loss import token_statistics
 from eaftdrope.loss.backends import select_backend
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import resolve_gate
 from tests.trainer.tiny import VOCAB, ragged_rows, tiny_model
 
 SMALL = dict(

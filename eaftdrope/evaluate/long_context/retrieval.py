@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from eaftdrope.loaded_model import evaluating
+
 from ..generation import generate_ids
-from ..probes.build import evaluating
 from .needles import Hay, Needles, Trial, numbers_found
 
 # Tokens of a prompt that go through the model at a time.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eaftdrope.errors import DataError, UserError
+from eaftdrope.loaded_model import evaluating
 
 from ..likelihood import Row
 from ..scores import Score
@@ -242,15 +242,3 @@ def read_prompts(file: Path) -> list[Example]:
     if not prompts:
         raise DataError(f"{file}: no prompts. A line is {{prompt}} or {{messages}}.")
     return prompts
-
-
-@contextlib.contextmanager
-def evaluating(model) -> Iterator[None]:
-    """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,10 +15,11 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.files import ResultFolder, cache_dir
+from eaftdrope.loaded_model import evaluating
 
 from .. import lm_eval as harness
 from ..probes.agreement import Agreement
-from ..probes.build import evaluating, run_probes
+from ..probes.build import run_probes
 from ..scores import Score
 from .cache import identity_of, remembered, score_key, writable_folder
 from .plan import Options, Plan, PlannedModel, Step

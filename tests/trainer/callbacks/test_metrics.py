@@ -142,7 +142,7 @@ def test_a_foreign_line_is_named(tmp_path):
         _begin(MetricsFileCallback(path), 2)
     assert str(error.value) == (
         f"{path}:2: not a line of training metrics, so the file cannot be continued. "
-        "Move the file away and start again; the run then resumes with a new file."
+        "Move the file away and run the command again; the run then resumes with a new file."
     )
 
 
