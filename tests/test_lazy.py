@@ -9,7 +9,10 @@ import eaftdrope
 from eaftdrope import loss
 
 
-@pytest.mark.parametrize("package", ["eaftdrope", "eaftdrope.loss", "eaftdrope.trainer"])
+@pytest.mark.parametrize(
+    "package",
+    ["eaftdrope", "eaftdrope.data", "eaftdrope.drope", "eaftdrope.loss", "eaftdrope.models", "eaftdrope.trainer"],
+)
 def test_every_public_name_is_there(package):
     module = sys.modules.get(package) or __import__(package, fromlist=["*"])
     for name in module.__all__:

@@ -14,8 +14,9 @@ Read in this order. Names are imported on first use: checking a source needs onl
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from eaftdrope.lazy import lazy_names
 
 _LAZY = {
     "FORMATS": "formats",
@@ -76,11 +77,4 @@ if TYPE_CHECKING:
     from .tools import parse_tool_calls
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

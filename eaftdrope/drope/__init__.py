@@ -18,12 +18,13 @@ Names are imported on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from eaftdrope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .check import check_folder
-    from .config import restore_v4_keys as complete
+    from .config import complete
     from .conversion import Conversion, convert, resolve_checkpoint, undo
     from .engines import engines_markdown
     from .rope import with_rope
@@ -51,8 +52,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # `complete` is the public name of `restore_v4_keys`
-    return getattr(import_module(f".{_LAZY[name]}", __name__), "restore_v4_keys" if name == "complete" else name)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

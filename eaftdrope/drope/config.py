@@ -231,6 +231,10 @@ def restore_v4_keys(folder: str | Path) -> bool:
     return True
 
 
+# the public name
+complete = restore_v4_keys
+
+
 def with_v4_keys(raw: dict[str, Any]) -> dict[str, Any]:
     """Return a converted config.json's content with the rope keys of transformers 4."""
     raw = copy.deepcopy(raw)

@@ -10,8 +10,9 @@ Functions that need transformers are imported on first use: checking a reference
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from eaftdrope.lazy import lazy_names
 
 from .references import (
     DTYPES,
@@ -25,7 +26,9 @@ from .references import (
 if TYPE_CHECKING:
     from .loading import ModelSource, load_config, load_model, load_tokenizer, needs_dequantising, resolve_model
 
-_LAZY = ("ModelSource", "load_config", "load_model", "load_tokenizer", "needs_dequantising", "resolve_model")
+_LAZY = dict.fromkeys(
+    ("ModelSource", "load_config", "load_model", "load_tokenizer", "needs_dequantising", "resolve_model"), "loading"
+)
 
 __all__ = [
     "DTYPES",
@@ -43,7 +46,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.loading"), name)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
