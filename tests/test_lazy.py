@@ -11,7 +11,7 @@ from eaftdrope import loss
 
 @pytest.mark.parametrize(
     "package",
-    ["eaftdrope", "eaftdrope.data", "eaftdrope.drope", "eaftdrope.loss", "eaftdrope.models", "eaftdrope.trainer"],
+    ["eaftdrope", *(f"eaftdrope.{part}" for part in ("data", "drope", "loss", "models", "trainer"))],
 )
 def test_every_public_name_is_there(package):
     module = sys.modules.get(package) or __import__(package, fromlist=["*"])
