@@ -192,7 +192,7 @@ def test_a_dry_run_and_other_settings(eval_in, tmp_path, monkeypatch):
     assert "instructions" in out and "rows.jsonl" in out and "shipped" in out
     assert eval_in("model", *SMALL)[0] == 0
     code, _, err, _ = eval_in("model", *SMALL, "--limit", "5")
-    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was touched" in err
+    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was changed" in err
     code, _, err, document = eval_in("model", *SMALL, "--limit", "5", "--overwrite")
     assert code == 0, err
     assert document["models"][0]["scores"][1]["n"] == 5

@@ -236,7 +236,7 @@ def test_some_rows_and_a_second_look_at_the_same_folder(project, tmp_path, capsy
     assert first["rows"] == 12 and first["on_policy"] is None
     before = (folder / "inspect.json").read_bytes()
     code, output = run(project, "--output", folder, capsys=capsys)
-    assert code == 2 and f"{folder} holds an inspection. Nothing was touched" in output and "--overwrite" in output
+    assert code == 2 and f"{folder} holds an inspection. Nothing was changed" in output and "--overwrite" in output
     assert (folder / "inspect.json").read_bytes() == before
     assert run(project, "--output", folder, "--rows", 6, "--overwrite", capsys=capsys)[0] == 0
     assert document_of(folder)["rows"] == 6
@@ -273,7 +273,7 @@ def test_interrupted_leaves_nothing(project, tmp_path, capsys, monkeypatch):
 def test_a_stranger_folder_is_left_alone(project, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     code, output = run(project, "--output", tmp_path, "--overwrite", capsys=capsys)
-    assert code == 2 and "holds no inspect.json of ours" in output
+    assert code == 2 and "does not contain inspect.json" in output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -36,11 +36,10 @@ if TYPE_CHECKING:
     from eaftdrope.data import Example
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from eaftdrope.files import honour_umask
+from eaftdrope.files import honour_umask, replacing
 
 from ..likelihood import Row, batches, logits_at, padded
 
@@ -214,9 +213,8 @@ def save(file: Path, rows: list[Answered], log_probs: torch.Tensor, *, of: str) 
     positions = torch.tensor([t for row in rows for t in row.positions], dtype=torch.int32)
     lengths = torch.tensor([[len(row.input_ids), len(row.positions)] for row in rows], dtype=torch.int32)
     tensors = {"ids": ids, "positions": positions, "lengths": lengths, "log_probs": log_probs}
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(tensors, partial, metadata={"of": of})
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        save_file(tensors, partial, metadata={"of": of})
     honour_umask(file.parent)
 
 

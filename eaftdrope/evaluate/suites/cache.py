@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import cache_dir
+from eaftdrope.files import cache_dir, write_atomically
 
 from ..scores import Score, scores_from_json, scores_to_json
 
@@ -70,9 +70,7 @@ def remembered(key: str, measure: Callable[[], list[Score]], *, fresh: bool = Fa
     writable_folder(file.parent)
     scores = measure()
     # two processes may measure the same
-    partial = file.with_name(f".{key}.{os.getpid()}.partial")
-    partial.write_text(scores_to_json(scores), encoding="utf-8")
-    os.replace(partial, file)
+    write_atomically(file, scores_to_json(scores), shared=True)
     return scores
 
 
