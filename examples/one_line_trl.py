@@ -30,7 +30,7 @@ def main() -> None:
         model=resolve_model("package:smollm2-135m-instruct").path,
         args=SFTConfig(
             output_dir="runs/one_line_trl",
-            max_steps=6,
+            max_steps=4,
             per_device_train_batch_size=4,
             learning_rate=1e-4,
             logging_steps=2,

@@ -63,6 +63,6 @@ def _name(share: float | None) -> str:
 
 def probe_key(probe: Probe) -> str:
     """The same for the same probe with the same options and items."""
-    from eaftdrope.evaluate.suites.cache import plain
+    from eaftdrope.evaluate.score_cache import plain
 
     return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"

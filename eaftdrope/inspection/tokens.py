@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eaftdrope.evaluate.likelihood import IGNORED, Row, padded
+from eaftdrope.evaluate.likelihood import IGNORED, TokenRow, padded
 from eaftdrope.loss import TokenStats
 from eaftdrope.loss.backends import Backend, select_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
@@ -60,7 +60,9 @@ class Tokens:
 
 
 @torch.no_grad()
-def look(model, rows: list[Row], gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None) -> Tokens:
+def measure_tokens(
+    model, rows: list[TokenRow], gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None
+) -> Tokens:
     """The trained tokens of some rows, none of which is without one. Computes as training would under the same autocast.
     A gate that compares tokens with each other compares those of the batch.
 

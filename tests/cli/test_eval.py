@@ -2,21 +2,21 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from tests.evaluate.suites.test_cache import adapter_of
 
 from eaftdrope.cli import main
 from eaftdrope.evaluate.scores import change_stderr
 from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
-from tests.evaluate.suites.test_cache import adapter_of
-from tests.tiny_run import TEMPLATE, make_project
+from tests import forked
+from tests.models import TEMPLATE
+from tests.tiny_run import make_project
 
 SMALL = ["--suite", "general:perplexity,general:multiple_choice", "--limit", "6", "--device", "cpu"]
 
@@ -159,21 +159,15 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from eaftdrope.cli import main\n"
-        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice\n"
+        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe\n"
         "def dying(*arguments, **options):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "MultipleChoice.run = dying\n"
+        "MultipleChoiceProbe.run = dying\n"
         "main(sys.argv[1:])\n"
     )
     command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out[/red]")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = forked.run_source(script, *command)
+    assert done.code == -signal.SIGKILL, done.err
     left = json.loads((tmp_path / "out[/red]" / "eval.json").read_text())
     assert left["status"] == "running" and list(values(left)) == ["perplexity"]
     code, out, err, document = eval_in("model", *SMALL)

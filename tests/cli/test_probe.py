@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -13,7 +10,8 @@ import pytest
 from eaftdrope.cli import main
 from eaftdrope.drope import convert
 from eaftdrope.evaluate.long_context import run as run_module
-from tests.tiny_run import save_model
+from tests import forked
+from tests.models import save_model
 
 # Prompts of one token a byte: the longest question and its needles take some 750.
 SMALL = ["--lengths", "900,1800", "--trained-length", "900", "--trials", "2", "--depths", "2", "--windows", "2"]
@@ -107,14 +105,8 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
         "run.measure = dying\n"
         "main(sys.argv[1:])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, [*command, killed])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = forked.run_source(script, *command, killed)
+    assert done.code == -signal.SIGKILL, done.err
     assert len(cells(killed)) == 3 and not (killed / "probe.csv").exists()
     measured, measure = [], run_module.measure
 

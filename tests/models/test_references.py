@@ -14,6 +14,7 @@ from eaftdrope import models
 from eaftdrope.errors import UserError
 from eaftdrope.models import MODEL_PACKAGES, ModelPackage, check_model_reference, resolve_model
 from eaftdrope.models.gguf import copy
+from tests.models import tiny_llama
 
 PACKAGE = "package:smollm2-135m-instruct"
 
@@ -22,14 +23,10 @@ PACKAGE = "package:smollm2-135m-instruct"
 def tiny_folder(tmp_path, word_tokenizer):
     """A saved tiny Llama without a pad token."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     folder = tmp_path / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tiny_llama(vocab_size=128, num_key_value_heads=4).to(torch.bfloat16).save_pretrained(folder)
     word_tokenizer.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = None
@@ -325,7 +322,7 @@ def test_the_packaged_model_talks():
     from eaftdrope.data import render_prompt
     from eaftdrope.evaluate import run_probes
     from eaftdrope.evaluate.generation import generate, stop_token_ids
-    from eaftdrope.evaluate.probes.perplexity import Perplexity
+    from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 
     tokenizer, model = models.load_tokenizer(PACKAGE), models.load_model(PACKAGE)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
@@ -336,5 +333,5 @@ def test_the_packaged_model_talks():
     (answer,) = generate(model, tokenizer, [asked], max_new_tokens=20, batch_tokens=500)
     assert answer == "The capital of France is Paris."
     text = "The sun rises in the east and sets in the west, and in between it gives us light and warmth."
-    (score,) = run_probes(model, tokenizer, [Perplexity([text])])
+    (score,) = run_probes(model, tokenizer, [PerplexityProbe([text])])
     assert 3 < score.value < 20

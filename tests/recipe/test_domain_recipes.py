@@ -14,8 +14,9 @@ from eaftdrope.cli.recipes import shipped_recipes
 from eaftdrope.recipe import load_recipe, make_recipe
 from eaftdrope.run.memory import fits
 from eaftdrope.run.plan import meta_model
+from tests.models import byte_tokenizer
 from tests.run.full_size import MODELS
-from tests.tiny_run import byte_tokenizer, train
+from tests.tiny_run import train
 
 SHIPPED = shipped_recipes()
 DOMAINS = ("medical", "math", "tool_use")

@@ -24,7 +24,7 @@ from eaftdrope.files import check_unused, check_writable, usable_path
 
 from .survey import Survey
 from .text import in_context, shown
-from .worst import REASONS, Conflict
+from .worst import REASONS, ConfidentConflict
 
 # Of each in inspect.json, which a page is drawn from; the files beside it have more.
 _CONFLICTS, _ROWS, _COMMON = 200, 200, 40
@@ -61,7 +61,7 @@ def write_survey(survey: Survey, tokenizer, folder: Path, *, about: dict, on_pol
     return document
 
 
-def _conflict_rows(survey: Survey, conflicts: list[Conflict], tokenizer) -> Iterator[dict]:
+def _conflict_rows(survey: Survey, conflicts: list[ConfidentConflict], tokenizer) -> Iterator[dict]:
     for conflict in conflicts:
         row, origin, _ = survey.row(conflict.row)
         yield {
@@ -94,7 +94,7 @@ def _ranked_rows(survey: Survey, tokenizer) -> Iterator[dict]:
         }
 
 
-def _common(conflicts: list[Conflict], survey: Survey, tokenizer) -> list[dict]:
+def _common(conflicts: list[ConfidentConflict], survey: Survey, tokenizer) -> list[dict]:
     """Which label stands where the model is sure of which other token, and how often, among the conflicts kept."""
     pairs: Counter[tuple[int, int]] = Counter()
     for conflict in conflicts:
