@@ -89,8 +89,8 @@ def eval(
     if not sys.stderr.isatty():
         # lm-eval's bars, which nothing else turns off; tqdm reads it when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from eaftdrope.evaluate.long_context.plan import short_name
     from eaftdrope.evaluate.suites.plan import EvaluationOptions
+    from eaftdrope.models import short_name
 
     from .measure import device_and_dtype
 
