@@ -20,6 +20,7 @@ from .references import (
     ModelPackage,
     check_model_reference,
     hub_id_of,
+    short_name,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "needs_dequantising",
     "resolve_model",
+    "short_name",
 ]
 
 
