@@ -32,6 +32,14 @@ class RecipeError(UserError):
     """A recipe with problems; the message lists all of them with their lines."""
 
 
+def raise_problems(problems: list[str]) -> None:
+    """Raise one UserError with all problems, if there are any."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """Escape all characters of `text` that could control a terminal (`\\x1b`).
 

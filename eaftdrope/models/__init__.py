@@ -21,6 +21,7 @@ from .references import (
     ModelPackage,
     check_model_reference,
     hub_id_of,
+    short_name,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "load_tokenizer",
     "needs_dequantising",
     "resolve_model",
+    "short_name",
 ]
 
 

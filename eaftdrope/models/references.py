@@ -79,6 +79,11 @@ def hub_id_of(reference: str) -> str | None:
     return reference if _HUB_ID.fullmatch(reference) and not Path(reference).exists() else None
 
 
+def short_name(reference: str) -> str:
+    """Return a model's name for tables: the last part of its reference."""
+    return reference.removeprefix(PACKAGE_PREFIX).rstrip("/").split("/")[-1].removesuffix(".gguf") or reference
+
+
 def locate(reference: str) -> Location:
     """Find what a reference stands for.
 

@@ -22,7 +22,7 @@ from eaftdrope.data import (
     text_blocks,
 )
 from eaftdrope.errors import DataError
-from eaftdrope.evaluate.texts import evenly
+from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loaded_model import check_token_ids
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import GENERATED, Probes
@@ -151,7 +151,7 @@ def _answered_rows(probes: Probes, origins: list[str]) -> list[str]:
         for probe in target
     ):
         return origins
-    return evenly(origins, SAMPLES) if target or probes.general else []
+    return evenly_spaced(origins, SAMPLES) if target or probes.general else []
 
 
 def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedTokenizerBase) -> RunData:

@@ -19,7 +19,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from eaftdrope.evaluate import Probe
-from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.models import resolve_model
 from eaftdrope.recipe.schema import Model
 
@@ -38,7 +38,7 @@ _NOT_ASKED = ("origin", "captured", "fields_read", "fields_ignored")
 def fingerprints(
     data: RunData,
     probes: list[Probe],
-    recovery: list[Row] | None,
+    recovery: list[TokenRow] | None,
     tokenizer: PreTrainedTokenizerBase,
     model: Model,
 ) -> dict[str, str]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eaftdrope.data import Example
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Probe, Score, run_probes
-from eaftdrope.evaluate.probes.agreement import Agreement
+from eaftdrope.evaluate.probes.agreement import AgreementProbe
 from eaftdrope.evaluate.probes.build import cheap_probes
 from eaftdrope.evaluate.scores import refuse_not_a_number
 from eaftdrope.trainer import EAFTTrainer
@@ -66,7 +66,7 @@ class RunProbes:
 
         # scores of an earlier start
         scores = self.folder.load_scores(when) if is_base else None
-        compared = any(isinstance(probe, Agreement) for probe in self.probes)
+        compared = any(isinstance(probe, AgreementProbe) for probe in self.probes)
         if is_base and compared and (not capture.is_file() or unreadable(capture)):
             # without the base model's predictions nothing can be compared later
             scores = None
@@ -186,7 +186,7 @@ def _own_file(file: Path, keeps: bool) -> Iterator[Path]:
 def _compare_with(capture: Path, probes: list[Probe]) -> None:
     """Set the file of the base model's predictions in the probes that compare with them."""
     for probe in probes:
-        if isinstance(probe, Agreement):
+        if isinstance(probe, AgreementProbe):
             probe.captured = capture
 
 

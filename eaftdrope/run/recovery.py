@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.likelihood import Row, rows_nll
-from eaftdrope.evaluate.probes.perplexity import Perplexity
-from eaftdrope.evaluate.texts import evenly, read_texts, shipped_text
+from eaftdrope.evaluate.likelihood import TokenRow, rows_nll
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
+from eaftdrope.evaluate.texts import evenly_spaced, read_texts, shipped_text
 from eaftdrope.loaded_model import evaluating
 from eaftdrope.recipe.schema import Model
 from eaftdrope.recipe.stage_sections import Recovery
@@ -45,7 +45,7 @@ class RecoveryProbe:
     settings: TrainingSettings
     section: Recovery
     original: Model
-    rows: list[Row]
+    rows: list[TokenRow]
 
     @property
     def tokens(self) -> int:
@@ -106,7 +106,7 @@ class RecoveryProbe:
 
 def recovery_rows(
     section: Recovery, settings: TrainingSettings, data: RunData, tokenizer: PreTrainedTokenizerBase
-) -> list[Row]:
+) -> list[TokenRow]:
     """The text to measure on: the recipe's files, else its held-out blocks, else the text that eaftdrope ships.
 
     Raises:
@@ -115,12 +115,12 @@ def recovery_rows(
     length = settings.max_length
     blocks = max(1, section.max_tokens // length)
     if section.files is None and data.held_out is not None:
-        return [Row(block["input_ids"], block["labels"]) for block in evenly(data.held_out, blocks)]
+        return [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(data.held_out, blocks)]
     if section.files is None:
         texts = [shipped_text()]
     else:
         texts = [text for file in section.files for text in read_texts(Path(file), "recalibrate.recovery")]
-    return Perplexity(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
+    return PerplexityProbe(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
 
 
 def read_curve(folder: RunFolder) -> RecoveryCurve:
@@ -175,7 +175,7 @@ def recovery_table(curve: RecoveryCurve) -> Table:
     for column in ("step", "tokens", "perplexity", "recovery"):
         table.add_column(column, justify="right")
     table.add_row("original", "", f"{math.exp(curve.original):.2f}", "")
-    points = [*evenly(curve.points[:-1], _ROWS_SHOWN - 1), curve.points[-1]]
+    points = [*evenly_spaced(curve.points[:-1], _ROWS_SHOWN - 1), curve.points[-1]]
     for point in points:
         perplexity, recovery = f"{math.exp(point.nll):.2f}", f"{curve.recovery(point.nll):.3f}"
         table.add_row(str(point.step), f"{point.tokens:,}", perplexity, recovery)

@@ -2,7 +2,7 @@
 
     [{"prompt", "reference", "before", "after"}]
 
-Held-out prompts, evenly spaced, or general ones (with `reference` null) where no held-out row has a question; `after` is null
+Evenly spaced held-out prompts, or general ones (with `reference` null) where no held-out row has a question; `after` is null
 until the training is done.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eaftdrope.data import Example
+from eaftdrope.evaluate.probes.agreement import general_prompts
 from eaftdrope.evaluate.probes.answers import answer
-from eaftdrope.evaluate.probes.build import general_prompts
-from eaftdrope.evaluate.texts import evenly
+from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loaded_model import evaluating
 
 from .data import SAMPLES
@@ -88,10 +88,10 @@ def has_question(example: Example) -> bool:
 
 def _choose(held_out: list[Example]) -> tuple[list[Example], list[str | None]]:
     """The prompts, and their correct answers as far as these are known."""
-    chosen = evenly([example for example in held_out if has_question(example)], SAMPLES)
+    chosen = evenly_spaced([example for example in held_out if has_question(example)], SAMPLES)
     if chosen:
         return chosen, [_reference(example) for example in chosen]
-    general = evenly(general_prompts(), SAMPLES)
+    general = evenly_spaced(general_prompts(), SAMPLES)
     return general, [None] * len(general)
 
 

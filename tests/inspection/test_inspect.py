@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from eaftdrope.cli import main
-from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.inspection.run import prepare_inspection
 from eaftdrope.inspection.survey import Survey
 from eaftdrope.loss import token_statistics
@@ -264,7 +264,7 @@ def test_interrupted_leaves_nothing(project, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eaftdrope.inspection.survey.look", interrupted)
+    monkeypatch.setattr("eaftdrope.inspection.survey.measure_tokens", interrupted)
     code, output = run(project, "--output", tmp_path / "out", capsys=capsys)
     assert code == 130 and "Interrupted" in output
     assert list(tmp_path.iterdir()) == []
@@ -332,5 +332,5 @@ def test_a_window_is_read_once_and_in_order(project):
         for number, row, source in zip(batch, rows, sources, strict=True):
             numbers.append(number)
             expected, _, of = survey.row(number)
-            assert row == Row(expected.input_ids, expected.labels) and source == of
+            assert row == TokenRow(expected.input_ids, expected.labels) and source == of
     assert sorted(numbers) == list(range(48))
