@@ -84,7 +84,7 @@ def test_csv(tmp_path):
         ({"prompt": "q", "completion": "c", "note": "n"}, f"{path}:9", None),
     ]
     for text, said in [
-        ("\na,b\n1,2\n", "the first line is empty; it must name the columns"),
+        ("\na,b\n1,2\n", "the first line is empty; it must have the names of the columns"),
         ('"a\n1,2\n', "the header is not valid CSV: unexpected end of data"),
     ]:
         path.write_text(text)
