@@ -60,7 +60,9 @@ def _rehosted(
     new = {key: value for key, value in raw.items() if key not in gone} | changes
     theirs = read_config(new, "the new config.json").to_dict()
     own = {key: value for key, value in config.to_dict().items() if key not in gone}
-    return new | {key: own[key] for key in own.keys() & theirs.keys() - new.keys() if own[key] != theirs[key]}
+    # sorted: the same file each time
+    missing = sorted(own.keys() & theirs.keys() - new.keys())
+    return new | {key: own[key] for key in missing if own[key] != theirs[key]}
 
 
 def with_temperature_by_position(raw: dict[str, Any], config: PretrainedConfig, slope: float) -> dict[str, Any]:
