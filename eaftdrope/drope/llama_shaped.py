@@ -60,8 +60,8 @@ def _rehosted(
     new = {key: value for key, value in raw.items() if key not in gone} | changes
     theirs = read_config(new, "the new config.json").to_dict()
     own = {key: value for key, value in config.to_dict().items() if key not in gone}
-    # sorted: the same file each time
-    missing = sorted(own.keys() & theirs.keys() - new.keys())
+    # sorted, and without the temporary folder that it was read from: the same file each time
+    missing = sorted(own.keys() & theirs.keys() - new.keys() - {"_name_or_path"})
     return new | {key: own[key] for key in missing if own[key] != theirs[key]}
 
 

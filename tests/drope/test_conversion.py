@@ -252,6 +252,16 @@ def test_qk_norm_is_for_llama_shaped_models(tmp_path):
         convert(tmp_path / "source", tmp_path / "new", qk_norm=True)
 
 
+@pytest.mark.parametrize("options", [{"qk_norm": True}, {"slope_by_position": 0.1}])
+def test_another_class_is_written_the_same_each_time(tmp_path, options):
+    """Without the path of the temporary folder that the source's configuration was read from."""
+    save("Llama", tmp_path / "source")
+    for name in ("one", "two"):
+        convert(tmp_path / "source", tmp_path / name, **options)
+    assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
+    assert "_name_or_path" not in read(tmp_path / "one")
+
+
 def test_a_class_that_does_not_do_what_the_configuration_says_is_refused(source, tmp_path, monkeypatch):
     """The self-check decides: here the configuration keeps one wavelength."""
     original = plan_module.converted_config
