@@ -23,8 +23,8 @@ from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
 # data sets that eaftdrope carries for the CPU recipes, with their splits: see assets/README.md
-_SHIPPED = {"package:gsm8k": ("train", "test"), "package:medquad": ("train", "test"), "package:novels": ("train",)}
-PACKAGES = (BFCL, *_SHIPPED)
+SHIPPED = {"gsm8k": ("train", "test"), "medquad": ("train", "test"), "novels": ("train",)}
+PACKAGES = (BFCL, *(f"package:{name}" for name in SHIPPED))
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -73,7 +73,7 @@ def check_source(source: Source) -> str | None:
             return f"{source.path}: no such data package.{hint} There are {', '.join(PACKAGES)}."
         if source.path == BFCL:
             return bfcl.check(source.split)
-        splits = _SHIPPED[source.path]
+        splits = SHIPPED[source.path.removeprefix("package:")]
         if source.split not in splits:
             return f"{source.path}: no split {source.split!r}; it has {' and '.join(map(repr, splits))}."
         return None
@@ -129,7 +129,7 @@ def _iter_all(source: Source) -> Iterator[Row]:
         return
     if source.path in PACKAGES:
         name = source.path.removeprefix("package:")
-        file_name = f"{name}_{source.split}.jsonl" if len(_SHIPPED[source.path]) > 1 else f"{name}.jsonl"
+        file_name = f"{name}_{source.split}.jsonl" if len(SHIPPED[name]) > 1 else f"{name}.jsonl"
         with as_file(files("eaftdrope.data") / "assets" / file_name) as asset:
             yield from iter_file(asset, f"{source.path}[{source.split}]")
         return

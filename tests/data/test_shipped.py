@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 
 from eaftdrope.data import Source, check_source, iter_examples, iter_rows
-from eaftdrope.data.shipped import SPLITS
+from eaftdrope.data.sources import SHIPPED
 
 ASSETS = files("eaftdrope.data") / "assets"
 ROWS = {("gsm8k", "train"): 500, ("gsm8k", "test"): 100, ("medquad", "train"): 500, ("medquad", "test"): 100}
@@ -17,12 +17,12 @@ def read(name, split, **options):
 
 
 def test_every_split_has_its_rows():
-    assert {(name, split): len(read(name, split)) for name, splits in SPLITS.items() for split in splits} == ROWS
+    assert {(name, split): len(read(name, split)) for name, splits in SHIPPED.items() for split in splits} == ROWS
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "medquad"])
 def test_no_question_is_in_both_splits(name):
-    train, test = ({row.data["question"] for row in read(name, split)} for split in SPLITS[name])
+    train, test = ({row.data["question"] for row in read(name, split)} for split in SHIPPED[name])
     assert not train & test
 
 
@@ -30,7 +30,7 @@ def test_rows_are_what_the_recipes_train_on():
     first = next(iter_examples(Source("package:gsm8k")))
     assert first.messages[0]["content"].startswith("Natalia sold clips to 48 of her friends in April")
     assert first.answer["content"].endswith("#### 72")
-    assert all("####" in row.data["answer"] for split in SPLITS["gsm8k"] for row in read("gsm8k", split))
+    assert all("####" in row.data["answer"] for split in SHIPPED["gsm8k"] for row in read("gsm8k", split))
     assert all(row.data["url"].startswith("http") for row in read("medquad", "train"))
     assert next(iter_examples(Source("package:novels"))).text.startswith("THE ADVENTURES OF SHERLOCK HOLMES")
     assert not any("Gutenberg" in row.data["text"] for row in read("novels", "train"))
