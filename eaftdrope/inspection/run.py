@@ -67,7 +67,7 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     if recipe.data is None:
         raise UserError(
             "inspect measures the rows of the section data, which this recipe does not have: its stages are "
-            f"{', '.join(recipe.stages)}."
+            f"{', '.join(recipe.stages or [])}."
         )
     check_backend(recipe)
     options = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
@@ -86,6 +86,7 @@ def _training_rows(recipe: Recipe, tokenizer) -> tuple[Dataset, list[str]]:
     Each row appears once: a weight above 1 repeats rows, and repeats must not be reported as copies.
     """
     data = recipe.data
+    assert data is not None, "prepare_inspection refuses a recipe without data"
     once = [replace(source, weight=min(1.0, source.weight)) for source in data.train_sources()]
     rows, report = encode_rows(recipe, once, tokenizer, max_length=data.max_length)
     counts = [source.rows for source in report.by_source.values()]
