@@ -88,3 +88,56 @@ def test_files_and_functions_stay_small():
                 if code > 60:
                     long_functions.append(f"{path.relative_to(ROOT)}:{node.name} ({code})")
     assert not long_files and not long_functions, (long_files, long_functions)
+
+
+# ---- no circle between files, and where functions may import ----
+
+# what a plain install beside torch and transformers may lack, and what loads only where it is used
+OPTIONAL = {
+    *("trl", "peft", "datasets", "accelerate", "matplotlib", "jinja2", "psutil", "filelock", "gguf", "liger_kernel"),
+    *("lm_eval", "bitsandbytes", "deepspeed", "triton", "bfcl_eval"),
+}
+
+
+def modules() -> dict[str, Path]:
+    return {".".join(("eaftdrope", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in SOURCES}
+
+
+def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports, also for typing and inside functions."""
+    home = ("eaftdrope", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = list(home[: -node.level]) if node.level else []
+        name = ".".join([*base, *(node.module.split(".") if node.module else [])])
+        for alias in node.names:
+            for candidate in (f"{name}.{alias.name}", name, f"{name}.__init__"):
+                if candidate in known:
+                    found.add(candidate)
+                    break
+    return found - {".".join(home)}
+
+
+def test_no_circle_between_files():
+    known = modules()
+    left = {name: imported_modules(path, known) for name, path in known.items()}
+    while leaves := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, f"these files import each other in a circle, or import one that does: {sorted(left)}"
+
+
+def function_imports(path: Path) -> set[str]:
+    """Top-level names of the packages that functions of a file import; "eaftdrope" stands for the package itself."""
+    found = set()
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.ImportFrom):
+                found.add("eaftdrope" if node.level else node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+    return found

@@ -103,9 +103,9 @@ def run_tasks(
 
     from .one_bos import OneBos
 
-    longest = {} if max_length is None else {"max_length": max_length}
+    longest: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     wrapped = OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
-    chosen = {"task_manager": manager} if manager is not None else {}
+    chosen: dict[str, Any] = {"task_manager": manager} if manager is not None else {}
     chosen |= {"metadata": metadata} if metadata is not None else {}
     return lm_eval.simple_evaluate(
         model=wrapped,

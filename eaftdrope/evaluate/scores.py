@@ -137,7 +137,11 @@ def scores_from_json(text: str) -> list[Score]:
 
 def scores_from_dicts(rows: list[dict[str, Any]]) -> list[Score]:
     """Return scores from their `asdict`, which may have been through JSON."""
-    return [Score(**{**row, "units": tuple((total, weight) for total, weight in row["units"])}) for row in rows]
+    scores = []
+    for row in rows:
+        fields: dict[str, Any] = {**row, "units": tuple((total, weight) for total, weight in row["units"])}
+        scores.append(Score(**fields))
+    return scores
 
 
 def _mean(units: Sequence[tuple[float, float]]) -> float:

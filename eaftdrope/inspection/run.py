@@ -68,7 +68,7 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     if recipe.data is None:
         raise UserError(
             "inspect measures the rows of the section data, which this recipe does not have: its stages are "
-            f"{', '.join(recipe.stages)}."
+            f"{', '.join(recipe.stages or [])}."
         )
     check_backend(recipe.model, recipe.loss, recipe.train.precision)
     options = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
@@ -87,6 +87,7 @@ def _training_rows(recipe: Recipe, tokenizer) -> tuple[Dataset, list[str]]:
     Each row appears once: a weight above 1 repeats rows, and repeats must not be reported as copies.
     """
     data = recipe.data
+    assert data is not None, "prepare_inspection refuses a recipe without data"
     once = [replace(source, weight=min(1.0, source.weight)) for source in data.train_sources()]
     rows, report = encode_rows(
         data, once, tokenizer, seed=data.data_seed(recipe.train.seed), max_length=data.max_length

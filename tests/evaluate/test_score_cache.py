@@ -187,7 +187,7 @@ def test_a_cache_that_cannot_be_written_is_known_before_measuring(measure, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(
-        UserError, match=r"scores cannot be stored in .*file/scores: Not a directory\. Set EAFTDROPE_CACHE to"
+        UserError, match=r"scores cannot be stored in .*file/scores: Not a directory\. Set EAFTDROPE_CACHE"
     ):
         measure()
 

@@ -68,7 +68,8 @@ class NeedleAttention:
     @classmethod
     def from_json(cls, result: dict[str, Any]) -> NeedleAttention:
         """Return the attention that `as_json` wrote."""
-        return cls(**{**result, "mean": Mass(**result["mean"]), "best": Mass(**result["best"])})
+        fields: dict[str, Any] = {**result, "mean": Mass(**result["mean"]), "best": Mass(**result["best"])}
+        return cls(**fields)
 
 
 def attention_on_needle(

@@ -200,7 +200,7 @@ def read_given_texts(file: Path | None) -> list[str]:
     if not file.is_file():
         raise UserError(f"--text {file}: no such file.")
     try:
-        texts = read_texts(file, "eaftdrope context")
+        texts = read_texts(file, "--text")
     except UnicodeDecodeError as error:
         raise UserError(f"--text {file}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     if not any(text.strip() for text in texts):

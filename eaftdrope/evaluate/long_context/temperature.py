@@ -226,6 +226,7 @@ def plan_temperature(
             "correct --trained-length."
         )
     raise_problems(problems)
+    assert config is not None and trained is not None, "a missing configuration is a problem"
     tokenizer = load_tokenizer(model)
     hay = Hay(tokenizer, texts)
     cut = {length: hay.windows(length, windows) for length in fitted}

@@ -82,7 +82,7 @@ def normalised(answer: str) -> str:
 
 
 def first_label(answer: str) -> str | None:
-    """Return the first of yes, no and maybe, in lower case; None if there is none of them."""
+    """Return the first of yes, no and maybe, in lower case; None if the answer has none."""
     """ "yes", "no" or "maybe", whichever comes first; None where none does."""
     found = _LABEL.search(final_part(answer))
     return found[1].lower() if found else None

@@ -89,7 +89,7 @@ def test_one_token_made_more_probable_is_seen(tiny_llama, byte_tokenizer, tmp_pa
     """A shift of one logit by d changes KL to log(1 - p + p e^d) - p d at each position."""
     agreement = probe()
     run_probes(tiny_llama, byte_tokenizer, [agreement], capture=tmp_path / "c")
-    p = load(agreement.captured, of=agreement._key(byte_tokenizer)).log_probs[:, 50].double().exp()
+    p = load(agreement.captured, key=agreement._key(byte_tokenizer)).log_probs[:, 50].double().exp()
     expected = (torch.log(1 - p + p * math.exp(3)) - 3 * p).mean().item()
     forward = tiny_llama.forward
 
@@ -112,9 +112,7 @@ def test_the_base_model_is_asked_once(tiny_llama, byte_tokenizer, tmp_path, monk
     assert run_probes(tiny_llama, byte_tokenizer, [again], capture=file) == first
     assert again.captured == file and [entry.name for entry in tmp_path.iterdir()] == ["c"]
     for other in (probe(max_new_tokens=11), AgreementProbe(PROMPTS[:2], max_tokens=1024, max_new_tokens=12)):
-        with pytest.raises(
-            UserError, match=r"holds what the base model said to other prompts, or under other settings"
-        ):
+        with pytest.raises(UserError, match=r"has the base model's answers to other prompts, or with other settings"):
             run_probes(tiny_llama, byte_tokenizer, [other], capture=file)
 
 
@@ -122,7 +120,7 @@ def test_killed_in_the_middle_leaves_no_capture(tiny_llama, byte_tokenizer, tmp_
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capture.os, "replace", stop)
+    monkeypatch.setattr("os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         run_probes(tiny_llama, byte_tokenizer, [probe()], capture=tmp_path / "c")
     monkeypatch.undo()
@@ -131,8 +129,10 @@ def test_killed_in_the_middle_leaves_no_capture(tiny_llama, byte_tokenizer, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
 
 
-def test_without_a_base_model_it_says_so(tiny_llama, byte_tokenizer):
-    with pytest.raises(UserError, match=r"the probe agreement compares with a base model, and nothing is stored"):
+def test_without_a_base_model_it_is_refused(tiny_llama, byte_tokenizer):
+    with pytest.raises(
+        UserError, match=r"the probe agreement compares with a base model, whose predictions are not stored"
+    ):
         run_probes(tiny_llama, byte_tokenizer, [probe()])
 
 
@@ -143,7 +143,7 @@ def test_positions_are_spread_and_bounded(monkeypatch):
     assert rows[1].input_ids == [4, 6, 6, 6, 6]
     rows = spread(prompts, answers, vocabulary=100, max_tokens=5)
     assert [row.positions for row in rows] == [[2, 5, 8, 11], [2]]
-    monkeypatch.setattr(capture, "BYTES", 3 * 200)
+    monkeypatch.setattr(capture, "CAPTURE_BYTES", 3 * 200)
     assert sum(len(row.positions) for row in spread(prompts, answers, vocabulary=100, max_tokens=99)) == 3
     # an answer without a position is left out
     assert [row.input_ids for row in spread(prompts, answers, vocabulary=300, max_tokens=99)] == [[1, 2, 3, *[5] * 9]]

@@ -10,9 +10,17 @@ import pytest
 from eaftdrope.data import Example
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.evaluate import build_probes
+from eaftdrope.evaluate.probes.build import PROBES
 from eaftdrope.evaluate.probes.multiple_choice import Question
 from eaftdrope.evaluate.texts import evenly_spaced
 from tests.evaluate.probe_options import probe_options
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ASKED = {"role": "user", "content": "Is it so?"}
+HELD_OUT = [
+    Example(messages=[ASKED, {"role": "assistant", "content": "Yes, 1."}]),
+    Example(messages=[ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+]
 
 
 def build(name, group="general", **options):
@@ -96,6 +104,19 @@ def test_probes_of_the_target_need_held_out_data():
             build_probes([("function_calls", "target", probe_options("function_calls"))], held_out_examples=examples)
     with pytest.raises(UserError, match=r"unknown probe 'bleu'\. Probes: held_out_loss, function_calls, "):
         build_probes([("bleu", "general", {})])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_option_of_the_recipe_is_required(name):
+    """The recipe's schema alone has the defaults."""
+    held_out = {"held_out_examples": HELD_OUT, "held_out_dataset": [{"input_ids": [1, 2], "labels": [-100, 2]}]}
+    options = probe_options(name)
+    (probe,) = build_probes([(name, "target", options)], **held_out)
+    assert (probe.name, probe.group) == (name, "target")
+    for option in options:
+        rest = {other: value for other, value in options.items() if other != option}
+        with pytest.raises(KeyError, match=option):
+            build_probes([(name, "target", rest)], **held_out)
 
 
 def test_evenly_spaced():
