@@ -205,12 +205,16 @@ def test_not_an_adapter(base, tmp_path):
         return str(error.value)
 
     missing, run, empty = tmp_path / "missing", tmp_path / "run", tmp_path / "empty"
-    assert refused(missing) == f"the folder {missing} does not exist. Pass the folder that contains adapter_config.json."
+    assert (
+        refused(missing) == f"the folder {missing} does not exist. Pass the folder that contains adapter_config.json."
+    )
     assert refused(base).startswith(f"{base} is a full model, not an adapter: it needs no merging.")
     assert refused(run) == (
         f"{run} is not an adapter: it has no adapter_config.json. Did you mean {run / 'checkpoint-5'}?"
     )
-    assert refused(empty) == f"{empty} is not an adapter: it has no adapter_config.json. Pass the folder that contains it."
+    assert (
+        refused(empty) == f"{empty} is not an adapter: it has no adapter_config.json. Pass the folder that contains it."
+    )
     assert refused(run / "checkpoint-5") == (
         f"{run / 'checkpoint-5'} has an adapter_config.json but no adapter_model.safetensors. "
         "Was its saving interrupted? Use an earlier checkpoint."
@@ -297,7 +301,8 @@ def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         merge_adapter(adapter, tmp_path / "merged")
     assert str(error.value) == (
-        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or choose a folder on another disk."
+        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or "
+        "choose a folder on another disk."
     )
 
 
