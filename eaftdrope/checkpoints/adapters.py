@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 from eaftdrope.errors import UserError
 from eaftdrope.files import usable_path
 from eaftdrope.models import MODEL_PACKAGES, PACKAGE_PREFIX, load_model, load_tokenizer
-from eaftdrope.models.loading import damaged, reason
 from eaftdrope.models.tokenizer_file import load_tokenizer_files
+from eaftdrope.models.weights import damaged, failure_reason
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,7 +99,7 @@ def adapter_tokenizer(folder: Path, base: str, revision: str | None) -> PreTrain
         raise
     except Exception as error:  # the tokenizers library raises a plain one
         raise UserError(
-            f"the tokenizer of {str(folder)!r} cannot be loaded: {reason(error, 'tokenizer', folder)}"
+            f"the tokenizer of {str(folder)!r} cannot be loaded: {failure_reason(error, 'tokenizer', folder)}"
         ) from error
 
 

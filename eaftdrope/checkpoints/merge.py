@@ -32,9 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from eaftdrope.drope.config import complete
+from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
-from eaftdrope.files import honour_umask
+from eaftdrope.files import atomic_folder, honour_umask
 from eaftdrope.models import load_config, load_model, load_tokenizer
 
 from .adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
@@ -162,9 +162,7 @@ def _write(merged: _Merged, output_dir: Path, dtype: torch.dtype) -> MergeReport
     model, prompt = merged.model, merged.prompt
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _check_space(output_dir, parameters * dtype.itemsize)
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed merge
-    try:
+    with atomic_folder(output_dir) as partial:
         _cast(model, dtype)
         _save(model, merged.tokenizer, merged.source_dir, partial)
         _cast(model, torch.float32)
@@ -178,11 +176,6 @@ def _write(merged: _Merged, output_dir: Path, dtype: torch.dtype) -> MergeReport
                 f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {merged.source_dir} as it "
                 "is, an adapter with peft, and please report the model type."
             )
-        if output_dir.exists():
-            output_dir.rmdir()
-        partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     name = str(dtype).removeprefix("torch.")
     return MergeReport(
         output_dir=str(output_dir),
@@ -268,7 +261,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_di
     model.save_pretrained(folder)
     honour_umask(folder)
     # transformers 4 needs keys of its own to load a base without rotary embedding
-    complete(folder)
+    restore_v4_keys(folder)
     tokenizer.save_pretrained(folder)
 
 

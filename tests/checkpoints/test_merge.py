@@ -12,7 +12,7 @@ from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
-from tests.models import SMALLEST, character_tokenizer, tiny_llama
+from tests.tiny_models import SMALLEST, character_tokenizer, tiny_llama
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -287,13 +287,12 @@ def test_a_broken_adapter_is_refused(base, tmp_path):
 def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
     adapter = _adapter(base)
     usage = merge.shutil.disk_usage(tmp_path)._replace(free=5_000_000)
-        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or choose a folder on another "
-        "disk."
+    monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError) as error:
         merge_adapter(adapter, tmp_path / "merged")
     assert str(error.value) == (
-        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or "
-        "choose a folder on another disk."
+        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or choose a folder on another "
+        "disk."
     )
 
 

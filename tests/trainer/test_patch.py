@@ -30,7 +30,7 @@ from eaftdrope import EAFTCallback, UserError, apply_eaft, eaft_loss, gates, pop
 from eaftdrope.loss.backends.tile import LogitsTransform
 from eaftdrope.trainer.head import logits_transform
 from eaftdrope.trainer.patch import sequence_ids, shift_left
-from tests.models import SHAPE
+from tests.tiny_models import SHAPE
 from tests.trainer.tiny import ragged_rows, tiny_model
 
 SIZES = dict(
@@ -175,7 +175,7 @@ def test_plain_trainer_with_the_callback(tmp_path):
     """One line and a callback: the same gradients over accumulation as the definition, metrics in the log."""
     from transformers import DataCollatorForSeq2Seq
 
-    from tests.models import make_word_tokenizer
+    from tests.tiny_models import make_word_tokenizer
     from tests.trainer.test_invariance import KeepGradients, assert_same, direct_gradients
 
     for size, accumulation in ((8, 1), (2, 4)):

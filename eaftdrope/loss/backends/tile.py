@@ -62,7 +62,7 @@ class TileStats:
         return parts[0]._with(lambda name: torch.cat([getattr(part, name) for part in parts]))
 
     def _with(self, value: Callable[[str], Tensor]) -> TileStats:
-        """Statistics with the value of each name; no top-K entropy if there is none here."""
+        """Statistics with the value of each name; the top-K entropy stays None."""
         return TileStats(
             nll=value("nll"),
             entropy=value("entropy"),

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from eaftdrope.files import write_durably
+from eaftdrope.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -158,4 +158,4 @@ class RecoveryCallback(TrainerCallback):
     def _add(self, point: Point, state: TrainerState) -> None:
         self.curve = self.curve.with_points((*self.curve.points, point))
         if state.is_world_process_zero:
-            write_durably(self.path, self.curve.to_json())
+            write_atomically(self.path, self.curve.to_json())

@@ -10,15 +10,16 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import build_probes, run_probes
 from eaftdrope.evaluate.probes import agreement as capture
-from eaftdrope.evaluate.probes.agreement import Agreement, load, spread
+from eaftdrope.evaluate.probes.agreement import AgreementProbe, general_prompts, load, spread
 from eaftdrope.evaluate.probes.answers import prompt_ids, question
-from eaftdrope.evaluate.probes.build import cheap_probes, general_prompts
+from eaftdrope.evaluate.probes.build import cheap_probes
+from tests.evaluate.probe_options import probe_options
 
 PROMPTS = [question(text) for text in ("Hello", "What is the capital of France?", "x" * 30, "Why?")]
 
 
 def probe(**options):
-    return Agreement(PROMPTS, **{"max_new_tokens": 12, **options})
+    return AgreementProbe(PROMPTS, **{"max_tokens": 1024, "max_new_tokens": 12, **options})
 
 
 def drifted(model, amount, seed=1):
@@ -110,7 +111,7 @@ def test_the_base_model_is_asked_once(tiny_llama, byte_tokenizer, tmp_path, monk
     again = probe()
     assert run_probes(tiny_llama, byte_tokenizer, [again], capture=file) == first
     assert again.captured == file and [entry.name for entry in tmp_path.iterdir()] == ["c"]
-    for other in (probe(max_new_tokens=11), Agreement(PROMPTS[:2], max_new_tokens=12)):
+    for other in (probe(max_new_tokens=11), AgreementProbe(PROMPTS[:2], max_tokens=1024, max_new_tokens=12)):
         with pytest.raises(
             UserError, match=r"holds what the base model said to other prompts, or under other settings"
         ):
@@ -180,15 +181,15 @@ def test_the_shipped_prompts_and_a_file(tmp_path):
     prompts = general_prompts()
     texts = [example.prompt_messages[0]["content"] for example in prompts]
     assert len(set(texts)) == 48 and all(len(example.prompt_messages) == 1 for example in prompts)
-    options = {"limit": 4, "max_tokens": 9, "max_new_tokens": 5}
+    options = probe_options("agreement", limit=4, max_tokens=9, max_new_tokens=5)
     (built,) = build_probes([("agreement", "general", options)])
     assert [example.prompt_messages[0]["content"] for example in built.prompts] == texts[::12]
     assert (built.max_tokens, built.max_new_tokens) == (9, 5)
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "A"}\n{"messages": [{"role": "user", "content": "B"}]}\n')
-    (built,) = build_probes([("agreement", "general", {"file": str(file)})])
+    (built,) = build_probes([("agreement", "general", probe_options("agreement", file=str(file)))])
     assert [example.prompt_messages[-1]["content"] for example in built.prompts] == ["A", "B"]
     assert dataclasses.replace(built, captured=file) == built
     file.write_text("")
     with pytest.raises(UserError, match=r"p\.jsonl: no prompts\."):
-        build_probes([("agreement", "general", {"file": str(file)})])
+        build_probes([("agreement", "general", probe_options("agreement", file=str(file)))])

@@ -212,7 +212,7 @@ def test_noting_waits_for_no_device():
 WORKER = """
 import sys, math, os
 from pathlib import Path
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from eaftdrope import UserError
 from tests.forked import end_together
 from tests.trainer.callbacks.test_divergence import make_trainer
