@@ -46,7 +46,7 @@ HOST_FLAGS = ["-std=c++17", "-fno-strict-aliasing", "-fPIC", "-shared"]
 
 
 class BuildError(Exception):
-    """What keeps the library from being built, and what to do."""
+    """The library cannot be built; the message has the reason and what to do."""
 
 
 def find_nvcc() -> Path | None:
@@ -65,7 +65,7 @@ def find_headers() -> Path | None:
 
 
 def supported_architectures(nvcc: Path) -> list[str]:
-    """What this nvcc can compile for: `["75", "80", ...]`."""
+    """Return the architectures that this nvcc supports: `["75", "80", ...]`."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     return [name.removeprefix("compute_") for name in listed.split()]
 
@@ -74,10 +74,10 @@ def build_library(output: Path, architectures: Sequence[str] = DEFAULT_ARCHITECT
     """Compiles the library: machine code for each architecture, and PTX of the newest for what comes after.
 
     Returns:
-        What ptxas says of each kernel: registers, spills, shared memory.
+        The report of ptxas for each kernel: registers, spills, shared memory.
 
     Raises:
-        BuildError: no nvcc, one that does not know an architecture, or it failed.
+        BuildError: no nvcc, one that does not support an architecture, or a failed compilation.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -89,7 +89,7 @@ def build_library(output: Path, architectures: Sequence[str] = DEFAULT_ARCHITECT
     unknown = [name for name in architectures if name.rstrip("af") not in known]
     if unknown or not architectures:
         raise BuildError(
-            f"{nvcc} does not compile for {', '.join(unknown) or 'no architecture'}; it knows {', '.join(known)}. Name "
+            f"{nvcc} does not compile for {', '.join(unknown) or 'no architecture'}; it supports {', '.join(known)}. Pass "
             "what you need with --arch, or install a newer toolkit."
         )
     ordered = sorted(architectures, key=lambda name: int(name.rstrip("af")))
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--host", action="store_true", help="build the host twin (needs --output)")
     options = parser.parse_args()
     if options.host and not options.output:
-        parser.error("the host twin is no backend: name its place with --output")
+        parser.error("the host twin is not a backend: pass its path with --output")
     output = _output(options)
     try:
         if options.host:

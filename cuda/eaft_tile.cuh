@@ -48,7 +48,7 @@ __device__ __forceinline__ void narrow(float low, float high, __nv_bfloat162& pa
 }
 __device__ __forceinline__ void narrow(float low, float high, __half2& pair) { pair = __floats2half2_rn(low, high); }
 
-// How a dtype is kept in memory: single elements, and WIDTH of them in 16 bytes.
+// The layout of a dtype in memory: single elements, and WIDTH of them in 16 bytes.
 template <typename T, typename Pair>
 struct HalfStorage {
   static constexpr int WIDTH = 8;
@@ -137,7 +137,7 @@ struct Transform {
   }
 };
 
-// Calls f(z[STEP]) on the logits of the row that belong to this thread; places without a logit hold -inf.
+// Calls f(z[STEP]) on the logits of the row that belong to this thread; slots without a logit hold -inf.
 template <typename T, bool SOFTCAP, typename F>
 __device__ __forceinline__ void for_each_step(const Row<T>& row, const Transform<SOFTCAP>& transform, F f) {
   constexpr int WIDTH = Row<T>::WIDTH, LOADS = Row<T>::LOADS;
@@ -323,7 +323,7 @@ __device__ __forceinline__ float topk_entropy_by_search(const Row<T>& row, const
 // Entropy of the k largest logits renormalised among themselves, in thread 0. `highest` is the largest of this thread.
 //
 // The k-th largest of the threads' maxima is a threshold that at least k logits reach. Those above it are few and belong
-// to fewer than k threads: only these look again. Ties with the threshold are counted, not collected.
+// to fewer than k threads: only these make a second pass. Ties with the threshold are counted, not collected.
 template <typename T, bool SOFTCAP>
 __device__ __forceinline__ float topk_entropy(const Row<T>& row, const Transform<SOFTCAP>& transform, float highest,
                                               int k) {
@@ -341,8 +341,8 @@ __device__ __forceinline__ float topk_entropy(const Row<T>& row, const Transform
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
           if (z[i] > threshold) {
-            const int place = atomicAdd(&shared.count, 1);
-            if (place < CANDIDATES) shared.candidates[place] = z[i];
+            const int slot = atomicAdd(&shared.count, 1);
+            if (slot < CANDIDATES) shared.candidates[slot] = z[i];
           }
         }
       });
@@ -405,12 +405,12 @@ __global__ void __launch_bounds__(THREADS, 2)
   }
 }
 
-// What tile_gradient reads, [R] each.
+// The inputs of tile_gradient, [R] each.
 struct GradientInputs {
   const float *nll, *maximum, *rest, *weight;
 };
 
-// One block a row, in place: w (softmax(z) - onehot(y)) dz/draw. A label outside [0, V) has its target elsewhere.
+// One block per row, in place: w (softmax(z) - onehot(y)) dz/draw. A label outside [0, V) has its target elsewhere.
 template <typename T, bool SOFTCAP>
 __global__ void __launch_bounds__(THREADS, 2)
     tile_gradient(T* logits, int64_t row_stride, const int64_t* labels, int vocab, Transform<SOFTCAP> transform,

@@ -235,7 +235,7 @@ inline void meet(const char* op, unsigned mask) {
   GOC_CHK;
 }
 
-// Nobody can run: release a complete block barrier or complete warp meetings, or report why there is none.
+// No thread can run: release a complete block barrier or complete warp meetings, or report a deadlock.
 inline void try_release() {
   const size_t n = fibers.size();
   size_t at_bar = 0, done = 0;
@@ -310,7 +310,7 @@ inline void launch(dim3 grid, dim3 block, const std::function<void()>& fn) {
     stacks.push_back((char*)mmap(0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 #ifdef GOC_TSAN
   main_tsan = __tsan_get_current_fiber();
-  // kept for all launches: making one is slow, and the launch order is told to TSan by tok_start and tok_end
+  // kept for all launches: making one is slow, and tok_start and tok_end report the launch order to TSan
   static std::vector<void*> tsan_fibers;
   while (tsan_fibers.size() < n) tsan_fibers.push_back(__tsan_create_fiber(1));
 #endif

@@ -16,6 +16,7 @@ import torch
 from .mergeable import check_linear
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
 
 
@@ -34,7 +35,7 @@ def full_line(model: nn.Module, base: dict[str, Tensor]) -> Callable[[float], nn
     return move
 
 
-def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
+def adapter_line(model: PeftModel) -> Callable[[float], nn.Module]:
     """Return the line from a peft model without its adapter to the model as it is now.
 
     Raises:

@@ -104,7 +104,7 @@ def merge_adapter(
     config = load_config(reference, revision=revision)
     _check_not_quantised(adapter_dir, reference, config)
     check_biases(adapter_dir, settings, config)
-    saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
+    saved_dtype = _saved_dtype(config, dtype)
 
     tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
     prompt = _prompt(tokenizer)
@@ -144,11 +144,11 @@ def draw_back(
     if (model_dir / CONFIG).is_file():
         raise UserError(f"{model_dir} is an adapter, and its configuration has the base model: remove --base.")
     config = load_config(str(model_dir))
-    saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
+    saved_dtype = _saved_dtype(config, dtype)
     tokenizer = load_tokenizer(str(model_dir))
     model = load_model(str(model_dir), dtype="float32").eval()
     start = load_model(base, dtype="float32", revision=revision).eval()
-    weights = dict(start.named_parameters())
+    weights: dict[str, Tensor] = dict(start.named_parameters())
     _check_same_tensors(model, weights, model_dir, base)
     full_line(model, weights)(share)
     del start, weights
@@ -218,6 +218,13 @@ def _merge(
     return model, live, untied
 
 
+def _saved_dtype(config: PretrainedConfig, dtype: str | None) -> torch.dtype:
+    if dtype is not None:
+        return DTYPES[dtype]
+    assert not isinstance(config.dtype, str), "transformers parses it"
+    return config.dtype or torch.float32
+
+
 def _separate_tied_head(model: PreTrainedModel) -> bool:
     """Give the head a tensor of its own if it shares that of the input embeddings; return True if it did."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -234,6 +241,7 @@ def _tie_head_if_equal(model: PreTrainedModel) -> bool:
     The values decide, not the storage: peft calls an untouched copy of the head "untied".
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head is not None, "it was separated from the embeddings"
     equal = torch.equal(head.weight, embeddings.weight)
     model.config.tie_word_embeddings = equal
     if equal:

@@ -129,13 +129,13 @@ class LossPass:
         self.tiles = max(1, math.ceil(rows.count / self.tile_rows))
 
     def run(self) -> LossResult:
-        # can the gate of a tile be computed from that tile alone?
+        # True if the gate can be computed from one tile only
         single = self.settings.gate.row_local or self.tiles == 1
         return self.single_pass() if single and not self.recomputes else self.two_passes()
 
     @property
     def recomputes(self) -> bool:
-        """Whether the settings request a second pass for the gradient."""
+        """True if the settings request a second pass for the gradient."""
         return self.settings.recompute and any(self.needs_grad)
 
     def single_pass(self) -> LossResult:

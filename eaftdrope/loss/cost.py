@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .definition import eaft_loss
-from .fused import fused_linear_eaft
+from .fused import linear_loss
+from .gates import resolve_gate
+from .settings import LossSettings
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 FLOOR = "three matrix products"
@@ -80,8 +82,9 @@ _PLAIN = (_LIGER, _FULL)
 
 
 def _methods(gate: str) -> dict[str, Loss]:
+    settings = LossSettings(resolve_gate(gate))
     return {
-        f"eaftdrope, gate {gate}": lambda hidden, weight, labels: fused_linear_eaft(hidden, weight, labels, gate=gate),
+        f"eaftdrope, gate {gate}": lambda hidden, weight, labels: linear_loss(hidden, weight, labels, settings)[0],
         f"full logits, gate {gate}": lambda hidden, weight, labels: eaft_loss(
             F.linear(hidden, weight).float(), labels, gate=gate
         ),
@@ -104,7 +107,9 @@ def _unavailable(method: str, device: str) -> str | None:
     return "needs a GPU" if device == "cpu" else None
 
 
-def _inputs(hidden_size: int, vocabulary: int, rows: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+def _inputs(
+    hidden_size: int, vocabulary: int, rows: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Random hidden states and head with logits of unit variance, and labels; the same on every device."""
     generator = torch.Generator().manual_seed(_SEED)
     hidden_ND = torch.randn(rows, hidden_size, generator=generator)
@@ -121,7 +126,8 @@ def _products(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> None:
 
 def _gradients(loss: Loss, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     hidden, weight = hidden_ND.detach().requires_grad_(), weight_VD.detach().requires_grad_()
-    return torch.autograd.grad(loss(hidden, weight, labels_N), (hidden, weight))
+    grad_hidden, grad_weight = torch.autograd.grad(loss(hidden, weight, labels_N), (hidden, weight))
+    return grad_hidden, grad_weight
 
 
 def _seconds(call: Callable[[], object], device: str) -> float:
@@ -133,7 +139,7 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def _extra_bytes(loss: Loss, inputs: tuple[Tensor, ...]) -> int | None:
+def _extra_bytes(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor]) -> int | None:
     """Peak memory of a call beyond its inputs and gradients; None on the CPU, where torch does not count it.
 
     The call also serves as the warm-up.
@@ -148,13 +154,14 @@ def _extra_bytes(loss: Loss, inputs: tuple[Tensor, ...]) -> int | None:
     return torch.cuda.max_memory_allocated(inputs[0].device) - before - sum(g.nbytes for g in gradients)
 
 
-def _gradient_error(loss: Loss, inputs: tuple[Tensor, ...], gate: str) -> float:
+def _gradient_error(loss: Loss, inputs: tuple[Tensor, Tensor, Tensor], gate: str) -> float:
     """Largest relative error of the two gradients over some rows, against the definition in float64."""
     hidden_ND, weight_VD, labels_N = inputs[0][:_CHECKED_ROWS], inputs[1], inputs[2][:_CHECKED_ROWS]
     found = _gradients(loss, hidden_ND, weight_VD, labels_N)
     exact = _gradients(
         lambda hidden, weight, labels: eaft_loss(F.linear(hidden, weight), labels, gate=gate),
-        *(tensor.cpu().double() for tensor in (hidden_ND, weight_VD)),
+        hidden_ND.cpu().double(),
+        weight_VD.cpu().double(),
         labels_N.cpu(),
     )
     return max(float((own.cpu().double() - true).norm() / true.norm()) for own, true in zip(found, exact, strict=True))

@@ -259,7 +259,7 @@ class _FusedLinearEAFT(torch.autograd.Function):
         return result.loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
                 "fused_linear_eaft keeps its gradients instead of its inputs, so its backward can run only once. Call "
@@ -270,7 +270,7 @@ class _FusedLinearEAFT(torch.autograd.Function):
         # in place: nothing else uses these buffers, and a second V x D one is what this operator exists to avoid
         scaled = ctx.backend.scaled
         results = (
-            None if gradient is None else scaled(gradient, grad_output, dtype)
+            None if gradient is None else scaled(gradient, grad_outputs[0], dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return *results, None, None, None, None, None, None, None

@@ -5,11 +5,7 @@ docstrings of the named gates. In them p is the probability of the label, H the 
 and h = H_topK / ln k the entropy of the k most likely tokens, normalised to [0, 1].
 
 A function of your own is a gate too: `gate=lambda stats: stats.probability * (stats.entropy > 1)`.
-
-This module loads without torch, because recipes read the gates' names and options from it (`GATE_OPTIONS`): formulas use
-methods of tensors.
-
-Legend: N tokens.
+Recipes read names and options here (`GATE_OPTIONS`), so this module loads without torch: formulas use methods of tensors.
 """
 
 from __future__ import annotations
@@ -60,15 +56,16 @@ class _TopKGate(Gate):
     """A gate on the top-K entropy; its dataclass has a field `k`."""
 
     @property
-    def topk(self) -> int:
-        return self.k
+    def topk(self) -> int:  # pyrefly: ignore[bad-override]  # an attribute of the class, or of the gate
+        return self.k  # pyrefly: ignore[missing-attribute]  # a field of each subclass
 
-    def __post_init__(self):
-        _require(self.k >= 2, f"k={self.k}: the top-K entropy needs at least two tokens (the paper uses 20).")
+    def __post_init__(self) -> None:
+        _require(self.topk >= 2, f"k={self.topk}: the top-K entropy needs at least two tokens (the paper uses 20).")
 
     def normalised(self, stats: TokenStats) -> Tensor:
         """h = H_topK / ln K"""
-        return stats.topk_entropy / math.log(self.k)
+        assert stats.topk_entropy is not None
+        return stats.topk_entropy / math.log(self.topk)
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,13 @@ class EAFT(_TopKGate):
     k: int = 20
     divisor: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
         _require(self.divisor is None or self.divisor > 0, f"divisor={self.divisor}: must be > 0, or None for ln K.")
 
     def __call__(self, stats: TokenStats) -> Tensor:
+        assert stats.topk_entropy is not None
         divisor = math.log(self.k) if self.divisor is None else self.divisor
         return (stats.topk_entropy / divisor) ** self.alpha
 
@@ -107,7 +105,7 @@ class EAFTVocab(Gate):
     name: ClassVar[str] = "eaft-vocab"
     alpha: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -125,7 +123,7 @@ class EAFTExact(Gate):
     alpha: float = 1.0
     k: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.alpha >= 0, f"alpha={self.alpha}: must be >= 0 (0 is plain cross-entropy).")
         _require(self.k >= 2, f"k={self.k}: ln K is the scale, so K must be at least 2.")
 
@@ -164,7 +162,7 @@ class EAFTMask(_TopKGate):
     quantile: float = 0.15
     k: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _require_fraction("quantile", self.quantile)
 
@@ -187,7 +185,7 @@ class ConflictMask(Gate):
     row_local: ClassVar[bool] = False
     quantile: float = 0.15
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_fraction("quantile", self.quantile)
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -222,7 +220,7 @@ class Focal(Gate):
     name: ClassVar[str] = "focal"
     gamma: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.gamma >= 0, f"gamma={self.gamma}: must be >= 0.")
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -243,7 +241,7 @@ class TALR(Gate):
     row_local: ClassVar[bool] = False
     floor: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_fraction("floor", self.floor)
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -288,7 +286,7 @@ class ProFit(Gate):
     threshold: float = 0.1
     keep: str = "higher"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require_fraction("threshold", self.threshold)
         _require(self.keep in ("higher", "lower"), f"keep={self.keep!r}: must be 'higher' or 'lower'.")
 
@@ -308,7 +306,7 @@ class Constant(Gate):
     name: ClassVar[str] = "constant"
     weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.weight >= 0, f"weight={self.weight}: must be >= 0.")
 
     def __call__(self, stats: TokenStats) -> Tensor:
@@ -336,8 +334,8 @@ class Custom(Gate):
     name: ClassVar[str] = "custom"
     closes: ClassVar[bool] = True
     function: Callable[[TokenStats], Tensor]
-    topk: int | None = field(default=20, kw_only=True)
-    row_local: bool = field(default=False, kw_only=True)
+    topk: int | None = field(default=20, kw_only=True)  # pyrefly: ignore[bad-override]  # per gate, not per class
+    row_local: bool = field(default=False, kw_only=True)  # pyrefly: ignore[bad-override]
 
     def __call__(self, stats: TokenStats) -> Tensor:
         return self.function(stats)
@@ -359,7 +357,6 @@ GATE_OPTIONS: dict[str, dict[str, object]] = {
 """The options of each named gate, with their defaults."""
 
 ALL_GATE_OPTIONS: tuple[str, ...] = tuple(dict.fromkeys(option for table in GATE_OPTIONS.values() for option in table))
-"""The options of all gates, each once."""
 
 
 def resolve_gate(gate: GateLike, **options: object) -> Gate:

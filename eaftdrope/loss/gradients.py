@@ -27,7 +27,7 @@ _ACCUMULATE_ROWS = {"cpu": 2048}
 _ACCUMULATE_ROWS_DEVICE = 16_384
 
 NeedsGrad: TypeAlias = tuple[bool, bool, bool]
-"""Which gradients are needed: with respect to hidden, weight and bias."""
+"""The gradients that are needed: with respect to hidden, weight and bias."""
 
 ThreeGradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Gradients with respect to hidden `[N, D]`, weight `[V, D]` and bias `[V]`; None where not needed."""

@@ -1,4 +1,4 @@
-"""How the loss is computed: one value, built once by the recipe, `EAFTConfig`, `apply_eaft` or the operator, and passed
+"""The settings of the loss: one value, built once by the recipe, `EAFTConfig`, `apply_eaft` or the operator, and passed
 whole down to the kernels. Loads without torch, as recipes read names and defaults here."""
 
 from __future__ import annotations

@@ -129,8 +129,18 @@ def _operator(
         return value_N
 
     stats = result.stats
-    per_row = (stats.nll, stats.entropy, stats.topk_entropy, stats.correct, result.weight, result.closed)
-    return result.loss, *gradients, *(of_all_rows(value) for value in per_row)
+    return (
+        result.loss,
+        gradients[0],
+        gradients[1],
+        gradients[2],
+        of_all_rows(stats.nll),
+        of_all_rows(stats.entropy),
+        of_all_rows(stats.topk_entropy),
+        of_all_rows(stats.correct),
+        of_all_rows(result.weight),
+        of_all_rows(result.closed),
+    )
 
 
 @_operator.register_fake

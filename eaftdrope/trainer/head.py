@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.errors import UserError
@@ -42,7 +43,7 @@ class Head:
     transform: LogitsTransform
 
 
-def head_module(model: nn.Module) -> nn.Module:
+def head_module(model: PreTrainedModel) -> nn.Linear:
     """Return the output embedding of a causal language model.
 
     Raises:
@@ -54,7 +55,7 @@ def head_module(model: nn.Module) -> nn.Module:
             f"{name} is split by pipeline parallelism (pp_size), so no process holds both its backbone and its head, which "
             "the fused loss needs. Load it with pp_size=1: fsdp_size and tp_size are supported."
         )
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{name} has no output embedding (get_output_embeddings() is None): EAFT trains causal LMs.")
     if _is_adapter(head):
@@ -78,12 +79,13 @@ def _is_adapter(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def gathered_head(model: nn.Module) -> Iterator[Head]:
+def gathered_head(model: PreTrainedModel) -> Iterator[Head]:
     """Yield the whole head: DTensors (FSDP2) and ZeRO-3 shards are gathered for the duration of the block."""
     module = head_module(model)
-    weight, bias = module.weight, getattr(module, "bias", None)
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
     if isinstance(weight, DTensor):
-        weight, bias = _whole(weight), None if bias is None else _whole(bias)
+        weight, bias = _whole(weight), _whole(bias) if isinstance(bias, DTensor) else None
     gathered = nullcontext()
     if is_deepspeed_zero3_enabled():
         from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -118,13 +120,13 @@ def logits_transform(config: PretrainedConfig) -> LogitsTransform:
     return LogitsTransform(float(scaling) if text.model_type == "hyperclovax" else 1 / float(scaling), softcap)
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: PreTrainedModel) -> nn.Module:
     """Return the model without its head."""
     return model.base_model
 
 
 @torch.no_grad()
-def check_head(model: nn.Module) -> None:
+def check_head(model: PreTrainedModel) -> None:
     """Compare the formula of this module with the model's own logits on four tokens.
 
     Raises:
@@ -137,7 +139,7 @@ def check_head(model: nn.Module) -> None:
         return
     refuse_non_finite_weights(model)
     with evaluating(model):
-        device = model.get_input_embeddings().weight.device
+        device = next(model.get_input_embeddings().parameters()).device
         ids = torch.arange(1, 5, device=device)[None] % weight.shape[0]
         expected, hidden = _logits_and_hidden(model, ids)
         with gathered_head(model) as head:
@@ -160,7 +162,7 @@ def check_head(model: nn.Module) -> None:
         )
 
 
-def _logits_and_hidden(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _logits_and_hidden(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return float32 logits `[B, T, V]` and the hidden states that the head receives, `[B, T, D]`, of one forward.
 
     A separate forward of the backbone without its root would leave FSDP2 in the middle of a forward: the gathered head and

@@ -77,7 +77,7 @@ class Meter:
         """Return the metrics since the last call, `{}` if there was none of `add`.
 
         Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate`, `low_gate` (share of
-        tokens with a gate below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
+        tokens whose gate is below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
         confident conflicts), `correct` (token accuracy), and those of [`Landscape.log_values`].
         """
         if self._sums is None or self._logged is None:

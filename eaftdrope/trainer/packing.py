@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
@@ -14,7 +16,7 @@ _TOLERANCE = 1e-2
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module) -> None:
+def check_packing(model: PreTrainedModel) -> None:
     """Compare two short sequences packed into one row, as the padding-free collator packs them, with each separately.
 
     Flash attention is not checked: its kernels need a GPU, where the model may not be yet, and separate sequences by
@@ -23,12 +25,13 @@ def check_packing(model: nn.Module) -> None:
     Raises:
         UserError: the hidden states differ, so packed samples would attend to each other.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    base: PreTrainedModel = model if get_base_model is None else get_base_model()
     attention = str(base.config._attn_implementation)
     if "flash" in attention:
         return
     with evaluating(base):
-        device = base.get_input_embeddings().weight.device
+        device = next(base.get_input_embeddings().parameters()).device
         lengths = (3, 4)
         ids = torch.arange(1, 1 + sum(lengths), device=device)[None] % base.config.get_text_config().vocab_size
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]

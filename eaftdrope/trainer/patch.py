@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput, MoeCausalLMOutputWithPast
 
 # the load-balancing loss that every mixture-of-experts family copies from Mixtral
@@ -49,7 +50,7 @@ class _State:
     """The state of a patched model."""
 
     settings: LossSettings
-    original_forward: types.MethodType
+    original_forward: Callable
     # instance attributes that _READ_BY_TRAINER replaced, without those of the class
     replaced: dict[str, Any]
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
@@ -218,21 +219,21 @@ def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
     return starts.cumsum(0).view_as(labels)
 
 
-def _base(model: nn.Module) -> nn.Module:
+def _base(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT model; distributed wrappers are refused."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(
             f"apply_eaft before wrapping: got {type(model).__name__}. nn.DataParallel is not supported at all; launch "
             "with accelerate or torchrun instead."
         )
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    if not hasattr(model, "get_output_embeddings"):
-        raise UserError(f"expected a transformers causal language model or a PEFT model, got {type(model).__name__}.")
-    return model
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    base: Any = model if get_base_model is None else get_base_model()
+    if not hasattr(base, "get_output_embeddings"):
+        raise UserError(f"expected a transformers causal language model or a PEFT model, got {type(base).__name__}.")
+    return base
 
 
-def _refuse_foreign_patches(base: nn.Module) -> None:
+def _refuse_foreign_patches(base: PreTrainedModel) -> None:
     # a forward that accelerate has wrapped (device_map, mixed precision) is an object without __globals__
     home = getattr(getattr(base.forward, "__func__", base.forward), "__globals__", {}).get("__name__", "")
     if home.startswith("trl."):
@@ -247,13 +248,13 @@ def _refuse_foreign_patches(base: nn.Module) -> None:
         )
 
 
-def _make_forward(model_class: type[nn.Module]) -> Callable:
+def _make_forward(model_class: type[PreTrainedModel]) -> Callable:
     own_forward = model_class.forward
     parameter_names = list(inspect.signature(own_forward).parameters)[1:]
 
     # the signature of the original: generate and Trainer inspect it
     @functools.wraps(own_forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(parameter_names, args, strict=False))
         labels, shift_labels = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         num_items, skip_logits = kwargs.pop("num_items_in_batch", None), kwargs.pop("skip_logits", None)
@@ -279,7 +280,7 @@ def _warn_without_labels(model: nn.Module, state: _State) -> None:
 
 
 def _forward_with_loss(
-    model: nn.Module,
+    model: PreTrainedModel,
     state: _State,
     kwargs: dict[str, Any],
     labels: Tensor | None,
@@ -308,7 +309,7 @@ def _forward_with_loss(
 
 
 def _gated_loss(
-    model: nn.Module,
+    model: PreTrainedModel,
     state: _State,
     hidden: Tensor,
     targets: Tensor,
@@ -330,13 +331,13 @@ def _gated_loss(
         )
 
 
-def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Full logits, as the model's own forward returns them."""
     with gathered_head(model) as head:
         return head.transform.apply(head_module(model)(hidden.to(head.weight.device)))
 
 
-def _wants_router_logits(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+def _wants_router_logits(model: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
     """Decide as the model's own forward does: mixture-of-experts models return them on request or by configuration."""
     configured = getattr(model.config.get_text_config(), "output_router_logits", False)
     wanted = kwargs.get("output_router_logits")
@@ -347,11 +348,11 @@ def _wants_router_logits(model: nn.Module, kwargs: dict[str, Any]) -> bool:
 
 
 def _with_router_loss(
-    model: nn.Module, loss: Tensor, logits: Tensor | None, router_logits: Any, attention_mask: Tensor | None
+    model: PreTrainedModel, loss: Tensor, logits: Tensor | None, router_logits: Any, attention_mask: Tensor | None
 ) -> MoeCausalLMOutputWithPast:
     """The output of a mixture-of-experts model: the loss plus the load-balancing loss of its routers."""
     text = model.config.get_text_config()
     experts = getattr(text, "num_experts", None) or text.num_local_experts
-    aux_loss = load_balancing_loss_func(router_logits, experts, text.num_experts_per_tok, attention_mask)
+    aux_loss: Any = load_balancing_loss_func(router_logits, experts, text.num_experts_per_tok, attention_mask)
     loss = loss + text.router_aux_loss_coef * aux_loss.to(loss.device)
     return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # transformers' Trainer disables the cache, TRL's requests the routers' logits
 _SET_BY_TRAINERS = ("use_cache", "output_router_logits")
 _HUB_OPTIONS = ("revision", "trust_remote_code", "cache_dir", "token")
 
 
-def original_settings(model: nn.Module | str, init_options: dict[str, Any] | None) -> dict[tuple[bool, str], object]:
+def original_settings(
+    model: PreTrainedModel | PeftModel | str, init_options: dict[str, Any] | None
+) -> dict[tuple[bool, str], object]:
     """Return the settings before a trainer changes them: (is in the text part, name) -> value.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
@@ -27,7 +28,7 @@ def rows_of_step(
     """
     sharded = getattr(loader, "batch_sampler", None)
     # accelerate distributes the batches over the processes in turn
-    batches = getattr(sharded, "batch_sampler", sharded)
+    batches: Any = getattr(sharded, "batch_sampler", sharded)
     sampler = getattr(batches, "sampler", None)
     if not isinstance(sampler, SeedableRandomSampler | SequentialSampler) or getattr(sharded, "split_batches", False):
         return []

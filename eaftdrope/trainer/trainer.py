@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
 
 from eaftdrope.errors import UserError
@@ -28,6 +28,9 @@ from .packing import check_packing
 from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
 from .saving import original_settings, with_settings
 from .step_rows import describe_rows, rows_of_step
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _SLOW_BFLOAT16 = (
     "bf16 is on, as TRL has it by default, but this CPU has no instructions for it: the model's matrix products are many "
@@ -63,12 +66,13 @@ class EAFTTrainer(SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "eaft"]
+    model: PreTrainedModel  # pyrefly: ignore[bad-override]  # set by the base class, never None after __init__
     # compute_loss divides by the tokens of the whole accumulated batch
     loss_is_scaled_for_ga = True
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | PreTrainedModel | PeftModel,
         args: TrainingArguments | None = None,
         *trainer_args: Any,
         gate: GateLike | None = None,
@@ -81,6 +85,7 @@ class EAFTTrainer(SFTTrainer):
                 "EAFTTrainer(..., gate=lambda stats: ...)."
             )
         refuse_parallelism(config.parallelism_config)
+        assert not isinstance(config.model_init_kwargs, str), "TrainingArguments parses JSON"
         self._original_settings = original_settings(model, config.model_init_kwargs)
         settings = config.loss_settings()
         if gate is not None:
@@ -106,17 +111,20 @@ class EAFTTrainer(SFTTrainer):
 
     def _check_vocabulary(self) -> None:
         """Check before the first step that the model has a row for every token."""
-        size = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        size: Any = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for rows in (self.train_dataset, *held_out.values()):
             if size and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
-                check_token_ids(rows, size, getattr(self.processing_class, "tokenizer", self.processing_class))
+                check_token_ids(rows, size, tokenizer)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with with_settings(self.model.config, self._original_settings):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            honour_umask(output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            assert folder is not None
+            honour_umask(folder)
 
     def compute_loss(
         self,
@@ -197,6 +205,7 @@ class EAFTTrainer(SFTTrainer):
         # processes of a tensor-parallel group have the same rows
         batch = fault.batch and (fault.batch[0], fault.batch[1] // size)
         loader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        assert loader is not None, "it is training"
         replicas = self.accelerator.num_processes // size
         found = rows_of_step(loader, fault.step, accumulation, replicas=replicas, batch=batch)
         return describe_rows(found, self.train_dataset)
@@ -226,7 +235,7 @@ class EAFTTrainer(SFTTrainer):
                 logs.update({key: metrics["nll"] for key in logs if key.endswith("_loss")})
                 names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
                 names["num_tokens"] = (
-                    self._total("num_tokens") + self._clock.tokens(self._sum_over_ranks) / self._tp_size
+                    self._total("num_tokens") + self._clock.tokens(self._sum_over_ranks) / self.get_tp_size()
                 )
             else:
                 names |= self._token_counts(metrics["tokens"])
@@ -245,7 +254,7 @@ class EAFTTrainer(SFTTrainer):
     def pop_landscape(self) -> Landscape | None:
         """Return the landscape of the tokens trained since the last call, over all processes, which must all call."""
         # the processes of a tensor-parallel group have the same tokens
-        size = self._tp_size
+        size = self.get_tp_size()
 
         def once(values: torch.Tensor) -> torch.Tensor:
             summed = self._sum_over_ranks(values)
@@ -257,9 +266,9 @@ class EAFTTrainer(SFTTrainer):
         """Return running totals and speed; a resumed run continues from the last logged totals."""
         tokens, seconds = self._clock.pop(self._sum_over_ranks)
         return {
-            "num_tokens": self._total("num_tokens") + tokens / self._tp_size,
-            "eaft/trained_tokens": self._total("eaft/trained_tokens") + trained / self._tp_size,
-            "eaft/tokens_per_second": tokens / self._tp_size / seconds,
+            "num_tokens": self._total("num_tokens") + tokens / self.get_tp_size(),
+            "eaft/trained_tokens": self._total("eaft/trained_tokens") + trained / self.get_tp_size(),
+            "eaft/tokens_per_second": tokens / self.get_tp_size() / seconds,
         }
 
     def _total(self, name: str) -> float:

@@ -391,11 +391,11 @@ def test_the_verb_takes_a_share(base, tmp_path, capsys):
     trained, adapter = _trained(base, tmp_path / "trained"), _adapter(base)
     assert _command(trained, tmp_path / "drawn", "--share", "0.25", "--base", base) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"taken      {trained} and {base}"
+    assert lines[0] == f"read       {trained} and {base}"
     assert lines[1] == "share      0.25 of the way from the base model"
     assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--base", base) == 2
-    assert "is an adapter, which names its base model itself: leave --base out." in capsys.readouterr().err
+    assert "is an adapter, and its configuration has the base model: remove --base." in capsys.readouterr().err
     assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--revision", "main") == 2
-    assert "--revision is of --base" in capsys.readouterr().err
+    assert "--revision belongs to --base" in capsys.readouterr().err
     assert _command(trained, tmp_path / "merged", "--share", "0.25") == 2
-    assert "draw it back towards the model it was trained from: --share 0.5 --base MODEL." in capsys.readouterr().err
+    assert "move it towards the model it was trained from: --share 0.5 --base MODEL." in capsys.readouterr().err

@@ -95,10 +95,8 @@ class Library:
             raise ValueError(f"topk is {topk}: the entropy of the K largest logits needs K >= 1 (or None for none).")
         rows, device = logits_RV.shape[0], logits_RV.device
         labels_R = _vector(labels_R, torch.int64, logits_RV, "labels")
-        nll_R, entropy_R, maximum_R, rest_R, topk_R = (
-            torch.empty(rows, dtype=torch.float32, device=device) if wanted else None
-            for wanted in (True, True, True, True, topk is not None)
-        )
+        nll_R, entropy_R, maximum_R, rest_R = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4))
+        topk_R = None if topk is None else torch.empty(rows, dtype=torch.float32, device=device)
         correct_R = torch.empty(rows, dtype=torch.bool, device=device)
         outputs = (nll_R, entropy_R, topk_R, correct_R, maximum_R, rest_R)
         k = 0 if topk is None else min(topk, logits_RV.shape[1])

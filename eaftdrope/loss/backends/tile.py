@@ -5,8 +5,8 @@ Legend: R rows of a tile, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,19 +52,22 @@ class TileStats:
 
     def rows(self, index: Tensor | slice) -> TileStats:
         """Return the statistics of some rows."""
-        return TileStats(**{name: None if value is None else value[index] for name, value in self._items()})
+        return self._with(lambda name: getattr(self, name)[index])
 
     @staticmethod
     def concatenate(parts: Sequence[TileStats]) -> TileStats:
         """Return the statistics of several tiles as one, in order."""
         if len(parts) == 1:
             return parts[0]
-        return TileStats(
-            **{
-                name: None if value is None else torch.cat([getattr(part, name) for part in parts])
-                for name, value in parts[0]._items()
-            }
-        )
+        return parts[0]._with(lambda name: torch.cat([getattr(part, name) for part in parts]))
 
-    def _items(self) -> list[tuple[str, Tensor | None]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+    def _with(self, value: Callable[[str], Tensor]) -> TileStats:
+        """Statistics with the value of each name; the top-K entropy stays None."""
+        return TileStats(
+            nll=value("nll"),
+            entropy=value("entropy"),
+            topk_entropy=None if self.topk_entropy is None else value("topk_entropy"),
+            correct=value("correct"),
+            maximum=value("maximum"),
+            rest=value("rest"),
+        )

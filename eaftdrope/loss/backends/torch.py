@@ -60,7 +60,7 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         maximum_B, argmax_block_B = block_max_BG.max(-1)
         x_BV.sub_(maximum_B[:, None])
         target_B = x_BV.gather(1, labels_R[block, None]).squeeze(1)
-        if topk_entropy_R is not None:
+        if topk is not None and topk_entropy_R is not None:
             topk_entropy_R[block] = _topk_entropy(x_BGC, block_max_BG, min(topk, vocab))
         # one occurrence of the maximum is kept out; ties stay in, each adding exactly 1
         in_block_B = x_BGC[torch.arange(len(x_BGC), device=x_BV.device), argmax_block_B].argmax(-1)

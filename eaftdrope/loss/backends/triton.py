@@ -184,12 +184,12 @@ def launch_options(elements: int, device: torch.device) -> dict[str, int | bool]
 
 def transform_arguments(transform: LogitsTransform) -> dict[str, float | bool]:
     """Return the transform as arguments of the kernels."""
-    capped = transform.softcap is not None
+    scale, cap = transform.scale, transform.softcap
     return {
-        "factor": float(transform.scale / transform.softcap if capped else transform.scale),
-        "cap": float(transform.softcap if capped else 1.0),
-        "SCALED": transform.scale != 1.0,
-        "CAPPED": capped,
+        "factor": float(scale if cap is None else scale / cap),
+        "cap": float(1.0 if cap is None else cap),
+        "SCALED": scale != 1.0,
+        "CAPPED": cap is not None,
     }
 
 

@@ -153,8 +153,8 @@ def _from_key(key):
 @triton.jit
 def _bisect(keys, enough, few):
     """A key that at least `enough` of the keys reach: either at most `few` reach it, or it is the `enough`-th largest."""
-    low = tl.min(keys, 0).to(tl.int64)
-    high = tl.max(keys, 0).to(tl.int64) + 1
+    low = tl.min(keys, 0).to(tl.int64)  # pyrefly: ignore[missing-attribute]  # a Triton tensor
+    high = tl.max(keys, 0).to(tl.int64) + 1  # pyrefly: ignore[missing-attribute]  # a Triton tensor
     reach_low = tl.full([], keys.shape[0], tl.int64)
     while (reach_low > few) & (high - low > 1):
         middle = (low + high) >> 1
@@ -230,7 +230,7 @@ def row_statistics_kernel(
     target = _logits(tl.load(row_ptr + tl.load(labels_ptr + row)), factor, cap, SCALED, CAPPED)
     log_rest = _log1p(rest)
     tl.store(nll_ptr + row, log_rest - (target - maximum))
-    tl.store(entropy_ptr + row, log_rest + spread / (1 + rest))
+    tl.store(entropy_ptr + row, log_rest + spread / (1 + rest))  # pyrefly: ignore[unsupported-operation]
     tl.store(maximum_ptr + row, maximum)
     tl.store(rest_ptr + row, rest)
     tl.store(correct_ptr + row, target == maximum)

@@ -20,7 +20,7 @@
 //
 // Instruction sets. isa_*.inc name a handful of vector operations, tile_kernels.inc is written in terms of these and
 // compiled once for each: portable (vector extensions: SSE2, NEON, ...), AVX2 + FMA + F16C, AVX-512 (F, BW, DQ, VL),
-// AVX-512 with BF16. Which one runs is decided when it runs.
+// AVX-512 with BF16. The choice is made at run time.
 //
 // Exponentials. e^x = 2^n p(f), n + f = x log2 e, p of degree 5: two units in the last place for float32 logits; for
 // those of 16 bits |x| 8e-8 of itself, which is far below what their own rounding does.
@@ -78,7 +78,7 @@ constexpr int64_t kBlock = 4096;
 constexpr int64_t kSubBlock = 512;
 // Numbers of the longest step over a block, to which scratch is padded.
 constexpr int kMostStep = 64;
-// Bytes between what the gradient works on and what it asks memory for.
+// Distance in bytes between the gradient's position and its prefetches.
 constexpr int64_t kGradientAhead = 2048;
 // Columns summed at a time: their sums stay in the first cache.
 constexpr int64_t kColumnBlock = 2048;
@@ -100,7 +100,7 @@ struct StatisticsJob {
   uint8_t* correct;
 };
 
-// What one thread needs for the statistics of a row.
+// The state of one thread for the statistics of a row.
 struct Scratch {
   float* z;       // [kBlock] transformed logits of a block
   float* maxima;  // [sub-blocks]
@@ -205,7 +205,7 @@ namespace {
 int find_best_isa() {
 #ifdef EAFT_X86
   __builtin_cpu_init();
-  // older compilers do not know F16C by its name
+  // older compilers do not accept F16C by its name
   unsigned a, b, c = 0, d;
   const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
@@ -218,7 +218,7 @@ int find_best_isa() {
 }
 
 int best_isa() {
-  // asking the processor costs microseconds in a virtual machine
+  // CPUID costs microseconds in a virtual machine
   static const int best = find_best_isa();
   return best;
 }

@@ -54,7 +54,7 @@ def load() -> ctypes.CDLL | str:
         function = getattr(library, name)
         function.argtypes = types
         function.restype = None if name == "eaft_set_parallel" else c_int
-    library.parallel = _parallel_of_torch()
+    library.parallel = _parallel_of_torch()  # pyrefly: ignore[missing-attribute]  # kept on the library for tests
     library.eaft_set_parallel(library.parallel)
     return library
 

@@ -121,11 +121,13 @@ class Guard(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that weights and optimiser are finite before the first step."""
+        assert model is not None and optimizer is not None
         self.watch = Watch(args.device, args.gradient_accumulation_steps)
         self._resumed = state.global_step
         self._optimizer_checked = False
@@ -136,12 +138,14 @@ class Guard(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
         """Check the optimiser once, after the first backward: shards are in place by then, also after an evaluation."""
         if not self._optimizer_checked and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            assert model is not None and optimizer is not None
             check_optimizer(model, optimizer, str(args.optim))
             check_gradients(model)
         self._optimizer_checked = True
@@ -195,7 +199,7 @@ def _check_start(
     if not names and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
         what, names = "optimiser state of", non_finite_states(model, optimizer)
     if names:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        checkpoint = _output_dir(args) / f"checkpoint-{state.global_step}"
         raise UserError(
             f"NaN or infinity in the {what} {checkpoint}: {listed(names)}. Nothing was trained. Move that folder away, and "
             "the same command resumes from the checkpoint before it."
@@ -218,7 +222,7 @@ def check_saved(model: nn.Module, args: TrainingArguments, state: TrainerState) 
 
 def _remaining_checkpoint(args: TrainingArguments, step: int) -> str:
     """Describe the newest checkpoint up to a step: its weights were finite, or it would not have been written."""
-    folders = {int(path.name.rsplit("-", 1)[1]): path for path in Path(args.output_dir).glob("checkpoint-*[0-9]")}
+    folders = {int(path.name.rsplit("-", 1)[1]): path for path in _output_dir(args).glob("checkpoint-*[0-9]")}
     newest = max((number for number in folders if number <= step), default=None)
     if newest is None:
         return "No checkpoint was written before it: start over (a recipe with --overwrite)."
@@ -228,3 +232,8 @@ def _remaining_checkpoint(args: TrainingArguments, step: int) -> str:
     )
     # its weights are finite, but the next forward with them was not
     return text + (" If it stops at this step again, move that folder away too." if newest == step else "")
+
+
+def _output_dir(args: TrainingArguments) -> Path:
+    assert args.output_dir is not None, "TrainingArguments sets a default"
+    return Path(args.output_dir)

@@ -46,6 +46,7 @@ class MetricsFileCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

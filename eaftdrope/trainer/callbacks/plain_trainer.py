@@ -50,11 +50,13 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Refuse settings that would train another loss, and weights that are not finite."""
         _move_forward(self, inspect.currentframe())
+        assert model is not None
         if not is_applied(model):
             raise UserError("EAFTCallback needs a model patched by apply_eaft(model).")
         if not is_active(model):
@@ -76,10 +78,12 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """Record a micro-batch that is not the last of its step."""
+        assert model is not None
         self._add_loss(model, state)
 
     def on_pre_optimizer_step(
@@ -87,11 +91,13 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         train_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
         """Record the last micro-batch of a step, and this process's part of its gradients."""
+        assert model is not None
         super().on_pre_optimizer_step(args, state, control, model=model, **kwargs)
         self._add_loss(model, state)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -107,11 +113,13 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         train_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
         """Check before a checkpoint is written."""
+        assert model is not None
         if control.should_save:
             self._check(model, args, state, train_dataloader)
             check_saved(model, args, state)
@@ -123,12 +131,14 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         logs: dict[str, Any] | None = None,
         model: nn.Module | None = None,
         train_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
         """Add the metrics to the log and to the entry that the Trainer has already stored."""
+        assert model is not None and logs is not None
         metrics = pop_metrics(model, training=model.training)
         if not model.training:
             metrics = {f"eval_{name}": metrics[name] for name in _EVALUATION_METRICS if name in metrics}
@@ -143,11 +153,13 @@ class EAFTCallback(Guard):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         train_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
         """Check before the script saves the model."""
+        assert model is not None
         self._check(model, args, state, train_dataloader)
         check_saved(model, args, state)
 
@@ -155,8 +167,9 @@ class EAFTCallback(Guard):
         if seen := latest(model):
             self.watch.add_loss(state.global_step + 1, *seen)
 
-    def _check(self, model: nn.Module, args: TrainingArguments, state: TrainerState, loader: DataLoader) -> None:
+    def _check(self, model: nn.Module, args: TrainingArguments, state: TrainerState, loader: DataLoader | None) -> None:
         def rows(fault: Fault) -> str:
+            assert loader is not None
             found = rows_of_step(
                 loader, fault.step, args.gradient_accumulation_steps, replicas=args.world_size, batch=fault.batch
             )

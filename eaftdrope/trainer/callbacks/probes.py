@@ -69,6 +69,7 @@ class ProbesCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,6 +90,7 @@ class ProbesCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         logs: dict[str, Any] | None = None,
         model: nn.Module | None = None,
         **kwargs: Any,

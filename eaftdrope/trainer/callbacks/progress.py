@@ -121,6 +121,7 @@ class ProgressCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -154,6 +155,7 @@ class ProgressCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         eval_dataloader: DataLoader | None = None,
         **kwargs: Any,
     ) -> None:
@@ -227,7 +229,7 @@ class ProgressCallback(TrainerCallback):
         for label in dict.fromkeys(label for row in self._rows for label in row):
             figures.add_column(label, justify="right", no_wrap=True)
         for row in self._rows:
-            cells = [row.get(column.header, "") for column in figures.columns]
+            cells = [row.get(str(column.header), "") for column in figures.columns]
             figures.add_row(*cells, style="bold" if row is self._rows[-1] else "dim")
         bar = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(4):

@@ -110,6 +110,7 @@ class RecoveryCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
@@ -130,6 +131,7 @@ class RecoveryCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        *,
         logs: dict[str, Any] | None = None,
         model: nn.Module | None = None,
         **kwargs: Any,

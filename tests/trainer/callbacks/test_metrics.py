@@ -159,8 +159,8 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         _log(MetricsFileCallback(path), 1, {"loss": 1.0})
     assert str(error.value) == (
-        f"cannot write {path}: the disk is full. Free some space and start the same command again; "
-        "the run resumes from its last checkpoint."
+        f"cannot write {path}: the disk is full. Free some space and run the same command again: it "
+        "resumes from the last checkpoint."
     )
 
 

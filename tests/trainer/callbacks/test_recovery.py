@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from eaftdrope.errors import UserError
 from eaftdrope.trainer.callbacks.recovery import Point, RecoveryCallback, RecoveryCurve
@@ -27,7 +28,7 @@ class Run:
         self.callback = RecoveryCallback(path, curve, lambda model: math.log(falls[self.state.global_step]), every)
         self.control = SimpleNamespace(should_log=False, should_training_stop=False, should_save=False)
         self.logs = []
-        self.callback.on_train_begin(None, self.state, self.control)
+        self.callback.on_train_begin(None, self.state, self.control, model=nn.Identity())
 
     def go(self, until=6):
         while self.state.global_step < until and not self.control.should_training_stop:
@@ -37,7 +38,7 @@ class Run:
             logs = {"loss": 1.0, "num_tokens": 50.0 * self.state.global_step}
             # a log without training figures (an evaluation) takes nothing
             for log in ({"eval_loss": 1.0}, logs) if self.control.should_log else ():
-                self.callback.on_log(None, self.state, self.control, logs=log)
+                self.callback.on_log(None, self.state, self.control, logs=log, model=nn.Identity())
                 self.logs.append((self.state.global_step, log))
         return self
 
