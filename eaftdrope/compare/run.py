@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.files import write_atomically
 from eaftdrope.report.page import report_or_say
-from eaftdrope.run.interrupts import only_start
-from eaftdrope.run.prepare import print_audit
+from eaftdrope.run.data import print_audit
+from eaftdrope.run.interrupts import run_lock
 
 from .arms import Arm, Plan
 from .estimate import arms_table, estimate
@@ -41,7 +41,7 @@ def run_comparison(
         UserError: anything the user can correct, before the first arm is trained where that is possible.
         RunInterrupted: Ctrl-C while an arm is trained.
     """
-    with only_start(str(plan.folder)):
+    with run_lock(str(plan.folder)):
         return _run(plan, console, command, about, bars)
 
 
