@@ -25,7 +25,7 @@ _CHUNK_ROWS = 256
 
 
 class TokenRow(NamedTuple):
-    """A sequence and its labels: the same ids, -100 where a token does not count."""
+    """A sequence and its labels: the same ids, or -100 for tokens that do not count."""
 
     input_ids: list[int]
     labels: list[int]

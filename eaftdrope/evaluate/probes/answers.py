@@ -204,7 +204,7 @@ def answer(
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that a model answers. Without a chat template, a single question has the form of multiple choice:
+    """Return the tokens of a prompt. Without a chat template, a single question has the form of multiple choice:
     "Question: ...\\nAnswer:".
 
     Raises:
