@@ -1,6 +1,5 @@
 """A planted forgetting problem: the comparison ranks the gates as the construction says it must, and its verdict says so."""
 
-import gc
 import io
 from contextlib import contextmanager
 
@@ -35,12 +34,9 @@ def document(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # a page of each of the twelve arms would take longer than their training
         patch.setattr(page, "report_or_say", lambda folder, console: None)
-        # garbage is collected after every model, which takes long among a million objects of the libraries
-        gc.freeze()
         console = Console(file=io.StringIO())
         about = {"date": "2026-01-01", "device": "a processor", "versions": {}}
         yield run_comparison(plan, console, command="compare", about=about, bars=bars)
-        gc.unfreeze()
 
 
 def by_seed(document, metric, arms="arms"):

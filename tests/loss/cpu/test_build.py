@@ -293,7 +293,7 @@ def test_an_editable_install_compiles_in_place_and_clears_what_is_stale(project,
     assert times_compiled(tmp_path) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_library_of_a_wheel_loads(project, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX")
     need_compiler()
