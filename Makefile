@@ -5,7 +5,7 @@
 #   make test JOBS=8                           more files at once than two
 #   make test-kills                            runs killed at random, and their folders damaged
 #   make test-engines                          every distributed engine against one process
-#   make test-end-to-end                       shipped recipes, the notebook and benchmarks with real models
+#   make test-end-to-end                       the notebook, recipes, examples and benchmarks as a whole
 #   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
