@@ -65,6 +65,7 @@ def temperature(
     """
 
     from eaftdrope.evaluate.long_context.temperature import as_document, fit_all, plan_temperature
+    from eaftdrope.files import write_atomically
     from eaftdrope.report.figures.context import draw_temperature
 
     from .measure import about, bars, device_and_dtype
@@ -84,9 +85,7 @@ def temperature(
     document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}
     folder.mkdir(parents=True, exist_ok=True)
     draw_temperature(document, folder / _FIGURE)
-    partial = folder / f".{_FILE}.partial"
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / _FILE)
+    write_atomically(folder / _FILE, json.dumps(document, indent=1) + "\n")
     console.print(_table(document))
     for line in _lines(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -111,7 +110,7 @@ def check(
 
     from eaftdrope.drope import check_folder, complete
     from eaftdrope.drope.checkpoint import read_json
-    from eaftdrope.drope.config import with_old_keys
+    from eaftdrope.drope.config import with_v4_keys
     from eaftdrope.drope.engines import serving
 
     from .terminal import make_console, silence_libraries
@@ -122,7 +121,7 @@ def check(
     for result in checks:
         typer.echo(str(result))
     raw = read_json(folder / "config.json")
-    lost = raw != with_old_keys(raw)
+    lost = raw != with_v4_keys(raw)
     if lost and repair:
         complete(folder)
         typer.echo("repaired config.json: the rope keys of transformers 4 are restored")

@@ -43,10 +43,10 @@ def inspect(
     """
     checked = load_recipe(recipe, overrides or [])
 
-    from eaftdrope.inspection.document import InspectionFolder
+    from eaftdrope.inspection.results import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
     from eaftdrope.report.page import report_or_say
-    from eaftdrope.run.interrupts import told_about_disk
+    from eaftdrope.run.interrupts import disk_errors_to_user_errors
     from eaftdrope.run.machine import training_device
 
     from .measure import about, bars
@@ -60,7 +60,7 @@ def inspect(
     if dry_run:
         return
     command = shlex.join(["eaftdrope", *sys.argv[1:]])
-    with bars(console) as start, told_about_disk(str(folder.path)):
+    with bars(console) as start, disk_errors_to_user_errors(str(folder.path)):
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
     report_or_say(folder.path, console)

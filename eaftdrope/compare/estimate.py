@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.run.machine import uses_bfloat16
 from eaftdrope.run.plan import make_plan
+from eaftdrope.run.settings import eaft_settings
 
 from .arms import Arm, Plan
 from .training import is_trained, seconds
@@ -41,7 +42,8 @@ def estimate(bench: Bench) -> list[str]:
     """Steps, disk and time in words. The time is that of the finished arms; where there are none, the least that this
     machine's matrix products need for the operations (6 for each parameter and token, 4 where it is frozen)."""
     plan, recipe = bench.plan, bench.plan.recipe
-    one = make_plan(recipe, bench.config, bench.data.stats, autocast=uses_bfloat16(recipe))
+    settings = eaft_settings(recipe)
+    one = make_plan(settings, bench.config, bench.data.stats, autocast=settings.autocast)
     done = [arm for arm in plan.arms if is_trained(plan, arm)]
     left = len(plan.arms) - len(done)
     lines = [
@@ -69,7 +71,7 @@ def _speed(bench: Bench) -> float:
     """Operations a second of this machine's matrix products, in the recipe's arithmetic."""
     import torch
 
-    dtype = torch.bfloat16 if uses_bfloat16(bench.plan.recipe) else torch.float32
+    dtype = torch.bfloat16 if uses_bfloat16(bench.plan.recipe.train.precision) else torch.float32
     a, b = (torch.randn(_SIDE, _SIDE, device=bench.device, dtype=dtype) for _ in range(2))
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < _SECONDS:

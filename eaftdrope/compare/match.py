@@ -192,7 +192,7 @@ class _Line:
         self._kept: Scores = bench.scores(arm)
         self._move: Callable[[float], nn.Module] | None = None
         # saved in float32, the ends are the models that were measured
-        self._ends_are_known = weights_dtype(bench.plan.recipe) == "float32"
+        self._ends_are_known = weights_dtype(bench.plan.recipe.model.dtype) == "float32"
         self._loss = next(key for key, probe in bench.probes.items() if probe.name == "held_out_loss")
         self._general = [key for key, probe in bench.probes.items() if probe.group == "general"]
 

@@ -9,17 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate.probes.agreement import Agreement
-from eaftdrope.run.build import (
-    RunData,
-    build_data,
-    build_model,
-    build_run_probes,
-    check_backend,
-    check_vocabulary,
-    stop_where_trained,
-)
+from eaftdrope.evaluate.probes.agreement import AgreementProbe
+from eaftdrope.run.build import add_stop_tokens, build_model, build_run_probes, check_backend
+from eaftdrope.run.data import RunData, build_data, check_vocabulary
 from eaftdrope.run.machine import training_device, uses_bfloat16
+from eaftdrope.run.settings import eaft_settings
 
 from .arms import Arm, Plan
 from .store import Scores, probe_key
@@ -68,13 +62,11 @@ class Bench:
             dtype: of the weights, instead of the recipe's.
         """
         recipe = self.plan.recipe
-        if dtype:
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+        changes = {"dtype": dtype} if dtype else {}
         if arm is not None and not recipe.lora:
-            own = {"reference": str(self.plan.path(arm)), "revision": None}
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
-        model = build_model(recipe)
-        stop_where_trained(model, self.tokenizer, self.data.report.stop_tokens)
+            changes |= {"reference": str(self.plan.path(arm)), "revision": None}
+        model = build_model(recipe.model.model_copy(update=changes))
+        add_stop_tokens(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
             from eaftdrope.checkpoints.adapters import attach
 
@@ -89,8 +81,8 @@ class Bench:
         from eaftdrope.evaluate import run_probes
 
         probe, size = self.probes[key], self.plan.recipe.probes.batch_tokens
-        with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe)):
-            if isinstance(probe, Agreement):
+        with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe.train.precision)):
+            if isinstance(probe, AgreementProbe):
                 probe.captured = self.capture_file(key)
                 if is_base:
                     return probe.capture(model, self.tokenizer, probe.captured, batch_tokens=size, progress=progress)
@@ -111,7 +103,7 @@ class Bench:
             key
             for key, probe in self.probes.items()
             if kept.get(key) is None
-            or (arm is None and isinstance(probe, Agreement) and not self.capture_file(key).is_file())
+            or (arm is None and isinstance(probe, AgreementProbe) and not self.capture_file(key).is_file())
         ]
 
 
@@ -124,13 +116,13 @@ def open_bench(plan: Plan) -> Bench:
     from eaftdrope.models import load_config, load_tokenizer
 
     recipe = plan.recipe
-    check_backend(recipe)
+    check_backend(recipe.model, recipe.loss, recipe.train.precision)
     how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **how)
     config = load_config(recipe.model.reference, **how)
-    data = build_data(recipe, tokenizer)
+    data = build_data(eaft_settings(recipe), tokenizer)
     check_vocabulary(data, tokenizer, config)
-    probes = build_run_probes(recipe, data)
+    probes = build_run_probes(recipe.probes, data)
     return Bench(
         plan,
         tokenizer,

@@ -10,14 +10,15 @@ one.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate import Score, scores_from_json
+from eaftdrope.evaluate import Score
+from eaftdrope.evaluate.score_cache import content_hash
+from eaftdrope.evaluate.scores import scores_from_dicts
+from eaftdrope.files import write_atomically
 
 if TYPE_CHECKING:
     from eaftdrope.evaluate import Probe
@@ -39,14 +40,11 @@ class Scores:
     def get(self, key: str, share: float | None = None) -> list[Score] | None:
         """Scores of a probe; None where it was not measured."""
         found = self._content["shares"].get(_name(share), {}).get(key)
-        return None if found is None else scores_from_json(json.dumps(found))
+        return None if found is None else scores_from_dicts(found)
 
     def put(self, key: str, scores: list[Score], share: float | None = None) -> None:
         self._content["shares"].setdefault(_name(share), {})[key] = [asdict(score) for score in scores]
-        self._write()
-
-    def _write(self) -> None:
-        write_whole(self._file, json.dumps(self._content))
+        write_atomically(self._file, json.dumps(self._content))
 
 
 def _read(file: Path) -> dict:
@@ -54,7 +52,7 @@ def _read(file: Path) -> dict:
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         for scores in (scores for share in kept["shares"].values() for scores in share.values()):
-            scores_from_json(json.dumps(scores))
+            scores_from_dicts(scores)
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return kept
@@ -66,14 +64,4 @@ def _name(share: float | None) -> str:
 
 def probe_key(probe: Probe) -> str:
     """The same for the same probe with the same options and items."""
-    from eaftdrope.evaluate.suites.cache import plain
-
-    return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def write_whole(file: Path, text: str) -> None:
-    """A small file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    return f"{probe.name}-{content_hash(probe)[:16]}"

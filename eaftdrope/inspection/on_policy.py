@@ -1,79 +1,79 @@
-"""The contrast: text that the model samples itself, after the prompts of the same rows.
+"""On-policy text for contrast: answers that the model samples itself, after the prompts of the same rows.
 
-Sampled at temperature 1 from the whole vocabulary, so its tokens are as likely as the model thinks they are: what of them
-lies in the corner of the confident conflicts is chance, and the rest of the data's is not.
+They are sampled at temperature 1 from the whole vocabulary, so their tokens have exactly the model's probabilities: their
+share of confident conflicts is due to chance, and a larger share in the data is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.generation import generate_ids
-from eaftdrope.evaluate.likelihood import IGNORED, Row, batches
-from eaftdrope.evaluate.texts import evenly
+from eaftdrope.evaluate.likelihood import IGNORED, Progress, TokenRow, batches
+from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally
-from .tokens import look
+from .tokens import measure_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NEW_TOKENS = 128
 
 
 def sampled_rows(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     count: int,
     *,
     seed: int,
     batch_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
-    """`count` rows (spread over all) with what comes before their first trained token, and an answer of at most 128
-    sampled tokens in the place of the rest.
+    progress: Progress | None = None,
+) -> list[TokenRow]:
+    """Return `count` evenly spaced rows, each cut before its first trained token and continued with at most 128 sampled
+    tokens.
 
     Raises:
-        UserError: the rows begin with a trained token, so there is nothing to ask with.
+        UserError: a row begins with a trained token, so it has no prompt.
     """
     prompts = []
-    for number in evenly(range(len(rows)), count):
+    for number in evenly_spaced(range(len(rows)), count):
         row = rows[number]
         first = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
         prompts.append(row["input_ids"][:first])
     if not all(prompts):
         raise UserError(
-            "--on-policy needs rows with a prompt before what is trained; these are trained from their start."
+            "--on-policy needs rows with a prompt before their trained tokens; these are trained from the first token."
         )
     torch.manual_seed(seed)
     answers = generate_ids(
         model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, batch_tokens=batch_tokens, sample=True, progress=progress
     )
     return [
-        Row([*prompt, *answer], [IGNORED] * len(prompt) + answer)
+        TokenRow([*prompt, *answer], [IGNORED] * len(prompt) + answer)
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer
     ]
 
 
 def survey_of_rows(
-    model,
-    rows: list[Row],
+    model: PreTrainedModel,
+    rows: list[TokenRow],
     gate: Gate,
     *,
     batch_tokens: int,
     backend: str = "auto",
     tile_bytes: int | None = None,
 ) -> dict:
-    """`{"tokens", "landscape", "summary"}` of a few rows; for `backend` and `tile_bytes` see [`look`]."""
+    """Return `{"tokens", "landscape", "summary"}` of a few rows; `backend` and `tile_bytes` as in [`measure_tokens`]."""
     tally = Tally(["the model itself"])
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
         chosen = [rows[i] for i in batch]
-        tally.add(look(model, chosen, gate, backend=backend, tile_bytes=tile_bytes), [0] * len(batch))
+        tally.add(measure_tokens(model, chosen, gate, backend=backend, tile_bytes=tile_bytes), [0] * len(batch))
     return {"tokens": tally.tokens, "landscape": tally.landscape(), "summary": tally.summary()}

@@ -1,36 +1,37 @@
-"""The pass over all rows: read a window of them, look at it in batches of similar length, keep the figures, let it go."""
+"""The pass over all rows: windows of rows are read, measured in batches of similar length, and dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate.likelihood import Row, batches
+from eaftdrope.evaluate.likelihood import Progress, TokenRow, batches
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally
 from .text import copy_key
-from .tokens import look
+from .tokens import measure_tokens
 from .worst import RowFigures, WorstConflicts
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Rows that are in memory at once, and batched among themselves.
 _WINDOW = 512
 
 
 class Survey:
-    """Everything that was seen of some rows.
+    """The statistics of some rows.
 
     Args:
-        rows (`Dataset`): columns `input_ids`, `labels` (not shifted, a trained one at least in every row), `origin` and
-            `source` (a number).
+        rows (`Dataset`): columns `input_ids`, `labels` (not shifted, at least one trained token per row), `origin` and
+            `source` (an index).
         sources (`list[str]`): the names of the sources.
-        conflicts (`int`): the worst conflicts that are kept.
+        conflicts (`int`): number of the worst conflicts that are kept.
     """
 
-    def __init__(self, rows: Dataset, sources: list[str], *, conflicts: int):
+    def __init__(self, rows: Dataset, sources: list[str], *, conflicts: int) -> None:
         self.rows = rows
         self.tally = Tally(sources)
         self.conflicts = WorstConflicts(conflicts)
@@ -38,20 +39,22 @@ class Survey:
 
     def run(
         self,
-        model,
-        tokenizer,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         gate: Gate,
         *,
         batch_tokens: int,
         backend: str = "auto",
         tile_bytes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Survey:
-        """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows. For `backend` and
-        `tile_bytes` see [`look`]."""
+        """Measure every row with a model in evaluation mode; `progress(done, total)` counts rows.
+
+        `backend` and `tile_bytes` as in [`measure_tokens`].
+        """
         done = 0
         for numbers, rows, sources in self._batches(batch_tokens):
-            tokens = look(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
+            tokens = measure_tokens(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
             self.tally.add(tokens, sources)
             self.conflicts.add(tokens, numbers)
             self.figures.add(tokens, numbers, [copy_key(row, tokenizer) for row in rows])
@@ -60,14 +63,14 @@ class Survey:
                 progress(done, len(self.rows))
         return self
 
-    def row(self, number: int) -> tuple[Row, str, int]:
-        """A row, where it is from, and the number of its source."""
+    def row(self, number: int) -> tuple[TokenRow, str, int]:
+        """Return a row, its origin, and the index of its source."""
         found = self.rows[int(number)]
-        return Row(found["input_ids"], found["labels"]), found["origin"], found["source"]
+        return TokenRow(found["input_ids"], found["labels"]), found["origin"], found["source"]
 
-    def _batches(self, batch_tokens: int) -> Iterator[tuple[list[int], list[Row], list[int]]]:
+    def _batches(self, batch_tokens: int) -> Iterator[tuple[list[int], list[TokenRow], list[int]]]:
         for start in range(0, len(self.rows), _WINDOW):
             window = self.rows[start : start + _WINDOW]
             for batch in batches([len(ids) for ids in window["input_ids"]], batch_tokens):
-                rows = [Row(window["input_ids"][i], window["labels"][i]) for i in batch]
+                rows = [TokenRow(window["input_ids"][i], window["labels"][i]) for i in batch]
                 yield [start + i for i in batch], rows, [window["source"][i] for i in batch]

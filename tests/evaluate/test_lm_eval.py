@@ -9,10 +9,10 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.likelihood import rows_nll
-from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
-from eaftdrope.evaluate.probes.perplexity import Perplexity
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question, choice_row
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 from eaftdrope.evaluate.scores import change_stderr
-from tests.models import SMALLEST, make_word_tokenizer, tiny_llama
+from tests.tiny_models import SMALLEST, make_word_tokenizer, tiny_llama
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip(
@@ -72,7 +72,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, questions, texts):
-    """Task files: two halves of the questions, a group of them with an average, one without, a tag, and the texts."""
+    """AnswerTask files: two halves of the questions, a group of them with an average, one without, a tag, and the texts."""
     folder = tmp_path_factory.mktemp("tasks")
     for name, rows in {"one": questions[:40], "two": questions[40:], "texts": [{"text": t} for t in texts]}.items():
         file = folder / f"{name}.jsonl"
@@ -131,7 +131,9 @@ def ask(folder):
 def test_multiple_choice_to_the_item(ask, model, tokenizer, questions):
     found = ask(model, tokenizer, "one")
     theirs = sorted(found["samples"]["one"], key=lambda row: row["doc_id"])
-    ours = MultipleChoice([Question(row["question"], tuple(row["choices"]), row["answer"]) for row in questions[:40]])
+    ours = MultipleChoiceProbe(
+        [Question(row["question"], tuple(row["choices"]), row["answer"]) for row in questions[:40]]
+    )
     normalised, plain = ours.run(model, tokenizer)
     assert [mark for mark, _ in plain.units] == [row["acc"] for row in theirs]
     assert [mark for mark, _ in normalised.units] == [row["acc_norm"] for row in theirs]
@@ -150,7 +152,7 @@ def test_perplexity_to_the_text(ask, model, texts):
     tokenizer = make_tokenizer(bos=True)
     found = ask(model, tokenizer, "texts")
     theirs = sorted(found["samples"]["texts"], key=lambda row: row["doc_id"])
-    rows = Perplexity(texts, None, window=512).windows(tokenizer)
+    rows = PerplexityProbe(texts, None, window=512).windows(tokenizer)
     assert [row.input_ids for row in rows] == [tokenizer(text).input_ids for text in texts]
     costs = [cost for cost, _ in rows_nll(model, rows, batch_tokens=512)]
     assert costs == pytest.approx([-row["resps"][0][0] for row in theirs], rel=1e-5)
@@ -176,7 +178,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 @pytest.fixture(scope="module")
 def one_question(tmp_path_factory):
-    """Task files of one row each, on words of `make_word_tokenizer`."""
+    """AnswerTask files of one row each, on words of `make_word_tokenizer`."""
     folder = tmp_path_factory.mktemp("one")
     file = folder / "rows.jsonl"
     file.write_text(json.dumps({"question": "w5 w6", "text": "w5 w6", "choices": ["w7", "w8"], "answer": 0}) + "\n")
@@ -287,11 +289,11 @@ def test_all_right_is_no_certainty():
     assert harness_scores(found([1.0, 0.0], 0.3), "t")[0].stderr == 0.3
 
 
-def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
+def test_a_task_is_identified_by_its_rows_and_files(folder):
     from eaftdrope.evaluate.lm_eval import find_tasks
 
     def prints():
-        return find_tasks(["one", "both", "halves"], include=folder).prints
+        return find_tasks(["one", "both", "halves"], include=folder).fingerprints
 
     before = prints()
     assert prints() == before and before["one"] != before["both"]
@@ -314,14 +316,14 @@ def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
     assert prints() == before
 
 
-def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
+def test_what_a_task_scores_with_is_in_its_fingerprint(folder, monkeypatch):
+    from eaftdrope.evaluate import score_cache as cache
     from eaftdrope.evaluate.lm_eval import find_tasks
-    from eaftdrope.evaluate.suites import cache
 
-    before, real = find_tasks(["one"], include=folder).prints, cache.version
+    before, real = find_tasks(["one"], include=folder).fingerprints, cache.version
     for name in ("lm-eval", "sacrebleu"):
         monkeypatch.setattr(cache, "version", lambda package, name=name: "0.1" if package == name else real(package))
-        assert find_tasks(["one"], include=folder).prints != before, name
+        assert find_tasks(["one"], include=folder).fingerprints != before, name
         monkeypatch.undo()
 
 

@@ -11,13 +11,13 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score
 from eaftdrope.recipe import Recipe
 from eaftdrope.run.folder import RunFolder
-from eaftdrope.run.plan import DataStats
+from eaftdrope.run.record import DataStats
 from tests.tiny_run import hashes
 
 VERSIONS = {"eaftdrope": "0.1.0"}
 DATA = DataStats(rows=24, tokens=1271, trained_tokens=355)
 WAYS_OUT = (
-    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+    "Nothing was changed: choose another folder with output.dir=..., or pass --overwrite to delete it and start over."
 )
 
 
@@ -106,7 +106,7 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
     begun(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refused(tmp_path) == (
-        f"{tmp_path} holds an unfinished run on 1 processes, and this is one on 2: a step would have other rows. {WAYS_OUT}"
+        f"{tmp_path} holds an unfinished run on 1 processes, and this run has 2: its steps would have other rows. {WAYS_OUT}"
     )
 
 
@@ -139,7 +139,7 @@ def test_a_strangers_folder_is_never_touched(tmp_path, name, text, overwrite):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     assert refused(tmp_path, overwrite=overwrite) == (
-        f"{tmp_path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: name another "
+        f"{tmp_path} is not empty and does not contain an eaftdrope run (no run.json). Nothing was changed: choose another "
         "folder with output.dir=..."
     )
 
@@ -201,7 +201,8 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(UserError) as error:
         RunFolder(tmp_path / "file" / "run", recipe())
     assert str(error.value) == (
-        f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file. Name another folder with output.dir=..."
+        f"{tmp_path / 'file' / 'run'} cannot be created: {tmp_path / 'file'} is a file. Choose another folder with "
+        "output.dir=..."
     )
 
 
@@ -221,7 +222,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path):
         if os.geteuid() == 0:
             subprocess.run(["umount", closed], check=True)
     assert str(error.value) == (
-        f"{closed / 'a' / 'run'} cannot be written to: no permission to write in {closed}. Name another folder with "
+        f"{closed / 'a' / 'run'} cannot be written to: no permission to write in {closed}. Choose another folder with "
         "output.dir=..., or change its permissions."
     )
 
@@ -242,11 +243,12 @@ def test_keys_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
     [
         (
             "link",
-            "{path} is a link to {target}, which does not exist. Make that folder, or name another one with output.dir=...",
+            "{path} is a link to {target}, which does not exist. Create that folder, or choose another one with "
+            "output.dir=...",
         ),
-        ("a" * 300, "{path} cannot be made (File name too long). Name another folder with output.dir=..."),
-        ("a\0b", "{path} cannot be made (embedded null byte). Name another folder with output.dir=..."),
-        ("/proc/x", "/proc/x cannot be made (No such file or directory). Name another folder with output.dir=..."),
+        ("a" * 300, "{path} cannot be created (File name too long). Choose another folder with output.dir=..."),
+        ("a\0b", "{path} cannot be created (embedded null byte). Choose another folder with output.dir=..."),
+        ("/proc/x", "/proc/x cannot be created (No such file or directory). Choose another folder with output.dir=..."),
     ],
 )
 def test_a_place_where_no_folder_can_be(tmp_path, path, text):

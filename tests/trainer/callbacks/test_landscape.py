@@ -8,7 +8,8 @@ import torch
 
 from eaftdrope import EAFTTrainer, apply_eaft, gates, pop_metrics
 from eaftdrope.loss import token_statistics
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.trainer.callbacks.landscape import LandscapeFileCallback
 from tests.loss.test_landscape import distance_to_a_border
@@ -135,7 +136,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, word_tokenizer):
 WORKER = """
 import sys, json
 from pathlib import Path
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.forked import end_together
 from tests.trainer.callbacks.test_landscape import trained
 trained(Path(sys.argv[1]), make_word_tokenizer(), per_device_train_batch_size=2, gradient_accumulation_steps=2)
