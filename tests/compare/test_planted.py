@@ -48,7 +48,7 @@ def by_seed(document, metric, arms="arms"):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_gates_that_drop_confident_conflicts_keep_the_old_skill_under_every_seed(document):
     old = by_seed(document, "multiple choice")
     assert next(s["value"] for s in document["base"] if s["metric"] == "multiple choice") == 1.0
@@ -59,7 +59,7 @@ def test_gates_that_drop_confident_conflicts_keep_the_old_skill_under_every_seed
         assert min(eaft, mask) > max(none, constant) + 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_so_they_do_at_equal_target_loss_and_the_verdict_says_it(document):
     old, target = (by_seed(document, metric, "matched") for metric in ("multiple choice", "held-out loss"))
     for label in ("eaft", MASK):
