@@ -5,6 +5,7 @@
 #   make test JOBS=8                           more files at once than two
 #   make test-kills                            runs killed at random, and their folders damaged
 #   make test-engines                          every distributed engine against one process
+#   make test-end-to-end                       the notebook, recipes, examples and benchmarks as a whole
 #   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
@@ -33,7 +34,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kills test-engines fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-kills test-engines test-end-to-end fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
 # Threads that wait for each other sleep: beside other work, spinning costs several times the CPU seconds.
@@ -41,7 +42,7 @@ quickstart: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
 test: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines$(if $(MARKS), and ($(MARKS)))" $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines and not end_to_end$(if $(MARKS), and ($(MARKS)))" $(ARGS)
 
 test-kills: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/run -m kills $(ARGS)
@@ -52,7 +53,10 @@ fuzz: lint
 	  $(wildcard tests/recipe/test_fuzz_*.py tests/data/test_fuzz_*.py) $(ARGS)
 
 test-engines: lint
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/trainer tests/run -m engines $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) tests/trainer tests/run tests/cli -m engines $(ARGS)
+
+test-end-to-end: lint
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m end_to_end $(ARGS)
 
 test-kernels: lint
 	$(OFFLINE) $(BIN)/python -m pytest $(AT_ONCE) tests/loss/cpu tests/loss/triton tests/loss/cuda $(ARGS)

@@ -113,7 +113,7 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
     at_once = "-n 3 --dist loadfile --no-loadscope-reorder"
-    marks = "not exhaustive and not kills and not engines and (not slow)"
+    marks = "not exhaustive and not kills and not engines and not end_to_end and (not slow)"
     command = f'{venv}/bin/python -m pytest {at_once} -m "{marks}" tests/loss -x'
     assert lines[2].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[2]
@@ -137,6 +137,7 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "make test",
         "make test-kills",
         "make test-engines",
+        "make test-end-to-end",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
         "make docs-tools",

@@ -209,7 +209,7 @@ def test_thetas_are_comparable_by_how_many_pairs_turn():
     assert turning_share(1e4, 2048, 64) == 21 / 32
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_quick_from_end_to_end(tmp_path, capsys, monkeypatch):
     # half a minute becomes two without instructions for bfloat16, in which Muon computes
     monkeypatch.setattr(command, "QUICK", dataclasses.replace(QUICK, steps=8, batch=2))

@@ -39,6 +39,7 @@ def output(tmp_path_factory):
     return folder
 
 
+@pytest.mark.end_to_end
 def test_the_json_says_who_where_when_and_what(output):
     document = json.loads((output / "loss.json").read_text())
     assert document["schema"] == 1
@@ -68,6 +69,7 @@ def test_the_json_says_who_where_when_and_what(output):
     assert all(skipped[name] is None for name in MEASURED)
 
 
+@pytest.mark.end_to_end
 def test_the_csv_has_the_same_rows(output):
     with (output / "loss.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -76,6 +78,7 @@ def test_the_csv_has_the_same_rows(output):
     assert not list(output.glob("*.partial"))
 
 
+@pytest.mark.end_to_end
 def test_there_is_a_figure(output):
     assert sorted(path.name for path in output.iterdir()) == [
         "loss.csv",

@@ -338,7 +338,7 @@ def test_a_diverged_training_stops(start, tmp_path):
 _LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 def test_two_processes(recipe, tmp_path):
     """One table, one file of metrics, the other process silent; half the batch on each is the same training."""
     launch = (*_LAUNCH, "-m", "eaftdrope", "train")

@@ -1,6 +1,5 @@
 """A whole comparison on a tiny random model: killed between its arms, gone on with, matched, and read again."""
 
-import gc
 import io
 import json
 import re
@@ -67,8 +66,6 @@ def recorded(tmp_path_factory):
             made.trained.append(recipe.output.dir.rsplit("/", 1)[-1])
             return original(recipe, *args, **kwargs)
 
-        # garbage is collected after every model, which takes long among a million objects of the libraries
-        gc.freeze()
         made.killed = False
         patch.setattr(runs, "run_recipe", counted)
         with pytest.raises(KeyboardInterrupt):
@@ -77,7 +74,6 @@ def recorded(tmp_path_factory):
         made.killed = True
         made.document, made.output = made.start(made.plan())
         yield made
-        gc.unfreeze()
 
 
 def test_only_what_is_missing_is_trained_and_everything_is_measured_once(recorded):

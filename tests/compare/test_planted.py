@@ -1,6 +1,5 @@
 """A planted forgetting problem: the comparison ranks the gates as the construction says it must, and its verdict says so."""
 
-import gc
 import io
 from contextlib import contextmanager
 
@@ -35,12 +34,9 @@ def document(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # a page of each of the twelve arms would take longer than their training
         patch.setattr(page, "report_or_say", lambda folder, console: None)
-        # garbage is collected after every model, which takes long among a million objects of the libraries
-        gc.freeze()
         console = Console(file=io.StringIO())
         about = {"date": "2026-01-01", "device": "a processor", "versions": {}}
         yield run_comparison(plan, console, command="compare", about=about, bars=bars)
-        gc.unfreeze()
 
 
 def by_seed(document, metric, arms="arms"):
@@ -52,7 +48,7 @@ def by_seed(document, metric, arms="arms"):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_gates_that_drop_confident_conflicts_keep_the_old_skill_under_every_seed(document):
     old = by_seed(document, "multiple choice")
     assert next(s["value"] for s in document["base"] if s["metric"] == "multiple choice") == 1.0
@@ -63,7 +59,7 @@ def test_gates_that_drop_confident_conflicts_keep_the_old_skill_under_every_seed
         assert min(eaft, mask) > max(none, constant) + 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_so_they_do_at_equal_target_loss_and_the_verdict_says_it(document):
     old, target = (by_seed(document, metric, "matched") for metric in ("multiple choice", "held-out loss"))
     for label in ("eaft", MASK):

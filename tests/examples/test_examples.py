@@ -20,6 +20,8 @@ PROMISED = {
     "drope_convert.py": r"perplexity \d+\.\d with rotary embedding, \d+\.\d without(.|\n)*undone to the last bit: True",
     "custom_gate.py": r"mean gate 0\.\d+ over 384 trained tokens",
 }
+# a real model, several steps: own_loop.py trains it too, in fewer
+TRAINERS = ("one_line_trl.py", "plain_trainer.py")
 
 
 RUN = """
@@ -34,8 +36,10 @@ def test_every_example_is_run():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.end_to_end if name in TRAINERS else pytest.mark.slow) for name in PROMISED],
+)
 def test_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = forked.run_source(RUN, EXAMPLES / name)

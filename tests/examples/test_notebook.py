@@ -34,7 +34,7 @@ def test_the_notebook_is_well_formed_and_its_outputs_are_stored():
     _check(*_printed(code_cells(BOOK)))
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_notebook_runs(tmp_path):
     before = seconds_of_children()
     _check(*run(BOOK, tmp_path))

@@ -12,8 +12,8 @@ from tests.tiny_run import train
 SHIPPED = shipped_recipes()
 TEXT = "drope/smollm2_135m"
 ROWS = ("quickstart", "math_cpu", "medical_cpu", "tool_use_cpu")
-# a step of two rows
-STEP = ("train.epochs=null", "train.steps=1", "train.batch_size=2", "train.accumulation=1", "data.max_length=256")
+# a step of one row
+STEP = ("train.epochs=null", "train.steps=1", "train.batch_size=1", "train.accumulation=1", "data.max_length=256")
 NOTHING_MEASURED = ("probes.target=[]", "probes.general=[]")
 # one token each, so that what is measured is read from the model but costs little
 MEASURED = (
@@ -33,7 +33,7 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ROWS)
 def test_a_recipe_trains_its_model_on_its_rows(name, tmp_path, monkeypatch):
     # the working directory has no data
@@ -51,7 +51,7 @@ def test_a_recipe_trains_its_model_on_its_rows(name, tmp_path, monkeypatch):
         assert 0.5 < after["held-out loss"] < 4 and 10 < after["perplexity"] < 100
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_recipe_with_text_recalibrates_on_the_novels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     smaller = {

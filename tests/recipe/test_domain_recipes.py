@@ -326,11 +326,11 @@ QUICK = {("medical", THINKING): False, ("medical", GEMMA): False, ("math", GLM):
         *QUICK.items(),
         # each of the others once: whole for tool use and mathematics, LoRA for medical
         *(
-            pytest.param(case, case[0] == "medical", marks=pytest.mark.slow)
+            pytest.param(case, case[0] == "medical", marks=pytest.mark.end_to_end)
             for case in [*LARGE, *SMALL_ONES]
             if case not in QUICK
         ),
-        pytest.param(("medical", GEMMA), True, marks=pytest.mark.slow),
+        pytest.param(("medical", GEMMA), True, marks=pytest.mark.end_to_end),
     ],
 )
 def test_a_recipe_runs_on_a_tiny_model_of_its_architecture(case, lora, tmp_path):

@@ -119,10 +119,10 @@ def project(tmp_path_factory):
     [
         "drope/smollm2_360m",
         "pipelines/drope_then_eaft",
-        pytest.param("drope/smollm2_135m", marks=pytest.mark.slow),
-        pytest.param("drope/smollm2_1.7b", marks=pytest.mark.slow),
-        pytest.param("drope/qwen3_4b", marks=pytest.mark.slow),
-        pytest.param("drope/llama3.1_8b", marks=pytest.mark.slow),
+        pytest.param("drope/smollm2_135m", marks=pytest.mark.end_to_end),
+        pytest.param("drope/smollm2_1.7b", marks=pytest.mark.end_to_end),
+        pytest.param("drope/qwen3_4b", marks=pytest.mark.end_to_end),
+        pytest.param("drope/llama3.1_8b", marks=pytest.mark.end_to_end),
     ],
 )
 def test_a_recipe_runs_on_a_tiny_model_of_its_architecture(name, project, tmp_path):

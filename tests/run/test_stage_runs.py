@@ -197,7 +197,7 @@ RARER = {"while the original is measured", "after the conversion", "after the re
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(name, marks=[pytest.mark.slow] if name in RARER else []) for name in STAGE_MOMENTS]
+    "moment", [pytest.param(name, marks=[pytest.mark.kills] if name in RARER else []) for name in STAGE_MOMENTS]
 )
 def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, moment):
     """Same losses, bit-equal weights, the same recovery curve; finished stages are not run again."""

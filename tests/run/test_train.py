@@ -220,7 +220,7 @@ RARER = {
 @pytest.mark.parametrize(
     ("moment", "step"),
     [
-        pytest.param(moment, step, marks=[pytest.mark.slow] if moment in RARER else [])
+        pytest.param(moment, step, marks=[pytest.mark.kills] if moment in RARER else [])
         for moment, (step, _) in MOMENTS.items()
     ],
 )

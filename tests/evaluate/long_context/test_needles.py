@@ -223,7 +223,7 @@ def test_generation_past_max_position_embeddings(tiny_llama, byte_tokenizer):
     assert found.outcomes[0].answer.startswith(byte_tokenizer.decode(new))
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_a_real_model_finds_needles_and_a_cropped_one_only_the_deep():
     """SmolLM2-135M-Instruct at 400 tokens: it copies the number, a head looks at it, and a crop loses the shallow ones."""
     from eaftdrope.evaluate.long_context import attention_on_needle, shipped_text

@@ -166,7 +166,14 @@ except RuntimeError as error:
 """
 
 
-@pytest.mark.parametrize("script", [None, BROKEN, COMPILER], ids=["none", "broken", "makes-no-library"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(None, id="none"),
+        pytest.param(BROKEN, id="broken", marks=pytest.mark.exhaustive),
+        pytest.param(COMPILER, id="makes-no-library", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_the_backend_says_why_it_is_unavailable(tmp_path, monkeypatch, script):
     """One line, whatever goes wrong, from a copy of the package in which nothing is compiled."""
     shutil.copytree(ROOT / "eaftdrope", tmp_path / "eaftdrope", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -293,7 +300,7 @@ def test_an_editable_install_compiles_in_place_and_clears_what_is_stale(project,
     assert times_compiled(tmp_path) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_library_of_a_wheel_loads(project, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX")
     need_compiler()

@@ -120,7 +120,7 @@ def sanitizer_environment() -> dict[str, str]:
     return {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_under_sanitizers(tmp_path):
     need_compiler()
     environment = sanitizer_environment()

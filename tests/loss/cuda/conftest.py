@@ -17,9 +17,15 @@ def twin(tmp_path_factory) -> Library:
     return Library(path, stream=lambda device: nullcontext(None))
 
 
-@pytest.fixture(scope="session")
-def fat_library(tmp_path_factory):
-    """(path, what ptxas said) of the library for every default architecture."""
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(("90", "120"), id="two architectures"),
+        pytest.param(build.DEFAULT_ARCHITECTURES, id="every architecture", marks=pytest.mark.exhaustive),
+    ],
+)
+def fat_library(request, tmp_path_factory):
+    """(path, what ptxas reported, architectures) of the library for two of the default architectures, and for all."""
     need_nvcc()
     path = tmp_path_factory.mktemp("fat") / build.LIBRARY_NAME
-    return path, build.build_library(path)
+    return path, build.build_library(path, request.param), request.param

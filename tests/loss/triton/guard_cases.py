@@ -92,7 +92,7 @@ def on_guard_pages(bug, side, topk=1):
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
-@pytest.mark.parametrize("topk", [1, 20, None])
+@pytest.mark.parametrize("topk", [pytest.param(1, marks=pytest.mark.exhaustive), 20, None])
 def test_nothing_is_touched_out_of_bounds(side, topk):
     assert not on_guard_pages(None, side, topk)
 

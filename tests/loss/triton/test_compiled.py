@@ -81,6 +81,7 @@ def test_a_growth_is_caught():
                 compare("v", {"k": {**figures, name: figures[name] - 1}}, budgets)
 
 
+@pytest.mark.exhaustive
 def test_a_mask_in_the_main_loop_is_caught():
     """What a kernel without the peeled block compiles to: V that is not divisible by 16 takes its wide loads away."""
     variant = Variant("sm_90")
