@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "EAFTCallback": "eaftdrope.trainer.callbacks.plain_trainer",
@@ -44,7 +44,15 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    from .errors import missing_package
+
+    try:
+        module = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        raise missing from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -32,6 +32,21 @@ class RecipeError(UserError):
     """A recipe has problems; the text lists every one with its line."""
 
 
+# What an installation with `--no-deps` may lack, by the name that is imported, and what to pass to `pip install`.
+_PACKAGES = {
+    **{name: name for name in ("accelerate", "datasets", "filelock", "matplotlib", "numpy", "peft", "psutil", "pyarrow")},
+    **{"jinja2": "jinja2", "trl": "trl", "gguf": "'eaftdrope[gguf]'", "liger_kernel": "'eaftdrope[liger]'"},
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """The error for a package that is needed here and not installed; None where the missing module is another one."""
+    name = (error.name or "").split(".")[0]
+    if name not in _PACKAGES:
+        return None
+    return UserError(f"{name} is needed here and is not installed: pip install {_PACKAGES[name]}")
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with everything escaped that could steer a terminal (`\\x1b`): control and format characters, halves of
     surrogate pairs, separators of lines. What joins emoji stays, and with `lines` line breaks and tabs."""

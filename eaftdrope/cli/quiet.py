@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 
 
 def quieten(*, bars: bool) -> None:
     """Hides what libraries say that no user of the command can act on; progress bars too, unless `bars`."""
-    from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     # transformers and peft among themselves
@@ -23,7 +23,10 @@ def quieten(*, bars: bool) -> None:
     logging.getLogger("trl.trainer.sft_trainer").addFilter(_not_about_one_row)
     if not bars:
         disable_progress_bar()
-        disable_progress_bars()
+        if importlib.util.find_spec("datasets"):
+            from datasets import disable_progress_bars
+
+            disable_progress_bars()
 
 
 def _not_about_mtime(record: logging.LogRecord) -> bool:

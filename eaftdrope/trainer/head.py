@@ -9,13 +9,15 @@ of being trained wrongly.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.errors import UserError
 
@@ -42,8 +44,6 @@ def head_module(model: nn.Module) -> nn.Module:
     Raises:
         UserError: there is none, or it is not a plain linear layer (a LoRA adapter on it, a quantised layer).
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     name = type(model).__name__
     if getattr(getattr(model.config, "distributed_config", None), "pp_size", None) not in (None, 1):
         raise UserError(
@@ -53,7 +53,7 @@ def head_module(model: nn.Module) -> nn.Module:
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{name} has no output embedding (get_output_embeddings() is None): EAFT trains causal LMs.")
-    if isinstance(head, BaseTunerLayer):
+    if _is_adapter(head):
         raise UserError(
             f"{name}: an adapter sits on the head (lm_head). The fused loss multiplies by the head's weight directly, so "
             "the adapter would be ignored and never trained. Remove 'lm_head' from target_modules; to train the head "
@@ -67,17 +67,26 @@ def head_module(model: nn.Module) -> nn.Module:
     return head
 
 
+def _is_adapter(layer: nn.Module) -> bool:
+    # whoever made a layer of PEFT has imported it; without PEFT installed there are none
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and isinstance(layer, peft.BaseTunerLayer)
+
+
 @contextmanager
 def gathered_head(model: nn.Module) -> Iterator[Head]:
     """The head, whole: DTensors (FSDP2) and ZeRO-3 shards are gathered for the duration of the block."""
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-
     module = head_module(model)
     weight, bias = module.weight, getattr(module, "bias", None)
     if isinstance(weight, DTensor):
         weight, bias = _whole(weight), None if bias is None else _whole(bias)
     scale, softcap = logits_transform(model.config)
-    with maybe_gather_lm_head_ctx(weight, bias):
+    gathered = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+        gathered = maybe_gather_lm_head_ctx(weight, bias)
+    with gathered:
         yield Head(weight, bias, scale, softcap)
 
 
