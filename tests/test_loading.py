@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from eaftdrope import models
 from eaftdrope.errors import UserError
 from eaftdrope.models.loading import load_complete
-from tests.tiny_run import save_model
+from tests.models import save_model
 
 AGAIN = "Download or copy it again."
 SAVED_WITH = "Restore the config.json that was saved with the weights."

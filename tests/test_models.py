@@ -14,6 +14,7 @@ from eaftdrope import models
 from eaftdrope.errors import UserError
 from eaftdrope.models import MODEL_PACKAGES, ModelPackage, check_model_reference, resolve_model
 from eaftdrope.models.gguf import copy
+from tests.models import tiny_llama
 
 PACKAGE = "package:smollm2-135m-instruct"
 
@@ -22,14 +23,10 @@ PACKAGE = "package:smollm2-135m-instruct"
 def tiny_folder(tmp_path, word_tokenizer):
     """A saved tiny Llama without a pad token."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
     folder = tmp_path / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tiny_llama(vocab_size=128, num_key_value_heads=4).to(torch.bfloat16).save_pretrained(folder)
     word_tokenizer.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = None

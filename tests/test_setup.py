@@ -144,7 +144,18 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "make test-floors",
         "make test-newest",
         "make test-minimal",
+        "make docs-tools",
+        "make docs",
     ]
+
+
+def test_continuous_integration_reports_a_site_that_cannot_be_built():
+    """Without the tools of the documentation the rest still counts."""
+    last = (ROOT / ".ci" / "run").read_text().split("make test-compat\n")[1]
+    script = f'set -e; make() {{ echo "make $*"; [ "$1" != docs-tools ]; }}\n{last}'
+    lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "make docs-tools"
+    assert lines[1].startswith("NOT BUILT: the documentation site") and len(lines) == 2
 
 
 def test_the_floors_that_are_tested_are_those_of_pyproject():
@@ -193,7 +204,9 @@ def test_the_patterns_find_what_they_are_for():
         assert not _MACHINE_PATHS.search(f"tests/{folder}/x and {{output}}/{folder}/x")
 
 
-def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path):
+def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path, monkeypatch):
+    # its native library is looked at in tests/loss/cpu/test_build.py
+    monkeypatch.setenv("CXX", "no-such-compiler")
     build = pytest.importorskip("hatchling.build", reason="hatchling is not installed: the wheel is not built")
     before = Path.cwd()
     os.chdir(ROOT)
@@ -205,7 +218,8 @@ def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path):
 
     names = set(zipfile.ZipFile(tmp_path / name).namelist())
     expected = {"eaftdrope/py.typed", "eaftdrope/errors.py"}
-    expected |= {f"eaftdrope/evaluate/assets/{path.name}" for path in (ROOT / "eaftdrope/evaluate/assets").iterdir()}
+    for assets in ("eaftdrope/evaluate/assets", "eaftdrope/data/assets"):
+        expected |= {f"{assets}/{path.name}" for path in (ROOT / assets).iterdir()}
     expected |= {
         f"eaftdrope/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in (ROOT / "recipes").rglob("*.yaml")
     }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,61 +14,17 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import yaml
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from tests import forked
+from tests.models import save_model
+
 # What differs between two runs of the same recipe.
 TIMES = ("time", "eaft/tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 # What only the run that reached the end by training logs: a sum over the steps of its own process.
 SUMMARY = "train_runtime"
-
-
-def byte_tokenizer(eos: str = "<|im_end|>"):
-    """One token a byte (ids 4 to 259), ChatML; `<|end|>` is a special token that no template writes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<|im_start|>", "<|im_end|>", "<|end|>"]
-    vocab = {token: index for index, token in enumerate([*specials, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=eos, pad_token="<pad>", additional_special_tokens=specials[1:]
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-def save_model(folder: Path, *, eos: str = "<|im_end|>", tied: bool = True) -> Path:
-    """A random two-layer Llama and its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = byte_tokenizer(eos)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_rows(path: Path, count: int = 24, *, start: int = 0) -> Path:
@@ -180,33 +134,13 @@ class Ended(NamedTuple):
     out: str
 
 
-# imported once, by the process that the others are forked from
-_PRELOADED = (
-    "datasets",
-    "matplotlib.pyplot",
-    "peft.tuners.lora.model",
-    "rich.live",
-    "rich.progress",
-    "transformers.models.llama.modeling_llama",
-    "eaftdrope.evaluate",
-    "eaftdrope.run.train",
-    "eaftdrope.report.card",
-    "eaftdrope.trainer.callbacks.metrics",
-    "eaftdrope.checkpoints.merge",
-    "eaftdrope.trainer.callbacks.progress",
-    "eaftdrope.trainer.trainer",
-)
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(_PRELOADED))
-
-
 def train(
     *arguments: object,
     moment: str | None = None,
     signal_number: int = signal.SIGKILL,
     tty: str | None = None,
     killed: Callable[[], bool] | None = None,
-    report: bool = True,
+    report: bool = False,
 ):
     """`eaftdrope train ...` in a process of its own, forked from one that has the libraries loaded.
 
@@ -214,15 +148,12 @@ def train(
         moment: a name in `MOMENTS` or `STAGE_MOMENTS`, where the process sends itself `signal_number`.
         tty: device to use as its terminal; `out` is then empty.
         killed: called again and again while it runs; the process is killed from outside once it returns true.
-        report: draw the report, which takes as long as the rest of so small a run; else an empty page stands for it.
+        report: draw the report, which takes twice as long as the rest of so small a run; else an empty page stands for it.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        environment = dict(os.environ)
-        work = (list(map(str, arguments)), tty or str(output), moment, signal_number, environment, report)
-        process = _context.Process(target=_in_the_child, args=work)
-        process.start()
+        work = (list(map(str, arguments)), moment, signal_number, report)
+        process = forked.start(_train, *work, out=Path(tty) if tty else output)
         while killed and process.exitcode is None:
             if killed():
                 process.kill()
@@ -233,24 +164,24 @@ def train(
         return Ended(process.exitcode, output.read_text(encoding="utf-8") if output.exists() else "")
 
 
-def _in_the_child(arguments, output, moment, signal_number, environment, report):
-    import torch
+def train_in_ranks(*arguments: object, **environment: str) -> list[forked.Ended]:
+    """`eaftdrope train ...` as two processes; no report."""
+    return forked.run_ranks(2, _train, list(map(str, arguments)), None, None, False, **environment)
 
+
+def no_report(folder: Path, output: object, draw: object) -> Path:
+    """Replaces `report.page._write`: an empty page, without figures."""
+    (folder / "report.html").write_text("")
+    return folder / "report.html"
+
+
+def _train(arguments, moment, signal_number, report):
     from eaftdrope.cli import main
 
-    os.environ.clear()
-    os.environ.update(environment)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8", closefd=False) for number in (1, 2))
-    torch.set_num_threads(1)
-    # the Trainer collects garbage once, which takes long among a million objects of the libraries
-    gc.freeze()
     if not report:
         from eaftdrope.report import page
 
-        page.report_or_say = lambda folder, console: (folder / "report.html").write_text("")
+        mock.patch.object(page, "_write", no_report).start()
     if moment:
         {**MOMENTS, **STAGE_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
     main(["train", *arguments])

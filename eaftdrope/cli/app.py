@@ -1,6 +1,6 @@
-"""`eaftdrope VERB ...`: finds the verb, runs it, and turns errors meant for the user into text and an exit code.
+"""`eaftdrope VERB ...`: find the verb, run it, and turn errors meant for the user into text and an exit code.
 
-Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interrupted, 1 a fault of ours (traceback).
+Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interrupted, 1 a bug in eaftdrope (traceback).
 """
 
 from __future__ import annotations
@@ -21,36 +21,50 @@ VERBS = {
     "train": "Run a recipe and show what was gained and forgotten.",
     "validate": "Check a recipe in a second, without loading anything.",
     "preview": "Show the tokens a recipe trains on, in colour.",
-    "inspect": "See what a model makes of a recipe's training rows.",
-    "merge": "Write a run's adapters into the model's weights.",
+    "inspect": "Show where the model disagrees with a recipe's training labels.",
+    "merge": "Merge a run's adapter into the weights of its base model.",
     "convert": "Drop a checkpoint's rotary embedding, by configuration.",
-    "compare": "Train a recipe under several gates; what each gains and forgets.",
+    "compare": "Train under several gates; show what each gains and forgets.",
     "eval": "Measure models on suites of probes and lm-eval's tasks.",
-    "probe": "Measure how far a model's context reaches, with baselines.",
-    "drope": "Fit the softmax temperature that a longer context wants.",
-    "report": "Draw the report of a result again, or compare runs.",
+    "context": "Measure how far a model's context reaches, with baselines.",
+    "drope": "DroPE: convert, undo, check, or fit the softmax temperature.",
+    "report": "Render the report of a result again, or compare runs.",
     "recipes": "List, show or copy the recipes that come with eaftdrope.",
     "schema": "Print the JSON schema of a recipe, for editors.",
     "doctor": "Show what this machine can run.",
-    "bench": "Measure the loss against its peers, or training speed.",
+    "bench": "Measure what the loss costs on this machine.",
 }
 """Verb -> its line in `--help`. The verb is the function of that name in the module of that name here."""
 
-ALONE = ("inspect", "merge", "convert", "eval", "probe", "drope", "report")
-"""Verbs that write a result and know of no other process. (compare refuses by itself.)"""
+RENAMED = {"probe": "context"}
+"""Earlier name of a verb -> its name."""
+
+SINGLE_PROCESS = ("inspect", "merge", "convert", "eval", "context", "drope", "report")
+"""Verbs that write a result and run in one process only. (compare has its own check.)"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Raises SystemExit with the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # what a verb notes as the command that was typed
+    arguments = _current_names(arguments)
+    # a verb records them as the command that was typed
     sys.argv[1:] = arguments
-    # torch's own variable, read at its first tensor: tensors of 2 MB and more begin at a page, a huge one where there is one.
+    # torch's own variable, read at its first tensor: tensors of 2 MB and more begin at a page, a huge one if possible.
     # Begun inside a page, a freed tensor leaves a hole that glibc finds too small for the next of its size: half as much
-    # memory again in training on a processor.
+    # memory again in training on a CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     verb = next((word for word in arguments if not word.startswith("-")), None)
     build_app(verb)(args=arguments, prog_name="eaftdrope")
+
+
+def _current_names(arguments: list[str]) -> list[str]:
+    """`arguments` with a renamed verb replaced by its new name, which is printed."""
+    place = next((index for index, word in enumerate(arguments) if not word.startswith("-")), None)
+    if place is None or arguments[place] not in RENAMED:
+        return arguments
+    old, new = arguments[place], RENAMED[arguments[place]]
+    typer.echo(f"`eaftdrope {old}` is now `eaftdrope {new}`.", err=True)
+    return [*arguments[:place], new, *arguments[place + 1 :]]
 
 
 def build_app(verb: str | None) -> typer.Typer:
@@ -93,11 +107,11 @@ def _help(function: Callable, line: str) -> str:
 
 
 def _not_imported() -> None:
-    raise AssertionError("a verb that was not asked for")
+    raise AssertionError("a verb that was not imported was called")
 
 
 def _with_guarded_commands(verb: typer.Typer, name: str) -> typer.Typer:
-    """A verb with verbs of its own, as a copy: the module's own keeps raising, for whoever calls it from Python."""
+    """A copy of a verb that has commands of its own, guarded; the module's own keeps raising, for callers in Python."""
     guarded = copy.copy(verb)
     guarded.registered_commands = [copy.copy(command) for command in verb.registered_commands]
     for command in guarded.registered_commands:
@@ -111,11 +125,11 @@ def _guarded(function: Callable, verb: str) -> Callable:
     @functools.wraps(function)
     def run(*args, **kwargs):
         try:
-            if verb in ALONE:
+            if verb in SINGLE_PROCESS:
                 _refuse_several_processes(verb)
             return function(*args, **kwargs)
         except UserError as error:
-            _tell(str(error))
+            _print_error(str(error))
             raise SystemExit(2) from None
         except ModuleNotFoundError as error:
             if (missing := missing_package(error)) is None:
@@ -123,21 +137,21 @@ def _guarded(function: Callable, verb: str) -> Callable:
             _tell(str(missing))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            _tell("Interrupted.")
+            _print_error("Interrupted.")
             raise SystemExit(130) from None
         except EOFError as error:
-            # click takes it for Ctrl-D and prints one word, "Aborted!"; whatever it is, it is a fault of ours
+            # click would take it for Ctrl-D and print one word, "Aborted!"; it is a bug in eaftdrope
             raise RuntimeError("a file ended before it should") from error
         except OSError as error:
             if error.errno not in _ENVIRONMENT or error.filename is None:
                 raise
-            _tell(f"{error.filename}: {error.strerror}. Name another place, or change this one.")
+            _print_error(f"{error.filename}: {error.strerror}. Choose another place, or change this one.")
             raise SystemExit(2) from None
 
     return run
 
 
-# What a path or a disk can do to any verb, and nobody but the user can change.
+# Errors of a path or a disk that can meet any verb and that only the user can change.
 _ENVIRONMENT = {
     errno.EACCES,
     errno.EPERM,
@@ -151,11 +165,11 @@ _ENVIRONMENT = {
 }
 
 
-def _tell(text: str) -> None:
-    """`text` on stderr; what could steer the terminal is escaped.
+def _print_error(text: str) -> None:
+    """Print `text` on stderr, control characters escaped.
 
-    Of the processes of a machine the first one prints: all read the same recipe and the same disk. Once they train
-    together, a process may fail by itself, so each prints, with its rank.
+    Of the processes of a machine only the first prints, since all read the same recipe and the same disk. Once they train
+    together, one process may fail while the others do not, so each prints, with its rank.
     """
     rank = os.environ.get("RANK", "0")
     if os.environ.get("LOCAL_RANK", rank) != "0":

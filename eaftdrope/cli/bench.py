@@ -6,7 +6,6 @@ The programs behind the committed figures, with every peer and a process for eac
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,8 +46,6 @@ def loss(
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"--dtype {dtype}: pass bfloat16 or float32.")
 
-    from rich.console import Console
-
     from eaftdrope.loss.cost import measure
     from eaftdrope.loss.gates import resolve_gate
 
@@ -58,7 +55,9 @@ def loss(
         resolve_gate(gate)
     except ValueError as error:
         raise UserError(f"--gate {gate}: {error}") from None
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    from .terminal import make_console
+
+    console = make_console()
     chosen = choose_device(device)
     with console.status("measuring"):
         measured = measure(int(hidden), int(vocabulary), rows, dtype, gate, chosen, repeat)

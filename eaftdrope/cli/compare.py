@@ -1,4 +1,4 @@
-"""`eaftdrope compare`: one recipe under several gates, and what each gains and forgets."""
+"""`eaftdrope compare`: one recipe under several gates, and the gains and losses of each."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _UNSHOWN = {"show_default": False}
 def compare(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", **_UNSHOWN)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it for every arm, such as train.steps=10.", **_UNSHOWN)
+        list[str] | None, typer.Argument(help="Overrides for every arm, such as train.steps=10.", **_UNSHOWN)
     ] = None,
     gates: Annotated[
         str, typer.Option(help="Arms; options after a colon (eaft:alpha=2); constant: the mean gate of the eaft arm.")
     ] = "none,eaft,eaft-vocab,dft,conflict-mask",
-    seeds: Annotated[int, typer.Option(min=1, help="From the recipe's train.seed upwards.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from the recipe's train.seed upwards.")] = 3,
     lr: Annotated[
         str | None, typer.Option(help="Learning rates, separated by commas.", show_default="the recipe's")
     ] = None,
     match: Annotated[
-        str | None, typer.Option(help="target: compare retention at equal target gain, too.", **_UNSHOWN)
+        str | None, typer.Option(help="target: also compare retention at equal target gain.", **_UNSHOWN)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/compare/<recipe>")] = None,
     dry_run: Annotated[
@@ -37,8 +37,8 @@ def compare(
     """Train a recipe under several gates on the same data, order and budget, and show what each gains and forgets.
 
     The arms are trained one after the other into DIR/arms, each is then measured with the recipe's probes, and a stated
-    rule says which differences are beyond the spread over seeds. The same command goes on with a comparison that was
-    interrupted, and with more gates or seeds trains only those.
+    rule decides which differences are beyond the spread over seeds. Run the same command again to resume an interrupted
+    comparison; with more gates or seeds it trains only those.
     """
     if match not in (None, "target"):
         raise UserError(f"--match {match}: only `target` can be matched.")
@@ -47,18 +47,16 @@ def compare(
     plan = plan_comparison(
         recipe, overrides or [], gates=gates, seeds=seeds, rates=lr, folder=output, match=match is not None
     )
-    from rich.console import Console
 
     from eaftdrope.compare.run import run_comparison, show_comparison
     from eaftdrope.run.interrupts import RunInterrupted
     from eaftdrope.run.machine import training_device
 
     from .measure import about, bars
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    quieten(bars=False)
+    console = make_console()
+    silence_libraries(bars=False)
     if dry_run:
         show_comparison(plan, console)
         return

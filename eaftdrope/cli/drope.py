@@ -1,11 +1,10 @@
-"""`eaftdrope drope`: what a converted checkpoint still needs. `temperature` fits the factor on its attention scores,
-`check` asks whether it is (still) without rotary embedding, in every engine."""
+"""`eaftdrope drope`: the commands of DroPE. `convert` drops the rotary embedding of a checkpoint, `undo` restores it, `check`
+verifies a converted checkpoint, and `temperature` fits the factor on its attention scores."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,24 +12,39 @@ import typer
 
 from eaftdrope.evaluate.long_context.lengths import slope_text
 
+from .convert import Copy, Target, convert, engines_table, undo_conversion
 from .measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 drope = typer.Typer(
-    help="Fit the softmax temperature of a converted model (`drope temperature`), or check it again (`drope check`).",
+    help="DroPE: drop the rotary embedding of a checkpoint, restore it, check it, or fit its softmax temperature.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 _FILE, _FIGURE = "temperature.json", "temperature.png"
 
+drope.command("convert")(convert)
+
+
+@drope.command()
+def undo(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A converted folder.", show_default=False)],
+    target: Target,
+    copy: Copy = False,
+) -> None:
+    """Restore in the new folder DST the checkpoint that SRC was converted from, to the last bit."""
+    undo_conversion(str(source), target, copy=copy)
+
 
 @drope.command()
 def temperature(
     model: Annotated[str, typer.Argument(help="Folder, hub id or package:NAME.", show_default=False)],
-    length: Annotated[str, typer.Option(help="The length to serve: tokens (8192), or times the trained one.")] = "2x",
+    length: Annotated[
+        str, typer.Option(help="The length to serve: tokens (8192), or a multiple of the trained length.")
+    ] = "2x",
     lengths: Annotated[
         str | None, typer.Option(help="More lengths for the fit of the slope, such as 2x,4x,8x.", show_default=False)
     ] = None,
@@ -43,26 +57,25 @@ def temperature(
     output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/temperature/<model>")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Find the factor beta on the attention scores that has the least perplexity on held-out text of each length, and the
-    slope c of beta = 1 + c ln(length / trained length); print the command that bakes beta into the weights.
+    """Find the factor beta on the attention scores with the lowest perplexity on held-out text of each length, and the slope
+    c of beta = 1 + c ln(length / trained length); print the command that folds beta into the weights.
 
-    Nobody's constants are assumed. For reference, the DroPE paper fitted c = 0.103 on SmolLM-360M (recalibrated) and 0.412
-    on a model of 494M trained for it. Each length takes some 16 passes over its windows.
+    No constants are assumed. For reference, the DroPE paper fitted c = 0.103 on SmolLM-360M (recalibrated) and 0.412
+    on a model of 494M trained for it. Each length takes about 16 passes over its windows.
     """
-    from rich.console import Console
 
     from eaftdrope.evaluate.long_context.temperature import as_document, fit_all, plan_temperature
     from eaftdrope.report.figures.context import draw_temperature
 
     from .measure import about, bars, device_and_dtype
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    quieten(bars=False)
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    silence_libraries(bars=False)
+    console = make_console(width=120)
     chosen, precision, problems = device_and_dtype(device, dtype)
     folder = output or Path("runs") / "temperature" / Path(model.removeprefix("package:")).name
     if (folder / _FILE).exists() and not overwrite:
-        problems.append(f"{folder} holds a fit already. Name another folder with --output, or pass --overwrite.")
+        problems.append(f"{folder} already holds a fit. Choose another folder with --output, or pass --overwrite.")
     plan = plan_temperature(model, length, lengths, text, windows, trained_length, problems)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
@@ -75,36 +88,36 @@ def temperature(
     partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / _FILE)
     console.print(_table(document))
-    for line in _words(document):
+    for line in _lines(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False, markup=False)
 
 
 @drope.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A converted checkpoint, also after a training.", show_default=False)],
-    weights: Annotated[bool, typer.Option("--weights", help="On its own weights (loads them), not a slice.")] = False,
+    folder: Annotated[Path, typer.Argument(help="A converted checkpoint, trained since or not.", show_default=False)],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Check its own weights (loads them), not a slice.")
+    ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Put the keys of transformers 4 back where they are lost.")
+        bool, typer.Option("--repair", help="Restore the keys of transformers 4 if they are lost.")
     ] = False,
 ) -> None:
-    """Is FOLDER without rotary embedding? Measured on its class, and for every engine by its configuration.
+    """Verify that FOLDER has no rotary embedding: measured on its class, and by its configuration for every engine.
 
-    A converted checkpoint that any script has trained and saved with transformers 5 has lost the keys of transformers 4,
-    which then silently rotates: --repair puts them back.
+    A converted checkpoint that any script has trained and saved with transformers 5 no longer has the keys that
+    transformers 4 reads, which then silently rotates: --repair restores them.
     """
-    from rich.console import Console
 
     from eaftdrope.drope import check_folder, complete
     from eaftdrope.drope.checkpoint import read_json
     from eaftdrope.drope.config import with_old_keys
     from eaftdrope.drope.engines import serving
 
-    from .convert import engines_table
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    quieten(bars=False)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    silence_libraries(bars=False)
+    console = make_console()
     checks = check_folder(folder, weights=weights)
     for result in checks:
         typer.echo(str(result))
@@ -112,9 +125,11 @@ def check(
     lost = raw != with_old_keys(raw)
     if lost and repair:
         complete(folder)
-        typer.echo("repaired config.json: the rope keys of transformers 4 are back")
+        typer.echo("repaired config.json: the rope keys of transformers 4 are restored")
     elif lost:
-        typer.echo("FAILED config.json has lost the rope keys of transformers 4, which would silently rotate: --repair")
+        typer.echo(
+            "FAILED config.json no longer has the rope keys of transformers 4, which would silently rotate: --repair"
+        )
     console.print(engines_table(serving(raw)))
     if (lost and not repair) or not all(result.passed for result in checks):
         raise SystemExit(1)
@@ -133,31 +148,31 @@ def _table(document: dict) -> Table:
         error = error_text(fit["stderr"], "mean")
         numbers = (f"{fit['beta']:.3f}", f"{fit['perplexity_at_1']:.3f}", f"{fit['perplexity']:.3f}")
         mark = "better than 1" if fit["distinguishable"] else "not distinguishable from 1"
-        words = f"{fit['length']:,} ({fit['length'] / document['trained_length']:.3g}x)"
-        table.add_row(words, str(fit["windows"]), *numbers, change + error, mark)
+        length = f"{fit['length']:,} ({fit['length'] / document['trained_length']:.3g}x)"
+        table.add_row(length, str(fit["windows"]), *numbers, change + error, mark)
     return table
 
 
-def _words(document: dict) -> list[str]:
-    """The slope, what it is worth, and the command that bakes the target's beta in."""
+def _lines(document: dict) -> list[str]:
+    """Lines about the slope, its reliability, and the command that folds in the target's beta."""
     clear = [fit for fit in document["fits"] if fit["distinguishable"]]
     stretch = f"length / {document['trained_length']:,}"
     lines = [f"beta = {slope_text(document['slope'], stretch)}"]
     if not clear:
         lines.append(
-            "No length has a beta that is better than 1 by more than two standard errors: leave the temperature out, or "
+            "At no length is beta better than 1 by more than two standard errors: leave the temperature out, or "
             "measure more windows (--windows, a longer --text)."
         )
     for fit in document["fits"]:
         if fit["at_edge"]:
-            lines.append(f"At {fit['length']:,} the least is at the end of what was tried: do not trust its beta.")
+            lines.append(f"At {fit['length']:,} the best beta is at the edge of the search range; do not rely on it.")
         if fit["stderr"] is None:
-            lines.append(f"At {fit['length']:,} there was one window: nothing says how certain its beta is.")
+            lines.append(f"At {fit['length']:,} there was only one window, so the uncertainty of beta is unknown.")
     target = next(fit for fit in document["fits"] if fit["length"] == document["target"])
     if target["distinguishable"] and not target["at_edge"]:
         source, beta = document["model"], target["beta"]
         name = f"{Path(source.removeprefix('package:')).name}-{target['length']}"
         command = ["eaftdrope", "convert", source, name, "--temperature", f"{beta:g}"]
         command += ["--max-length", str(max(target["length"], document["announced_length"]))]
-        lines.append(f"To bake it in for {target['length']:,} tokens: {shlex.join(command)}")
+        lines.append(f"To fold it in for {target['length']:,} tokens: {shlex.join(command)}")
     return lines

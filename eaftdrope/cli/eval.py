@@ -35,30 +35,32 @@ _Models = Annotated[
 _Suite = Annotated[
     str | None,
     typer.Option(
-        help="Of general,medical,math,tool_use; medical:pubmedqa is one part; lm-eval:mmlu,ifeval are lm-eval's.",
+        help="From general,medical,math,tool_use; medical:pubmedqa is one part; lm-eval:mmlu,ifeval are tasks of lm-eval.",
         show_default=f"{_DEFAULT_SUITE}, without --probes",
     ),
 ]
 _Recipe = Annotated[
     Path | None,
-    typer.Option(metavar="RECIPE", help="Also the probes of this recipe, on its held-out rows.", **_UNSHOWN),
+    typer.Option(metavar="RECIPE", help="Also run the probes of this recipe, on its held-out rows.", **_UNSHOWN),
 ]
 _Data = Annotated[
     list[str] | None,
-    typer.Option(metavar="[PART=]FILE|FOLDER", help="Your rows for a part of a suite; may be repeated.", **_UNSHOWN),
+    typer.Option(metavar="[PART=]FILE|FOLDER", help="Your rows for a part of a suite; repeatable.", **_UNSHOWN),
 ]
 _Base = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="What agreement compares with.", show_default="the first of several models"),
+    typer.Option(
+        metavar="MODEL", help="The model that agreement compares with.", show_default="the first of several models"
+    ),
 ]
 _Limit = Annotated[
-    int | None, typer.Option(min=1, help="Rows of each part and task (perplexity reads as ever).", **_UNSHOWN)
+    int | None, typer.Option(min=1, help="Maximum rows per part and task (perplexity is not affected).", **_UNSHOWN)
 ]
 _Include = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="lm-eval's task files (YAML) of your own.", **_UNSHOWN)
+    Path | None, typer.Option(metavar="FOLDER", help="Folder with your own task files for lm-eval (YAML).", **_UNSHOWN)
 ]
 _BatchTokens = Annotated[
-    int, typer.Option(min=64, help="Tokens the model takes at once, padding included; bounds the logits.")
+    int, typer.Option(min=64, help="Tokens per forward pass, padding included; bounds the logits.")
 ]
 
 
@@ -75,19 +77,19 @@ def eval(
     dtype: Dtype = None,
     batch_tokens: _BatchTokens = 2048,
     output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/eval/<first model>")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what is in the cache of scores.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore cached scores.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be measured; read the data, load no weights.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")] = False,
 ) -> None:
-    """Measure what models can do, with standard errors; of several the first is the base, and changes are from it.
+    """Measure models with standard errors; the first of several is the base that changes are computed from.
 
-    Writes eval.json and report.html. What was measured once, of the same weights with the same probe, comes from a cache: the
-    same command goes on where an interrupted one stopped.
+    Writes eval.json and report.html. Scores of the same weights and the same probe come from a cache, so that the same
+    command resumes an interrupted one.
     """
     if not sys.stderr.isatty():
-        # lm-eval's bars, which nothing else turns off; tqdm reads it when it is imported
+        # nothing else turns off the bars of lm-eval; tqdm reads the variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
     from eaftdrope.evaluate.long_context.plan import short_name
     from eaftdrope.evaluate.suites.plan import Options
@@ -114,10 +116,10 @@ def eval(
 
 
 def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
-    """The probes of a recipe, whose model and output do not matter here.
+    """Return the probes of a recipe; its model and output are replaced.
 
     Raises:
-        UserError: the recipe is wrong, or trains nothing that it could probe.
+        UserError: the recipe is wrong, or has no data section.
     """
     from eaftdrope.errors import UserError
     from eaftdrope.recipe.load import load_recipe
@@ -125,7 +127,7 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
     recipe = load_recipe(path, [f"model={model}", f"output.dir={folder}"])
     if recipe.data is None:
         raise UserError(
-            f"--probes {path}: it has no section data, and so no probes of its own. Name a recipe with the stage eaft."
+            f"--probes {path}: it has no data section, and so no probes of its own. Pass a recipe with the stage eaft."
         )
 
     def build(tokenizer):
@@ -146,18 +148,16 @@ def _eval(
     dry_run: bool,
     overwrite: bool,
 ) -> None:
-    from rich.console import Console
 
     from eaftdrope.evaluate.suites.plan import make_plan
     from eaftdrope.evaluate.suites.run import NAME, SCHEMA
     from eaftdrope.files import ResultFolder
     from eaftdrope.report.page import report_or_say
 
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    quieten(bars=False)
-    # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    silence_libraries(bars=False)
+    console = make_console()
     plan = make_plan(options, problems, recipe_probes)
     results = ResultFolder(folder, NAME, "an evaluation", plan.settings, schema=SCHEMA, overwrite=overwrite)
     if dry_run:
@@ -172,7 +172,7 @@ def _eval(
 
 
 def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) -> dict[str, dict[str, list[Score]]]:
-    """Measure with a bar in a terminal, a line a step elsewhere, and say how much came from the cache."""
+    """Measure with a bar in a terminal, elsewhere one line per step, and report how much came from the cache."""
     from eaftdrope.evaluate.suites.run import SCHEMA, run_plan
 
     from .measure import about, bars
@@ -201,12 +201,12 @@ def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) ->
     results.save()
     to_measure = plan.to_measure
     if kept := sum(pair not in measured for pair in to_measure):
-        console.print(f"{kept} of {len(to_measure)} were measured before (--fresh: anew)", highlight=False)
+        console.print(f"{kept} of {len(to_measure)} came from the cache (--fresh ignores it)", highlight=False)
     return found
 
 
 def plan_table(plan: Plan) -> Table:
-    """What would be measured, and on what."""
+    """Table of the steps of a plan and their data."""
     from rich.table import Table
     from rich.text import Text
 
@@ -221,7 +221,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
-    """A column a model, those after the first with the change from it; a section a suite."""
+    """One column per model, those after the first with the change from it; one section per suite."""
     from rich.table import Table
     from rich.text import Text
 
@@ -251,7 +251,7 @@ def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
 
 
 def _change(base: Score | None, other: Score | None) -> str:
-    """The change with its paired error, in the colour of the verdict."""
+    """Return the change with its paired error, in the colour of the verdict."""
     from eaftdrope.evaluate.table import comparison_lines
 
     if base is None or other is None:

@@ -1,4 +1,4 @@
-"""`eaftdrope inspect`: what a model makes of a recipe's training rows, before training."""
+"""`eaftdrope inspect`: where the model disagrees with a recipe's training labels, before training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SHOWN = 8
 def inspect(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, such as data.max_length=512.", show_default=False)
+        list[str] | None, typer.Argument(help="Overrides of its keys, such as data.max_length=512.", show_default=False)
     ] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows to look at, spread over the data.", show_default="all")
+        int | None, typer.Option(min=1, help="Rows to read, spread over the data.", show_default="all")
     ] = None,
     on_policy: Annotated[
-        int, typer.Option(min=0, help="Prompts that the model answers itself, for contrast (slow).")
+        int, typer.Option(min=0, help="Prompts that the model answers itself, as a contrast (slow).")
     ] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder.", show_default="runs/inspect/<recipe>")] = None,
     dry_run: Annotated[
@@ -36,13 +36,12 @@ def inspect(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Look at a recipe's training rows with its model as it is: where the model is sure of another token than the label,
-    in which rows, and how much of the gradient that would be. Bad labels and copied noise come out on top.
+    """Run the untrained model over a recipe's training rows: where it is confident of another token than the label, in which
+    rows, and how much of the gradient those tokens would give. Bad labels and copied noise are ranked first.
 
     Writes inspect.json, conflicts.jsonl, rows.jsonl and report.html.
     """
     checked = load_recipe(recipe, overrides or [])
-    from rich.console import Console
 
     from eaftdrope.inspection.document import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
@@ -51,11 +50,10 @@ def inspect(
     from eaftdrope.run.machine import training_device
 
     from .measure import about, bars
-    from .quiet import quieten
+    from .terminal import make_console, silence_libraries
 
-    quieten(bars=False)
-    # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    silence_libraries(bars=False)
+    console = make_console()
     folder = InspectionFolder(output or Path("runs") / "inspect" / recipe.stem, overwrite=overwrite)
     inspection = prepare_inspection(checked, rows=rows, on_policy=on_policy)
     show_plan(inspection, folder.path, console)
@@ -83,14 +81,18 @@ def _show(document: dict, console: Console) -> None:
         f"confident conflicts {summary['conflict_share']:.2%}",
         highlight=False,
     )
-    _print_list(console, "worst conflicts (label <- what the model was sure of)", map(_conflict, document["conflicts"]))
-    _print_list(console, "rows to look at first", map(_row, document["rows_ranked"]))
+    _print_list(
+        console,
+        "worst conflicts (label <- prediction)",
+        map(_conflict, document["conflicts"]),
+    )
+    _print_list(console, "rows to check first", map(_row, document["rows_ranked"]))
 
 
 def _print_list(console: Console, title: str, lines) -> None:
     console.print(f"\n{title}", style="bold", highlight=False)
     for _, line in zip(range(_SHOWN), lines):
-        # one line each; text of the data must not steer the terminal
+        # one line each, without control characters of the data
         shown = "".join(char if char.isprintable() else " " for char in line)
         console.print(shown, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
 

@@ -1,4 +1,4 @@
-"""What the measuring verbs share: the device, where and with what it was measured, and a bar while it goes on."""
+"""Options and helpers shared by the measuring verbs: device, environment, and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from eaftdrope.evaluate.long_context.store import Results
 
 Text = Annotated[Path | None, typer.Option(help="A text file, or JSONL with `text`.", show_default="a short novel")]
-Windows = Annotated[int, typer.Option(min=1, help="For perplexity, at most, of each length.")]
+Windows = Annotated[int, typer.Option(min=1, help="At most this many windows for perplexity, at each length.")]
 TrainedLength = Annotated[
-    int | None, typer.Option(min=2, help="In tokens, instead of what the configuration says.", show_default=False)
+    int | None, typer.Option(min=2, help="In tokens; overrides the configuration.", show_default=False)
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or auto.", show_default="float32 on cpu, else bfloat16")
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in the cache at once (at least one prompt or window).")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results in the folder, and start anew.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the results in the folder, and start over.")]
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -38,10 +38,10 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def choose_device(name: str) -> str:
-    """A torch device; `auto` is the accelerator where there is one, else the processor.
+    """Return a torch device; `auto` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: torch does not know the device, or does not see it.
+        UserError: the name is not a device, or the device is not present.
     """
     import torch
 
@@ -51,20 +51,20 @@ def choose_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: torch knows no such device. Take auto, cpu, cuda or cuda:1.") from None
-    there = device.type == "cpu" or (
+        raise UserError(f"--device {name}: unknown device. Use auto, cpu, cuda or cuda:1.") from None
+    present = device.type == "cpu" or (
         accelerator is not None
         and device.type == accelerator.type
         and (device.index or 0) < torch.accelerator.device_count()
     )
-    if not there:
-        raise UserError(f"--device {name}: torch sees no such device here. Take auto or cpu.")
+    if not present:
+        raise UserError(f"--device {name}: not present on this machine. Use auto or cpu.")
     return name
 
 
 def device_and_dtype(device: str, dtype: str | None) -> tuple[str, str, list[str]]:
-    """A device and a dtype to measure with, and what is wrong with those asked for. Without a dtype the processor takes
-    float32, which it is fastest at, and everything else bfloat16."""
+    """Return the device and dtype to measure with, and the problems of those that were passed. The default dtype is
+    float32 on the CPU, which is fastest there, and bfloat16 elsewhere."""
     from eaftdrope.models import DTYPES
 
     problems = []
@@ -78,7 +78,7 @@ def device_and_dtype(device: str, dtype: str | None) -> tuple[str, str, list[str
 
 
 def about(device: str) -> dict:
-    """When, where and with what."""
+    """Return date, device and versions, for the results."""
     from eaftdrope.run.machine import accelerators, cpu_name
 
     kind = device.split(":")[0]
@@ -92,13 +92,13 @@ def about(device: str) -> dict:
 
 
 def run_with_progress(plan: Plan, results: Results, console: Console) -> None:
-    """Measure what is left of the plan: a bar in a terminal, a line a cell elsewhere."""
+    """Measure the remaining cells of the plan: a bar in a terminal, elsewhere one line per cell."""
     from eaftdrope.evaluate.long_context.run import run_plan
 
     results.begin(about(plan.options.device))
     left, total = len(results.left()), len(plan.cells)
     if 0 < left < total:
-        console.print(f"going on: {total - left} of {total} cells are measured already", highlight=False)
+        console.print(f"resuming: {total - left} of {total} cells are already measured", highlight=False)
     with bars(console) as start:
         counted = iter(range(total - left + 1, total + 1))
 
@@ -110,18 +110,18 @@ def run_with_progress(plan: Plan, results: Results, console: Console) -> None:
 
 @contextlib.contextmanager
 def bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives `start(words)`, which shows a new bar in the place of the last and gives `step(done, total)`."""
+    """Yield `start(text)`, which replaces the last bar by a new one and returns `step(done, total)`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
 
-        def start(words: str) -> Callable[[int, int], None]:
+        def start(text: str) -> Callable[[int, int], None]:
             if not console.is_terminal:
-                console.print(words, highlight=False, markup=False)
+                console.print(text, highlight=False, markup=False)
             for old in progress.task_ids:
                 progress.remove_task(old)
-            task = progress.add_task(words, total=None)
+            task = progress.add_task(text, total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
         yield start

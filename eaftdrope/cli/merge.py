@@ -1,4 +1,4 @@
-"""`eaftdrope merge`: a trained model and its base become one ordinary checkpoint."""
+"""`eaftdrope merge`: one ordinary checkpoint from a trained model and its base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from eaftdrope.errors import UserError
 
-from .quiet import quieten
+from .terminal import silence_libraries
 
 
 def merge(
@@ -31,30 +31,30 @@ def merge(
     ] = None,
     share: Annotated[
         float,
-        typer.Option(help="How far to go from the base model (0) to the trained one (1).", show_default=True),
+        typer.Option(help="Position between the base model (0) and the trained one (1).", show_default=True),
     ] = 1.0,
     base: Annotated[
         str | None,
-        typer.Option(help="What a whole model was trained from; an adapter says it itself.", show_default=False),
+        typer.Option(help="Base of a fully trained model; an adapter records its own.", show_default=False),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of --base on the hub.", show_default=False)
     ] = None,
 ) -> None:
     """Merge an adapter into its base model, save an ordinary checkpoint, reload it with stock transformers and compare
-    the logits. Nothing is left under OUTPUT_DIR unless they agree. With --share, only part of the way is gone: `compare
-    --match target` tells at which share a run has gained as much as another, and forgotten less."""
+    the logits. OUTPUT_DIR is written only if they agree. --share interpolates between the base model and the trained one:
+    `compare --match target` reports the share at which a run has gained as much as another, and forgotten less."""
     from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 
-    quieten(bars=sys.stdout.isatty())
+    silence_libraries(bars=sys.stdout.isatty())
     if base is None and revision is not None:
-        raise UserError("--revision is of --base, which is not given; an adapter names its base model itself.")
+        raise UserError("--revision belongs to --base, which is not set; an adapter records its base model.")
     if base is None:
         report = merge_adapter(trained, output, dtype=dtype, share=share)
         typer.echo(f"merged     {trained} into {report.base_model}")
     else:
         report = draw_back(trained, base, output, share=share, dtype=dtype, revision=revision)
-        typer.echo(f"taken      {trained} and {report.base_model}")
+        typer.echo(f"read       {trained} and {report.base_model}")
     if share != 1:
         typer.echo(f"share      {share:g} of the way from the base model")
     typer.echo(f"written    {report.output_dir}: {report.parameters / 1e6:,.1f} M parameters in {report.dtype}")
@@ -64,4 +64,4 @@ def merge(
         + ("" if report.dtype == "float32" else " (rounding of the weights included)")
     )
     if report.untied:
-        typer.echo("untied     the adapter changed only one of the tied embeddings; the head is now stored by itself")
+        typer.echo("untied     the adapter changed only one of the tied embeddings; the head is now stored separately")

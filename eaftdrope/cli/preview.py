@@ -1,4 +1,4 @@
-"""`eaftdrope preview`: what a recipe trains on, token by token."""
+"""`eaftdrope preview`: the tokens that a recipe trains on."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from eaftdrope.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from eaftdrope.data.preview import Preview
 
-# Tokens of a document that are shown where the length of a block is the model's own.
+# Tokens of a document that are shown if the block length is the model's own.
 _DOCUMENT = 1024
 
 
 def preview(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, such as data.max_length=512.", show_default=False)
+        list[str] | None, typer.Argument(help="Overrides of its keys, such as data.max_length=512.", show_default=False)
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to show, spread over the data.")] = 3,
     scan: Annotated[int, typer.Option(min=1, help="Rows of each source to read for the counts.")] = 2000,
 ) -> None:
-    """Show what a recipe trains on: tokens coloured by what carries the loss ([[ ]] around it where there is no colour),
-    which fields of the rows were read, the share of truncated rows, whether the stop token is trained, and the rows that
-    cannot be used."""
+    """Show the rows of a recipe with the trained tokens in colour ([[ ]] around them without colour), the fields that were
+    read, the share of truncated rows, whether the stop token is trained, and the rows that cannot be used."""
     loaded = load_recipe(recipe, overrides or [])
 
     from rich.console import Console
@@ -51,7 +50,7 @@ def stage_heading(stage: str) -> str:
 def stage_previews(
     loaded: Recipe, recipe: Path, *, rows: int, scan: int | None, held_out: bool = False
 ) -> Iterator[tuple[str, Preview]]:
-    """(stage, preview) of each stage of a recipe that trains; with `held_out`, of its held-out rows as well.
+    """Yield (stage, preview) for each training stage of a recipe; with `held_out`, its held-out rows too.
 
     Args:
         scan (`int`, *optional*): rows of each source to read; None for all.

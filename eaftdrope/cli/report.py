@@ -1,4 +1,4 @@
-"""`eaftdrope report`: draws the report of a result again, or puts training runs side by side."""
+"""`eaftdrope report`: render the report of a result again, or put training runs side by side."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import typer
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR", help="Of train, compare, inspect, probe or eval.", show_default=False),
+        typer.Argument(
+            metavar="DIR", help="Result folders of train, compare, inspect, context or eval.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(help="The page.", show_default="report.html in DIR; for several, side_by_side.html in the first"),
     ] = None,
 ) -> None:
-    """Write one self-contained page of what a folder holds, with its figures as PNG and SVG beside it. Of several training
-    runs: one page that compares them, each with the first."""
+    """Write one self-contained page of the results in a folder, with its figures as PNG and SVG beside it. For several
+    training runs, write one page that compares each with the first."""
     from eaftdrope.report.page import write_report, write_side_by_side
 
     path = write_report(folders[0], output) if len(folders) == 1 else write_side_by_side(folders, output)

@@ -11,35 +11,33 @@ import typer
 
 from eaftdrope.recipe import load_recipe
 
-from .quiet import quieten
+from .terminal import make_console, silence_libraries
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, such as train.steps=10.", show_default=False)
+        list[str] | None, typer.Argument(help="Overrides of its keys, such as train.steps=10.", show_default=False)
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the data, print the plan, load no weights, write nothing.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete output.dir with the run that it holds, and start anew.")
+        bool, typer.Option("--overwrite", help="Delete output.dir with the run in it, and start over.")
     ] = False,
 ) -> None:
     """Run a recipe: probe the model, fine-tune it, probe it again, and show what was gained and what was forgotten.
 
-    The same command goes on with a run that was interrupted. A finished run is not touched without --overwrite.
+    Run the same command again to resume an interrupted run. A finished run is not changed without --overwrite.
     On several devices: `accelerate launch -m eaftdrope train RECIPE` or `torchrun -m eaftdrope train RECIPE`.
     """
     checked = load_recipe(recipe, overrides or [])
-    from rich.console import Console
 
     from eaftdrope.run.interrupts import RunInterrupted
     from eaftdrope.run.train import run_recipe, show_plan
 
-    # a log is not a terminal 80 columns wide
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    quieten(bars=sys.stdout.isatty())
+    console = make_console(width=120)
+    silence_libraries(bars=sys.stdout.isatty())
     if dry_run:
         show_plan(checked, console, overwrite=overwrite)
         return

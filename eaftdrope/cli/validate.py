@@ -1,4 +1,4 @@
-"""`eaftdrope validate`: every problem of a recipe at once, or ok and what it will do."""
+"""`eaftdrope validate`: every problem of a recipe at once, or ok and a summary."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from eaftdrope.recipe.training_sections import Loss, Train
 def validate(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, such as train.steps=10.", show_default=False)
+        list[str] | None, typer.Argument(help="Overrides of its keys, such as train.steps=10.", show_default=False)
     ] = None,
     data: Annotated[
-        bool, typer.Option("--data", help="Read the rows as well: which fields are read, which are not, what is lost.")
+        bool, typer.Option("--data", help="Also read the rows, and report fields that are read, unread or lost.")
     ] = False,
     scan: Annotated[int | None, typer.Option(min=1, help="With --data: rows of each source to read.")] = None,
 ) -> None:
@@ -32,7 +32,7 @@ def validate(
     those that were not, and every bad row's reason."""
     loaded = load_recipe(recipe, overrides or [])
     if scan is not None and not data:
-        raise UserError("--scan is for the rows, which are read with --data only. Add --data, or leave --scan out.")
+        raise UserError("--scan limits the rows, which are only read with --data. Add --data, or leave --scan out.")
     checked = printable(f"ok  {recipe}\n{summary(loaded)}", lines=True)
     if not data:
         typer.echo(checked)
@@ -43,7 +43,7 @@ def validate(
 
 
 def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
-    """What became of the rows, printed; the number of bad rows that would stop a training."""
+    """Print the audit of the rows; return the number of bad rows that would stop a training."""
     from eaftdrope.data.preview import report_text
 
     from .preview import stage_heading, stage_previews
@@ -105,7 +105,7 @@ def _fine_tuning(recipe: Recipe) -> dict[str, str]:
     data, lora = recipe.data, recipe.lora
     return {
         "method": f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
-        "train": f"{_paths(data.train)} (loss on {data.train_on}, at most {data.max_length} tokens a row)",
+        "train": f"{_paths(data.train)} (loss on {data.train_on}, at most {data.max_length} tokens per row)",
         "held out": _held_out(data),
         "loss": _loss(recipe.loss),
         "length": f"{_length(recipe.train)} of {_pace(recipe.train)}",
@@ -136,7 +136,7 @@ def _length(train: Train) -> str:
 
 def _pace(train: Train) -> str:
     rows = train.batch_size * train.accumulation
-    return f"{rows} rows a device, learning rate {train.learning_rate:g}, {train.scheduler}"
+    return f"{rows} rows per device, learning rate {train.learning_rate:g}, {train.scheduler}"
 
 
 def _probes(probes: Probes) -> str:

@@ -1,9 +1,9 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
-source (`sources.py`, `folders.py`, `readers.py`, `bfcl.py`) -> row -> `formats.py` (`fields.py`, `messages.py`) ->
-Example -> `chat.py` (`template.py`, `audit.py`, `tools.py`) -> text and answers -> `encoding.py` -> ids and labels ->
-`build.py` (`counts.py`, `copies.py`) -> dataset and report -> `preview.py`; to pretrain on: dataset -> `blocks.py` ->
-blocks of one length
+source (`sources.py`, `folders.py`, `readers.py`, `bfcl.py`, `shipped.py`) -> row -> `formats.py` (`fields.py`,
+`messages.py`) -> Example -> `chat.py` (`template.py`, `audit.py`, `tools.py`) -> text and answers -> `encoding.py` -> ids
+and labels -> `build.py` (`counts.py`, `copies.py`) -> dataset and report -> `preview.py`; to pretrain on: dataset ->
+`blocks.py` -> blocks of one length
 
 Names are loaded on first use: checking a source needs only `sources.py`.
 """

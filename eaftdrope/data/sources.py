@@ -1,4 +1,4 @@
-"""Where rows come from: local files, folders, hub datasets, and the function-calling data of a pip package.
+"""Where rows come from: local files, folders, hub datasets, and data that a pip package carries.
 
 - A row that cannot be read does not end the iteration: it comes as a `Row` with `error` set, so that the caller can
   stop or skip.
@@ -17,11 +17,12 @@ from pathlib import Path
 
 from eaftdrope.errors import DataError
 
-from . import bfcl
+from . import bfcl, shipped
 from .folders import folder_files, listing
 from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
+PACKAGES = (BFCL, *(f"package:{name}" for name in shipped.SPLITS))
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -31,10 +32,11 @@ class Source:
 
     Args:
         path (`str`): local `.jsonl`, `.json`, `.parquet` or `.csv` file, folder of such files (with its subfolders), dataset
-            id on the hub (`org/name`), or `package:bfcl`.
+            id on the hub (`org/name`), or one of `PACKAGES`: `package:bfcl` (function calls), `package:gsm8k`,
+            `package:medquad`, `package:novels`.
         weight (`float`, *optional*, defaults to `1.0`): expected repetitions of the source's rows in the mixture: 2.0
             takes every row twice, 0.5 takes half of the rows (chosen by the seed), 1.5 every row and half of them again.
-        split (`str`, *optional*, defaults to `"train"`): split of a hub dataset or of `package:bfcl`; for a folder, the
+        split (`str`, *optional*, defaults to `"train"`): split of a hub dataset or a package; for a folder, the
             files named after the split (`test.jsonl`, `test-0001.parquet`).
         limit (`int`, *optional*): read only the first `limit` rows, before the weight applies.
         name (`str`, *optional*): configuration name of a hub dataset.
@@ -63,9 +65,11 @@ def check_source(source: Source) -> str | None:
     if source.limit is not None and source.limit < 1:
         return f"{source.path}: the limit is {source.limit}; it must be at least 1, or left out to take all rows."
     if source.path.startswith("package:"):
-        if source.path != BFCL:
-            return f"{source.path}: no such data package. The one known is {BFCL!r}."
-        return bfcl.check(source.split)
+        if source.path not in PACKAGES:
+            near = difflib.get_close_matches(source.path, PACKAGES, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            return f"{source.path}: no such data package.{hint} There are {', '.join(PACKAGES)}."
+        return bfcl.check(source.split) if source.path == BFCL else shipped.check(_package(source), source.split)
     path = Path(source.path).expanduser()
     try:
         if path.is_dir():
@@ -106,15 +110,22 @@ def left_out(source: Source) -> str | None:
         DataError: as `iter_rows`.
     """
     path = Path(source.path).expanduser()
-    if source.path == BFCL or not path.is_dir():
+    if source.path in PACKAGES or not path.is_dir():
         return None
     return folder_files(path, source.split).left_out
+
+
+def _package(source: Source) -> str:
+    return source.path.removeprefix("package:")
 
 
 def _iter_all(source: Source) -> Iterator[Row]:
     if source.path == BFCL:
         for index, data in enumerate(bfcl.rows(source.split)):
             yield Row(data, f"{BFCL}[{source.split}]:{index} ({data['id']})")
+        return
+    if source.path in PACKAGES:
+        yield from shipped.rows(_package(source), source.split)
         return
     path = Path(source.path).expanduser()
     if path.is_dir():

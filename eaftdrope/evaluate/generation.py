@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -108,10 +111,28 @@ def _generate_batch(model, prompts: list[list[int]], config: GenerationConfig, t
     for i, row in enumerate(prompts):
         input_ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
-    out = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList([tick]),
-    )
+    with _contiguous_input(model.get_output_embeddings()):
+        out = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([tick]),
+        )
     return out[:, width:].tolist()
+
+
+@contextmanager
+def _contiguous_input(head: torch.nn.Module | None) -> Iterator[None]:
+    """Makes the input of `head` contiguous; None (a model that does not state its head) changes nothing.
+
+    After a prompt it is a slice of the hidden states, which torch multiplies as a batch: it copies the head's weights for
+    each row, on a CPU in bfloat16 0.1 s per row for SmolLM2.
+    """
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -34,7 +34,8 @@ class DataSource(Section):
 
     path: str = Field(
         min_length=1,
-        description="File (.jsonl, .json, .parquet, .csv), folder of such files, hub dataset id, or `package:bfcl`.",
+        description="File (.jsonl, .json, .parquet, .csv), folder of such files, hub dataset id, or `package:` and one of "
+        "bfcl, gsm8k, medquad, novels.",
     )
     weight: float = Field(
         1.0, gt=0, le=1000, description="How often each row is taken: 2 is twice, 0.5 is half of the rows."

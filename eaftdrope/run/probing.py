@@ -8,7 +8,7 @@ agreement.safetensors                   what the base model says, until the run 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,8 +70,8 @@ def probe_run(
                 refuse_not_a_number(scores, prepared.recipe.model.reference)
             if keeps:
                 folder.save_scores(when, scores)
-        with _as_trained(trainer, prepared), _progress(console, when) as progress:
-            model = trainer.accelerator.unwrap_model(trainer.model)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with _as_trained(trainer, prepared), _as_base(trainer, when), _progress(console, when) as progress:
             take_samples(when, model, tokenizer, prepared, folder, progress, keeps=keeps)
     # on every process, whoever measured: others may see the file before they come here
     trainer.accelerator.wait_for_everyone()
@@ -127,7 +127,7 @@ def _compare_with(capture: Path, probes: list[Probe]) -> None:
 def _measure(when, trainer, tokenizer, prepared: Prepared, capture: Path | None, console: Console) -> list[Score]:
     from eaftdrope.evaluate import run_probes
 
-    with _progress(console, when) as progress, _as_trained(trainer, prepared):
+    with _progress(console, when) as progress, _as_trained(trainer, prepared), _as_base(trainer, when):
         return run_probes(
             trainer.accelerator.unwrap_model(trainer.model),
             tokenizer,
@@ -144,6 +144,15 @@ def _as_trained(trainer: EAFTTrainer, prepared: Prepared):
 
     device = trainer.accelerator.device.type
     return torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(prepared.recipe))
+
+
+def _as_base(trainer: EAFTTrainer, when: str):
+    """Before training new adapters add zero: the model without them measures the same, a quarter faster. (A sharded one keeps
+    them: peft would change which parameters are trained, which a wrapped model has fixed.)"""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if when == "before" and hasattr(model, "disable_adapter") and not is_sharded(trainer):
+        return model.disable_adapter()
+    return nullcontext()
 
 
 @contextmanager

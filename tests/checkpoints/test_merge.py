@@ -6,35 +6,26 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
+from tests.models import SMALLEST, character_tokenizer, tiny_llama
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
 def _tokenizer(template=TEMPLATE):
-    words = ["<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyzTQ0123456789.,:;()'=+?"]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
-    )
+    letters = "abcdefghijklmnopqrstuvwxyzTQ0123456789.,:;()'=+?"
+    return character_tokenizer(["<s>", "</s>", "<unk>"], letters, template, unk_token="<unk>")
 
 
 @pytest.fixture
 def base(tmp_path):
     """A tied model whose weights are large enough that a wrong head shows."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
-        tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(num_key_value_heads=4, vocab_size=64, tie_word_embeddings=True, initializer_range=0.2)
     model.generation_config.max_new_tokens = 7
     model.save_pretrained(tmp_path / "base")
     _tokenizer().save_pretrained(tmp_path / "base")
@@ -261,8 +252,7 @@ def test_other_refusals(base, tmp_path):
     assert refused() == (
         f"{adapter / 'adapter_config.json'} does not name its base model. Write it there as `base_model_name_or_path`."
     )
-    other = LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
-    LlamaForCausalLM(other).save_pretrained(tmp_path / "other")
+    tiny_llama(**SMALLEST, vocab_size=64).save_pretrained(tmp_path / "other")
     _tokenizer().save_pretrained(tmp_path / "other")
     _edit(adapter, base_model_name_or_path=str(tmp_path / "other"))
     assert refused().startswith(f"{adapter} does not fit its base model: size mismatch for ")
@@ -363,10 +353,7 @@ def test_what_can_not_be_drawn_back_is_refused(base, tmp_path):
     for share in (-0.1, 1.01, float("nan")):
         with pytest.raises(UserError, match="is not between 0"):
             draw_back(trained, str(base), tmp_path / "drawn", share=share)
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    tiny_llama(intermediate_size=48, num_key_value_heads=4, vocab_size=64).save_pretrained(tmp_path / "other")
     with pytest.raises(
         UserError, match=r"was not trained from '.*other': \d+ of their tensors differ in name or shape"
     ):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import merge_adapter
 from eaftdrope.errors import UserError
-from tests.conftest import make_word_tokenizer
+from tests.models import make_word_tokenizer
 from tests.trainer.tiny import tiny_model
 
 PLAIN = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}

@@ -6,7 +6,7 @@ import pytest
 
 from eaftdrope.cli import main
 from eaftdrope.cli import validate as verb_module
-from eaftdrope.cli.app import ALONE
+from eaftdrope.cli.app import SINGLE_PROCESS
 from eaftdrope.errors import UserError, printable
 
 
@@ -38,7 +38,7 @@ def test_what_the_disk_refuses_is_one_sentence(number, raising):
     error = OSError(number, "what the system says", "runs/\x1b[x")
     assert raising(error) == (
         2,
-        "runs/\\x1b[x: what the system says. Name another place, or change this one.\n",
+        "runs/\\x1b[x: what the system says. Choose another place, or change this one.\n",
     )
 
 
@@ -82,7 +82,7 @@ def test_one_process_that_fails_by_itself_is_told_with_its_rank(raising, monkeyp
     assert raising(UserError("wrong")) == (2, "rank 3: wrong\n")
 
 
-@pytest.mark.parametrize("verb", ALONE)
+@pytest.mark.parametrize("verb", SINGLE_PROCESS)
 def test_verbs_that_run_alone_refuse_several_processes(verb, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = {"merge": ["a", "b"], "convert": ["a", "b"], "drope": ["temperature", "a"]}.get(verb, ["a"])
@@ -114,3 +114,12 @@ def test_a_damaged_result_is_named(name, content, tmp_path, capsys):
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith(str(tmp_path / name)), err
     assert "so no report can be made of it." in err and "Traceback" not in err
+
+
+def test_an_earlier_name_of_a_verb_works_and_prints_the_new_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["probe", "--help"])
+    shown = capsys.readouterr()
+    assert not stop.value.code
+    assert shown.err == "`eaftdrope probe` is now `eaftdrope context`.\n"
+    assert shown.out.startswith("Usage: eaftdrope context ")

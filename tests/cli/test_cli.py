@@ -152,10 +152,10 @@ def test_validate_prints_a_summary(path, capsys):
         f"ok  {path}",
         "  model     org/model",
         "  method    LoRA r 8, alpha 16",
-        "  train     org/rows (loss on assistant, at most 1024 tokens a row)",
+        "  train     org/rows (loss on assistant, at most 1024 tokens per row)",
         "  held out  5% of train",
         "  loss      gate eaft",
-        "  length    9 steps of 4 rows a device, learning rate 1e-05, cosine",
+        "  length    9 steps of 4 rows per device, learning rate 1e-05, cosine",
         "  probes    held_out_loss, perplexity, multiple_choice",
         "  output    runs/x",
     ]
@@ -178,9 +178,9 @@ def test_recipes_ls_show_cp(tmp_path, capsys, monkeypatch):
     assert out.splitlines()[0].startswith("quickstart ")
     code, shown, _ = run("recipes", "show", "quickstart", capsys=capsys)
     assert yaml.safe_load(shown)["model"]["reference"] == "package:smollm2-135m-instruct"
-    code, out, _ = run("recipes", "cp", "medical/qwen3_4b_thinking.yaml", "mine.yaml", capsys=capsys)
-    assert (code, out) == (0, "mine.yaml is yours. Edit it, then: eaftdrope validate mine.yaml\n")
-    assert load_recipe("mine.yaml").output.dir == "runs/medical/qwen3_4b_thinking"
+    code, out, _ = run("recipes", "cp", "recipes/medical.yaml", "mine.yaml", capsys=capsys)
+    assert (code, out) == (0, "written: mine.yaml. Edit it, then run: eaftdrope validate mine.yaml\n")
+    assert load_recipe("mine.yaml").output.dir == "runs/medical"
     run("recipes", "cp", "quickstart", capsys=capsys)
     assert (tmp_path / "quickstart.yaml").read_text() == shown
 
@@ -190,14 +190,23 @@ def test_recipes_errors(tmp_path, capsys, monkeypatch):
     code, _, err = run("recipes", "show", "quikstart", capsys=capsys)
     assert code == 2
     assert err.startswith("no recipe 'quikstart'. Did you mean `quickstart`? Recipes: quickstart, ")
+    code, _, err = run("recipes", "cp", "medical/qwen3_4b_thinking", capsys=capsys)
+    assert (code, err) == (
+        2,
+        "'medical/qwen3_4b_thinking' is now 'medical', one recipe for every model. `eaftdrope recipes cp medical`, then "
+        "`eaftdrope train medical.yaml model=Qwen/Qwen3-4B-Thinking-2507`. Its header has what else a thinking model "
+        "needs.\n",
+    )
+    code, _, err = run("recipes", "show", "recipes/math/smollm2_135m.yaml", capsys=capsys)
+    assert (code, err) == (2, "'math/smollm2_135m' is now 'math_cpu'. `eaftdrope recipes cp math_cpu`.\n")
     code, _, err = run("recipes", "cp", capsys=capsys)
-    assert (code, err) == (2, "`eaftdrope recipes cp` needs a name. `eaftdrope recipes ls` lists them.\n")
+    assert (code, err) == (2, "`eaftdrope recipes cp` needs a name. `eaftdrope recipes ls` lists the names.\n")
     (tmp_path / "mine.yaml").write_text("mine")
     code, _, err = run("recipes", "cp", "quickstart", "mine.yaml", capsys=capsys)
-    assert (code, err) == (2, "mine.yaml exists and is left alone. Name another destination.\n")
+    assert (code, err) == (2, "mine.yaml already exists and was not changed. Choose another destination.\n")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     code, _, err = run("recipes", "cp", "quickstart", "no/mine.yaml", capsys=capsys)
-    assert (code, err) == (2, "the folder no does not exist. Create it, or name another destination.\n")
+    assert (code, err) == (2, "the folder no does not exist. Create it, or choose another destination.\n")
 
 
 def test_doctor(capsys, monkeypatch, tmp_path):

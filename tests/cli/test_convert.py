@@ -31,7 +31,7 @@ def test_convert_reports_checks_and_engines_and_undo_restores(source, tmp_path, 
     assert re.search(r"converted +.*\(LlamaForCausalLM\) into .*new in \d", out)
     assert "trained on 64 tokens, announces 256" in out and out.count("ok    ") == 6
     for engine in ("transformers 5", "transformers 4", "llama.cpp"):
-        assert re.search(rf"^{re.escape(engine)} .*\(run\) +right", out, re.MULTILINE)
+        assert re.search(rf"^{re.escape(engine)} .*\(run\) +correct", out, re.MULTILINE)
     for engine in ("vLLM", "SGLang"):
         assert re.search(rf"^{engine} .*\(not run\) +not known +not run", out, re.MULTILINE)
     code, out, _ = run(capsys, "convert", "--undo", tmp_path / "new", tmp_path / "back")
@@ -54,7 +54,10 @@ def test_a_target_length_sets_the_temperature_once(source, tmp_path, capsys):
         (("--by-position", "--slope", "0.1", "--temperature", "1.1"), r"each set the temperature"),
         (("--target-length", "256", "--slope", "0.1", "--temperature", "1.1"), r"each set the temperature"),
         (("--target-length", "32", "--slope", "0.1"), r"within the trained length of 64 tokens"),
-        (("--undo", "--temperature", "1.1"), r"--undo restores the source as it was and takes no option but --copy"),
+        (
+            ("--undo", "--temperature", "1.1"),
+            r"--undo restores the source as it was and has no other option than --copy",
+        ),
         (("--undo",), r"cannot be undone: it has no drope_original/manifest\.json"),
         (("--layers", "0-1"), r"cannot say which layers"),
     ],
@@ -69,7 +72,7 @@ def test_check_finds_and_repairs_the_keys_that_a_training_lost(source, tmp_path,
     run(capsys, "convert", source, tmp_path / "new")
     AutoModelForCausalLM.from_pretrained(tmp_path / "new").save_pretrained(tmp_path / "trained")
     code, out, _ = run(capsys, "drope", "check", tmp_path / "trained")
-    assert code == 1 and "has lost the rope keys of transformers 4" in out
+    assert code == 1 and "no longer has the rope keys of transformers 4" in out
     code, out, _ = run(capsys, "drope", "check", tmp_path / "trained", "--repair", "--weights")
     assert code == 0 and "repaired" in out and out.count("ok    ") == 6
     code, out, _ = run(capsys, "drope", "check", tmp_path / "trained")
@@ -97,3 +100,12 @@ def test_into_the_current_folder_and_below_a_file(source, tmp_path, capsys, monk
         code, _, err = run(capsys, "convert", source, target)
         assert code == 2 and message in " ".join(err.split()) and "Traceback" not in err
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_the_group_drope_converts_and_undoes(source, tmp_path, capsys):
+    assert run(capsys, "drope", "convert", source, tmp_path / "new")[0] == 0
+    code, out, _ = run(capsys, "drope", "undo", tmp_path / "new", tmp_path / "again")
+    assert code == 0 and out.startswith("restored   ")
+    assert (tmp_path / "again" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    code, _, err = run(capsys, "drope", "undo", source, tmp_path / "third")
+    assert code == 2 and "drope_original/manifest.json" in err

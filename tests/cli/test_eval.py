@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -15,8 +13,10 @@ from eaftdrope.cli import main
 from eaftdrope.evaluate.scores import change_stderr
 from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
+from tests import forked
 from tests.evaluate.suites.test_cache import adapter_of
-from tests.tiny_run import TEMPLATE, make_project
+from tests.models import TEMPLATE
+from tests.tiny_run import make_project
 
 SMALL = ["--suite", "general:perplexity,general:multiple_choice", "--limit", "6", "--device", "cpu"]
 
@@ -82,7 +82,7 @@ def test_one_model(eval_in, tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "load_model", None)
     code, out, err, again = eval_in("model", *SMALL)
     assert code == 0, err
-    assert again["models"] == document["models"] and "2 of 2 were measured before (--fresh: anew)" in out
+    assert again["models"] == document["models"] and "2 of 2 came from the cache (--fresh ignores it)" in out
 
 
 def test_fresh_measures_again(eval_in, monkeypatch):
@@ -110,7 +110,7 @@ def test_several_models_and_their_changes(eval_in, project):
     # the base, named by itself, is the same capture: nothing is asked again
     code, out, err, alone = eval_in("other", *suite, "--base", "model", name="alone")
     assert code == 0, err
-    assert "2 of 2 were measured before" in out and "what the base model says" not in out
+    assert "2 of 2 came from the cache" in out and "what the base model says" not in out
     assert alone["models"][0]["scores"] == document["models"][1]["scores"]
 
 
@@ -149,7 +149,7 @@ def test_a_recipes_own_probes(eval_in, project, tmp_path):
     assert {"perplexity", "perplexity (recipe)", "held-out loss (recipe)"} <= values(document).keys()
     (tmp_path / "convert.yaml").write_text("stages: [drope]\n")
     code, _, err, _ = eval_in("other", "--probes", tmp_path / "convert.yaml", name="convert")
-    assert code == 2 and "convert.yaml: it has no section data, and so no probes of its own." in err
+    assert code == 2 and "convert.yaml: it has no data section, and so no probes of its own." in err
     code, _, err, _ = eval_in("other", "--probes", "gone.yaml", name="gone")
     assert code == 2 and "no recipe at gone.yaml." in err
 
@@ -166,14 +166,8 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
         "main(sys.argv[1:])\n"
     )
     command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out[/red]")]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = forked.run_source(script, *command)
+    assert done.code == -signal.SIGKILL, done.err
     left = json.loads((tmp_path / "out[/red]" / "eval.json").read_text())
     assert left["status"] == "running" and list(values(left)) == ["perplexity"]
     code, out, err, document = eval_in("model", *SMALL)
@@ -304,7 +298,7 @@ def test_tasks_of_lm_eval(eval_in, lm_eval, project):
     # kept, like our own; not under other options
     lm_eval.clear()
     code, out, _, _ = eval_in("model", "other", *suite, "--include-path", project, "--chat")
-    assert code == 0 and [name for name, _ in lm_eval] == ["manager"] and "4 of 4 were measured before" in out
+    assert code == 0 and [name for name, _ in lm_eval] == ["manager"] and "4 of 4 came from the cache" in out
     code, _, _, _ = eval_in("model", *suite, "--include-path", project, name="plain")
     assert code == 0 and [name for name, _ in lm_eval][-1] == "evaluate"
 

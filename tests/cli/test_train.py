@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from tests.tiny_run import hashes, make_project, metrics, save_rows, train, train_in_a_shell
+from tests.tiny_run import hashes, make_project, metrics, save_rows, train, train_in_a_shell, train_in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def start(recipe, tmp_path):
 def finished(project):
     """A finished run; no test may change it."""
     run = project / "finished"
-    ended = train(project / "recipe.yaml", f"output.dir={run}", "probes.general=[]")
+    ended = train(project / "recipe.yaml", f"output.dir={run}", "probes.general=[]", report=True)
     assert ended.code == 0, ended.out
     return run
 
@@ -103,7 +103,7 @@ def bad_rows(folder):
 
 
 def no_weights(folder):
-    from tests.tiny_run import save_model
+    from tests.models import save_model
 
     (save_model(folder / "broken") / "model.safetensors").unlink()
     return f"model={folder / 'broken'}"
@@ -155,7 +155,7 @@ def test_other_data_under_the_same_name_are_refused(start, tmp_path):
     assert ended.code == 2
     assert "holds an unfinished run, and the training rows changed since the start. Put back what" in last_line(ended)
     rows.write_text(text)
-    ended = start(override, "train.save_every=1", "train.keep_checkpoints=3", "train.log_every=2", report=False)
+    ended = start(override, "train.save_every=1", "train.keep_checkpoints=3", "train.log_every=2")
     assert ended.code == 0, ended.out
     run = tmp_path / "run"
     assert sorted(os.listdir(run / "checkpoints")) == ["README.md", "checkpoint-4", "checkpoint-5", "checkpoint-6"]
@@ -170,7 +170,7 @@ def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finishe
     for name in ("README.md", "report.html"):
         (run / name).unlink()
     before = hashes(run)
-    ended = train(recipe, f"output.dir={run}", "probes.general=[]")
+    ended = train(recipe, f"output.dir={run}", "probes.general=[]", report=True)
     assert ended.code == 0, ended.out
     assert f"trained in {run}; missing: README.md, report.html" in ended.out.replace("\n", " ")
     assert "step " not in ended.out and "probing" not in ended.out and "Before and after" in ended.out
@@ -356,16 +356,16 @@ def test_two_processes(recipe, tmp_path):
     for row, other in zip(rows, metrics(alone), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
     # again: both see the finished run, and both stop
-    code, out, err = train_in_a_shell(*arguments, command=launch, ACCELERATE_USE_CPU="true")
-    assert code != 0
-    assert "holds a finished run" in err
+    ranks = train_in_ranks(*arguments)
+    assert [rank.code for rank in ranks] == [2, 2]
+    assert "holds a finished run" in ranks[0].err
     # and an unfinished one goes on
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**state, "status": "running"}))
     (run / "checkpoints" / "checkpoint-6" / "rng_state_1.pth").unlink()
     weights = hashes(run)["adapter_model.safetensors"]
-    code, out, err = train_in_a_shell(*arguments, command=launch, ACCELERATE_USE_CPU="true")
-    assert code == 0, err
-    assert "going on from checkpoint-4 of 6" in out
+    ranks = train_in_ranks(*arguments)
+    assert [rank.code for rank in ranks] == [0, 0], ranks
+    assert "going on from checkpoint-4 of 6" in ranks[0].out
     assert metrics(run) == rows
     assert hashes(run)["adapter_model.safetensors"] == weights

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from tests.models import tiny_llama
+
 SYMBOLS = 16
 WORDS = ["<pad>", "<unk>", "Question", ":", "Answer", "old", "new"]
 # how often the model was told the answer of the new skill, before: enough to have it learnt quickly
@@ -111,22 +113,15 @@ def _tokenizer():
 
 def _taught_model(tokenizer, steps: int = 200):
     """Sure of the old skill, and sure of nothing in the new one."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = tiny_llama(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=32,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     draw = random.Random(1)
     for _ in range(steps):

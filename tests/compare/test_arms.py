@@ -8,7 +8,8 @@ from eaftdrope.compare.training import is_trained
 from eaftdrope.errors import UserError
 from eaftdrope.recipe.load import load_recipe
 from eaftdrope.run.build import build_data
-from tests.tiny_run import byte_tokenizer, make_project, make_staged_project
+from tests.models import byte_tokenizer
+from tests.tiny_run import make_project, make_staged_project
 
 
 @pytest.fixture(scope="module")

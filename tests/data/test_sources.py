@@ -308,7 +308,11 @@ def test_what_is_said_about_sources_that_cannot_be_read(tmp_path, monkeypatch):
         (Source("tool_calls.jsonl", weight=0), "tool_calls.jsonl: the weight is 0; it must be a number above 0"),
         (Source("tool_calls.jsonl", weight=float("nan")), "tool_calls.jsonl: the weight is nan; it must be a number"),
         (Source("tool_calls.jsonl", limit=0), "tool_calls.jsonl: the limit is 0; it must be at least 1"),
-        (Source("package:bfc"), "package:bfc: no such data package. The one known is 'package:bfcl'."),
+        (
+            Source("package:bfc"),
+            "package:bfc: no such data package. Did you mean package:bfcl? There are package:bfcl, package:gsm8k, "
+            "package:medquad, package:novels.",
+        ),
         (Source("squad"), None),
         (Source("org/name"), None),
     ]:

@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from eaftdrope.data.vocabulary import check_token_ids
 from eaftdrope.errors import DataError
-from tests.tiny_run import byte_tokenizer
+from tests.models import byte_tokenizer
 
 WAY_OUT = (
     "and the model's embedding has 260 rows (vocab_size of its config.json): the tokenizer has tokens that the model was not "

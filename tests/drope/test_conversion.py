@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,9 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from eaftdrope.drope import complete, convert, undo
 from eaftdrope.drope import conversion as conversion_module
 from eaftdrope.errors import UserError
+from tests import forked
 from tests.drope.architectures import LENGTH, save
 from tests.drope.big_folder import make as make_big
-from tests.tiny_run import byte_tokenizer, hashes
+from tests.models import byte_tokenizer
+from tests.tiny_run import hashes
 
 
 @pytest.fixture
@@ -321,14 +321,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_
 
 def test_seven_billion_parameters_take_seconds_and_no_memory(tmp_path):
     assert make_big(tmp_path / "big") > 13e9
-    done = subprocess.run(
-        [sys.executable, "-c", _CONVERT, str(tmp_path / "big"), str(tmp_path / "new")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    kilobytes, seconds = map(float, done.stdout.split())
+    done = forked.run_source(_CONVERT, tmp_path / "big", tmp_path / "new")
+    assert done.code == 0, done.err
+    kilobytes, seconds = map(float, done.out.split())
     # beyond torch and transformers themselves
     assert kilobytes < 300 * 1024
     assert seconds < 15

@@ -8,10 +8,8 @@ import types
 import pytest
 import torch
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from tests.models import TEMPLATE
+from tests.models import tiny_llama as make_llama
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +36,15 @@ def byte_tokenizer():
 @pytest.fixture
 def tiny_llama():
     """Random Llama of vocabulary 259 with weights large enough for its distributions to be far from uniform."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = make_llama(
         vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.25,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
-    return LlamaForCausalLM(config).eval()
+    return model.eval()
 
 
 @pytest.fixture

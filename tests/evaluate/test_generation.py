@@ -42,6 +42,16 @@ def test_equals_a_plain_greedy_loop(tiny_llama, byte_tokenizer):
     assert tiny_llama.generation_config.repetition_penalty == 3.0
 
 
+def test_the_head_is_never_multiplied_as_a_batch(tiny_llama, byte_tokenizer):
+    """A slice of the hidden states is not contiguous, and torch then copies the head's weights for each row."""
+    found = []
+    hook = tiny_llama.lm_head.register_forward_hook(lambda _, inputs, __: found.append(inputs[0].is_contiguous()))
+    generate(tiny_llama, byte_tokenizer, PROMPTS, max_new_tokens=4, batch_tokens=10_000)
+    hook.remove()
+    assert found == [True] * 4
+    assert not tiny_llama.lm_head._forward_pre_hooks
+
+
 def test_stops_at_every_end(tiny_llama, byte_tokenizer):
     tiny_llama.generation_config.eos_token_id = [7, 9]
     assert stop_token_ids(tiny_llama, byte_tokenizer) == [2, 7, 9]

@@ -12,7 +12,7 @@ from eaftdrope.evaluate.likelihood import rows_nll
 from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
 from eaftdrope.evaluate.probes.perplexity import Perplexity
 from eaftdrope.evaluate.scores import change_stderr
-from tests.conftest import make_word_tokenizer
+from tests.models import SMALLEST, make_word_tokenizer, tiny_llama
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip(
@@ -109,22 +109,10 @@ def tokenizer(request):
 
 @pytest.fixture(scope="module")
 def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=1,
-        pad_token_id=1,
+    model = tiny_llama(
+        vocab_size=300, max_position_embeddings=512, initializer_range=0.2, eos_token_id=1, pad_token_id=1
     )
-    return LlamaForCausalLM(config).eval()
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -243,19 +231,7 @@ def test_one_bos(one_question_tasks, tiny_word_model, written_by):
 @pytest.fixture(scope="module")
 def tiny_word_model():
     """A model of the word tokenizer's vocabulary; `given` has the ids of each of its calls."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(**SMALLEST, vocab_size=128, max_position_embeddings=64, eos_token_id=2, pad_token_id=0).eval()
     model.given = []
     model.register_forward_pre_hook(
         lambda module, args, options: module.given.append((*args, options.get("input_ids"))[0].tolist()),

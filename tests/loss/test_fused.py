@@ -5,33 +5,11 @@ import torch
 
 from eaftdrope.loss import eaft_loss, fused_linear_eaft, gates
 from eaftdrope.loss.gradients import Gradients
-from tests.loss.reference import definition, make_inputs, relative_error
+from tests.loss.reference import assert_equal_to_definition, definition, make_inputs, relative_error, run
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 ROW_LOCAL = ["eaft", "eaft-vocab", "eaft-exact", "eaft-sigmoid", "dft", "focal", "profit", "constant", "none"]
 BATCH = ["eaft-mask", "conflict-mask", "talr", "mile"]
-
-
-def run(hidden, weight, labels, *, bias=None, **options):
-    leaves = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
-    loss = fused_linear_eaft(leaves[0], leaves[1], labels, bias=leaves[2], **options)
-    loss.backward()
-    return loss.detach(), [None if leaf is None else leaf.grad for leaf in leaves]
-
-
-# settings of the operator that the definition has not
-EXECUTION = ("tile_bytes", "recompute", "gate_threshold")
-
-
-def assert_equal_to_definition(hidden, weight, labels, tolerance, gate="eaft", bias=None, **options):
-    loss, gradients = run(hidden, weight, labels, bias=bias, gate=gate, **options)
-    options = {name: value for name, value in options.items() if name not in EXECUTION}
-    expected, expected_gradients = definition(hidden, weight, labels, gate, bias=bias, **options)
-    errors = {"loss": relative_error(loss, expected)}
-    for name, actual, wanted in zip(("hidden", "weight", "bias"), gradients, expected_gradients, strict=True):
-        if wanted is not None:
-            errors[name] = relative_error(actual, wanted)
-    assert max(errors.values()) <= tolerance, errors
 
 
 def rows_a_tile(rows: int, weight: torch.Tensor) -> int:

@@ -5,16 +5,9 @@ import torch
 
 from eaftdrope.loss import fused_linear_eaft
 from eaftdrope.loss.tail import GROUP_ROWS, TailSparseGradients
-from tests.loss.reference import definition, make_inputs, relative_error
+from tests.loss.reference import definition, make_inputs, relative_error, run
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
-
-
-def run(hidden, weight, labels, *, bias=None, **options):
-    leaves = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
-    loss = fused_linear_eaft(leaves[0], leaves[1], labels, bias=leaves[2], **options)
-    loss.backward()
-    return loss.detach(), [None if leaf is None else leaf.grad for leaf in leaves]
 
 
 def errors(actual, expected):

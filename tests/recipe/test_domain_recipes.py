@@ -4,117 +4,158 @@ of the same architectures with the same chat templates."""
 import importlib.util
 import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
 from eaftdrope.cli.recipes import shipped_recipes
 from eaftdrope.recipe import load_recipe, make_recipe
 from eaftdrope.run.memory import fits
 from eaftdrope.run.plan import meta_model
+from tests.models import byte_tokenizer
 from tests.run.full_size import MODELS
-from tests.tiny_run import byte_tokenizer, train
+from tests.tiny_run import train
 
 SHIPPED = shipped_recipes()
-DOMAINS = ("medical", "math", "tool_use")
-NAMES = [name for name in SHIPPED if name.startswith(DOMAINS)]
-LARGE = [name for name in NAMES if "smollm2" not in name]
-PAPER = ("math/qwen3_4b_instruct", "math/qwen2.5_32b", "math/glm4_9b", "medical/qwen3_4b_thinking")
-PAPER += ("tool_use/qwen3_4b_instruct",)
+DOMAINS = ("math", "medical", "tool_use")
+QWEN, THINKING = "Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3-4B-Thinking-2507"
+GLM, QWEN32 = "zai-org/GLM-4-9B-0414", "Qwen/Qwen2.5-32B-Instruct"
+LLAMA8, GEMMA = "meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-4b-it"
+SMOLLM = "package:smollm2-135m-instruct"
+# (domain, model): what the paper has
+PAPER = [("math", QWEN), ("math", GLM), ("math", QWEN32), ("medical", THINKING), ("tool_use", QWEN)]
 
 
 def header(name):
-    """The recipe's header as one text, without the marks of comments and line breaks."""
-    lines = SHIPPED[name].read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    return " ".join(line.lstrip("# ").rstrip("\\ ") for line in lines)
+    """The lines of the recipe's header, without the marks of comments."""
+    return [line.lstrip("# ") for line in SHIPPED[name].read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
 
 
-def adapters_of(name):
-    """The overrides that the header gives for LoRA."""
-    command = re.search(rf"LoRA: +eaftdrope train recipes/{re.escape(name)}\.yaml((?: [\w.]+=\S+)+)", header(name))
-    return command[1].split()
+def command(name, label):
+    """The overrides of the first command under a label of the header."""
+    lines = header(name)
+    lines = lines[next(n for n, line in enumerate(lines) if line.startswith(f"{label}:")) :]
+    lines = lines[next(n for n, line in enumerate(lines) if f"eaftdrope train recipes/{name}.yaml" in line) :]
+    last = next(n for n, line in enumerate(lines) if not line.endswith("\\"))
+    words = shlex.split(" ".join(line.rstrip("\\") for line in lines[: last + 1]))
+    return words[words.index(f"recipes/{name}.yaml") + 1 :]
+
+
+def table(name):
+    """model -> (GB of each of 8, 4, 2 and 1 GPUs for all weights, None: none is enough; GB of one for LoRA)."""
+    rows = [line.split() for line in header(name)]
+    rows = [
+        row
+        for row in rows
+        if len(row) > 6 and "/" in row[0] and all(cell == "-" or cell.isdigit() for cell in row[1:6])
+    ]
+    return {row[0]: ([None if cell == "-" else int(cell) for cell in row[1:5]], int(row[5])) for row in rows}
+
+
+def overrides_for(name, model):
+    """What makes the recipe one for this model, as its header has it; of one for a CPU, what reads the data from the hub."""
+    if model == THINKING:
+        return command(name, "Thinking")
+    text = " ".join(line.rstrip("\\ ") for line in header(name))
+    return (
+        [word.strip("'") for word in re.findall(r"'data\.\w+=[^']*'|data\.\w+=\S+", text)]
+        if model == SMOLLM
+        else [f"model={model}"]
+    )
+
+
+LARGE = [(name, model) for name in DOMAINS for model in table(name)]
+SMALL_ONES = [(f"{name}_cpu", SMOLLM) for name in DOMAINS]
 
 
 # ---- as they are ----
 
 
+def test_the_table_has_the_models_of_the_tests():
+    assert all(set(table(name)) == set(MODELS) - {SMOLLM} for name in DOMAINS)
+
+
 @cache
-def at_full_size(reference, overrides):
-    """(configuration, model on meta) of a published model, as type and rank of the overrides have it."""
-    config = MODELS[reference][0]()
-    data = {"data": {"train": "org/rows"}, "output": {"dir": "runs/x"}}
-    how = dict(override.split("=") for override in overrides)
+def at_full_size(model, dtype, rank):
+    """(configuration, model on meta) of a published model; rank 0 is without adapters."""
+    config = MODELS[model][0]()
     recipe = make_recipe(
         {
-            "model": {"reference": reference, "dtype": how.get("model.dtype", "float32")},
-            "lora": {"r": int(how["lora.r"])} if how else None,
-            **data,
+            "model": {"reference": model, "dtype": dtype},
+            "lora": {"r": rank} if rank else None,
+            "data": {"train": "org/rows"},
+            "output": {"dir": "runs/x"},
         }
     )
     return config, meta_model(recipe, config)
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_full_size_fits_the_hardware_it_names(name):
-    """What the header says of GPUs is what the estimate says, of the whole fine-tune and of LoRA."""
-    said = re.search(r"Hardware: (.*?) with LoRA 1 GPU of (\d+) GB\.", header(name))
-    claims = {int(devices): int(size) for devices, size in re.findall(r"(\d) GPUs? of (\d+) GB", said[1])}
-    for overrides, expected in (([], claims), (adapters_of(name), {1: int(said[2])})):
-        recipe = load_recipe(SHIPPED[name], overrides)
-        config, model = at_full_size(recipe.model.reference, tuple(overrides[:2]))
-        found = {fit.devices: fit.size for fit in fits(recipe, config, model, autocast=True)}
-        assert expected and {devices: found[devices] for devices in expected} == expected
-        # nothing that would do is left unsaid, but a number of devices that needs the same size as twice as many
-        unsaid = {n: size for n, size in found.items() if n not in expected and not recipe.lora}
-        assert all(size is None or size == found[2 * n] for n, size in unsaid.items())
+@pytest.mark.parametrize(("name", "model"), LARGE)
+def test_full_size_fits_the_hardware_of_the_table(name, model):
+    """What the table states is the estimate, for the whole fine-tune and for LoRA."""
+    full, lora = table(name)[model]
+    for more, devices, expected in (([], (8, 4, 2, 1), full), (command(name, "LoRA"), (1,), [lora])):
+        recipe = load_recipe(SHIPPED[name], [*overrides_for(name, model), *more])
+        assert recipe.model.reference == model
+        config, on_meta = at_full_size(model, recipe.model.dtype, recipe.lora.r if recipe.lora else 0)
+        found = {fit.devices: fit.size for fit in fits(recipe, config, on_meta, autocast=True)}
+        assert [found[count] for count in devices] == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_full_and_lora(name):
+@pytest.mark.parametrize(("name", "model"), [*LARGE, *SMALL_ONES])
+def test_full_and_lora(name, model):
     """The command line of the header makes it LoRA, with a rate that adapters take and the batch of the whole recipe."""
-    full, lora = load_recipe(SHIPPED[name]), load_recipe(SHIPPED[name], adapters_of(name))
+    chosen = overrides_for(name, model)
+    full = load_recipe(SHIPPED[name], chosen)
+    lora = load_recipe(SHIPPED[name], [*chosen, *command(name, "LoRA")])
     assert full.lora is None and full.model.dtype == "float32"
     assert lora.lora.target_modules == "all-linear" and lora.train.learning_rate > full.train.learning_rate
-    devices = 8 if name in LARGE else 1
+    devices = 1 if model == SMOLLM else 8
     rows = full.train.batch_size * full.train.accumulation * devices
-    assert lora.train.batch_size * lora.train.accumulation == rows == (64 if name in LARGE else 16)
+    assert lora.train.batch_size * lora.train.accumulation == rows == (16 if model == SMOLLM else 64)
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_hyper_parameters_of_the_paper(name):
-    recipe = load_recipe(SHIPPED[name])
+@pytest.mark.parametrize(("name", "model"), PAPER)
+def test_the_hyper_parameters_of_the_paper(name, model):
+    settings = command(name, "Paper") if name == "tool_use" else ["train.epochs=10"]
+    text = " ".join(header(name))
+    assert "train.epochs=10" in text and "table 4" in text and "means of 3 runs, no deviations" in text
+    recipe = load_recipe(SHIPPED[name], [*overrides_for(name, model), *settings])
     train = recipe.train
     assert (train.learning_rate, train.scheduler, train.warmup_ratio, train.epochs) == (1e-5, "cosine", 0.03, 10)
     assert (recipe.data.max_length, 8 * train.batch_size * train.accumulation) == (16384, 64)
     assert (recipe.loss.gate, recipe.lora, train.optimizer) == ("eaft", None, "adamw_torch")
-    assert "table 4" in header(name) and "means of 3 runs, no deviations" in header(name)
 
 
-def test_only_the_papers_settings_carry_its_name():
-    for name in set(NAMES) - set(PAPER):
-        assert "table 4" not in header(name)
-        assert load_recipe(SHIPPED[name]).train.epochs <= 3
-        assert re.search(r"not been run|not run by us", header(name))
+@pytest.mark.parametrize("name", DOMAINS)
+def test_no_recipe_claims_a_run(name):
+    assert "this recipe has not been run" in " ".join(header(name))
+    assert load_recipe(SHIPPED[name]).train.epochs == 3
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_the_domains_are_measured_alike(domain):
-    """The target by a probe of the domain (but where the model thinks first), general ability by the same probes; the
+@pytest.mark.parametrize(("name", "model"), LARGE)
+def test_the_domains_are_measured_alike(name, model):
+    """The target by a probe of the domain (except where the model thinks first), general ability by the same probes; the
     header names the suite."""
-    own = {"medical": "yes_no_maybe", "math": "numeric_answers", "tool_use": "function_calls"}[domain]
-    for name in (name for name in LARGE if name.startswith(domain)):
-        probes = load_recipe(SHIPPED[name]).probes
-        target = [probe.name for probe in probes.target]
-        assert target == ["held_out_loss", own] or (name.endswith("thinking") and target[0] == "held_out_loss")
-        assert [probe.name for probe in probes.general] == [
-            "perplexity",
-            "multiple_choice",
-            "agreement",
-            "instructions",
-        ]
-        assert f"--suite {domain},general," in header(name)
+    own = {"medical": "yes_no_maybe", "math": "numeric_answers", "tool_use": "function_calls"}[name]
+    probes = load_recipe(SHIPPED[name], overrides_for(name, model)).probes
+    target = [probe.name for probe in probes.target]
+    assert target == ["held_out_loss", own] or (model == THINKING and target == ["held_out_loss"])
+    assert [probe.name for probe in probes.general] == ["perplexity", "multiple_choice", "agreement", "instructions"]
+    assert f"--suite {name},general," in " ".join(header(name))
+
+
+@pytest.mark.parametrize(("name", "model"), SMALL_ONES)
+def test_a_recipe_for_a_cpu_reads_nothing_from_a_network(name, model):
+    recipe = load_recipe(SHIPPED[name])
+    sources = [*recipe.data.train_sources(), *recipe.data.held_out_sources()]
+    assert recipe.model.reference == model and all(source.path.startswith("package:") for source in sources)
+    # the data from the hub that the header offers in its place
+    assert (
+        not load_recipe(SHIPPED[name], overrides_for(name, model)).data.train_sources()[0].path.startswith("package:")
+    )
 
 
 # ---- whole, on tiny models ----
@@ -140,17 +181,17 @@ def carried(name):
     return (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-# part of the recipe's name -> (class of the model, chat template, special tokens, the one that ends a turn)
+# model -> (its class, chat template, special tokens, the one that ends a turn)
 CHATML = ["<|im_start|>", "<|im_end|>"]
 LLAMA = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 KINDS = {
-    "qwen3_4b_instruct": ("Qwen3", lambda: carried("qwen3_instruct_2507"), CHATML, "<|im_end|>"),
-    "qwen3_4b_thinking": ("Qwen3", thinking_template, CHATML, "<|im_end|>"),
-    "qwen2.5_32b": ("Qwen2", lambda: carried("qwen2_5"), CHATML, "<|im_end|>"),
-    "glm4_9b": ("Glm4", lambda: GLM4, ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"], "<|user|>"),
-    "llama3.1_8b": ("Llama", lambda: carried("llama3_1"), LLAMA, "<|eot_id|>"),
-    "gemma3_4b": ("Gemma3", lambda: carried("gemma3"), ["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
-    "smollm2_135m": ("Llama", None, [], "<|im_end|>"),
+    QWEN: ("Qwen3", lambda: carried("qwen3_instruct_2507"), CHATML, "<|im_end|>"),
+    THINKING: ("Qwen3", thinking_template, CHATML, "<|im_end|>"),
+    QWEN32: ("Qwen2", lambda: carried("qwen2_5"), CHATML, "<|im_end|>"),
+    GLM: ("Glm4", lambda: GLM4, ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"], "<|user|>"),
+    LLAMA8: ("Llama", lambda: carried("llama3_1"), LLAMA, "<|eot_id|>"),
+    GEMMA: ("Gemma3", lambda: carried("gemma3"), ["<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
+    SMOLLM: ("Llama", None, [], "<|im_end|>"),
 }
 
 
@@ -238,76 +279,75 @@ def asked(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def tiny_recipe(name, folder, *, lora=False):
-    """The recipe with a tiny model and rows of the shape of its data; its gate, schedule, masks and probes as they are."""
-    data = yaml.safe_load(SHIPPED[name].read_text(encoding="utf-8"))
+def tiny_recipe(name, model, folder, *, lora=False):
+    """The recipe for this model, as its header has it, with a tiny model and rows of the shape of its data; its gate,
+    schedule, masks and probes as they are. Path and overrides."""
+    recipe = load_recipe(SHIPPED[name], overrides_for(name, model))
 
     def local(source, key):
-        file = folder / (re.sub(r"\W", "_", source["path"]) + f"_{key}.jsonl")
-        file.write_text("".join(json.dumps(row) + "\n" for row in published_rows(source["path"])), encoding="utf-8")
-        return {key: value for key, value in source.items() if key in ("reasoning",)} | {"path": str(file)}
+        file = folder / (re.sub(r"\W", "_", source.path) + f"_{key}.jsonl")
+        file.write_text("".join(json.dumps(row) + "\n" for row in published_rows(source.path)), encoding="utf-8")
+        return {"path": str(file), "reasoning": source.reasoning}
 
-    section = data["data"]
-    for key in ("train", "held_out"):
-        sources = section[key] if isinstance(section[key], list) else [section[key]]
-        section[key] = [local(source, key) for source in sources] if isinstance(sources[0], dict) else 0.25
-    section["max_length"] = 2048
-    data["model"] = {"reference": str(save_tiny(name.split("/")[1], folder / "model")), "dtype": "float32"}
-    data["train"] |= {"epochs": None, "steps": 2, "accumulation": 1, "precision": "float32", "eval_every": None}
-    data["probes"]["target"] = [
-        probe if isinstance(probe, str) else {key: {**options, "limit": 2} for key, options in probe.items()}
-        for probe in data["probes"]["target"]
+    def smaller(probe):
+        options = {**probe.options.model_dump(exclude_unset=True), "limit": 2}
+        return {probe.name: {key: 2 if key == "max_new_tokens" else value for key, value in options.items()}}
+
+    held_out = [local(source, "held_out") for source in recipe.data.held_out_sources()]
+    changes = {
+        "model": {"reference": str(save_tiny(model, folder / "model")), "dtype": "float32"},
+        "data.train": [local(source, "train") for source in recipe.data.train_sources()],
+        "data.held_out": held_out or 0.25,
+        "data.max_length": 2048,
+        "train.epochs": None,
+        "train.steps": 2,
+        "train.accumulation": 1,
+        "train.precision": "float32",
+        "train.eval_every": None,
+        "probes.target": [smaller(probe) for probe in recipe.probes.target],
+        "probes.general": [],
+        "output.dir": str(folder / "run"),
+        **({"lora.r": 4, "train.learning_rate": 1e-4} if lora else {}),
+    }
+    return SHIPPED[name], [
+        *overrides_for(name, model),
+        *(f"{key}={json.dumps(value)}" for key, value in changes.items()),
     ]
-    for probe in data["probes"]["target"]:
-        for options in probe.values():
-            if "max_new_tokens" in options:
-                options["max_new_tokens"] = 2
-    data["probes"]["general"] = []
-    data["output"]["dir"] = str(folder / "run")
-    if lora:
-        data["lora"] = {"r": 4}
-        data["train"]["learning_rate"] = 1e-4
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
-    return path
 
 
 # architectures and templates that need the most; the others are alike
-QUICK = {
-    "medical/qwen3_4b_thinking": False,
-    "medical/gemma3_4b": False,
-    "math/glm4_9b": False,
-    "tool_use/llama3.1_8b": True,
-}
+QUICK = {("medical", THINKING): False, ("medical", GEMMA): False, ("math", GLM): False, ("tool_use", LLAMA8): True}
 
 
 @pytest.mark.parametrize(
-    ("name", "lora"),
+    ("case", "lora"),
     [
         *QUICK.items(),
         # each of the others once: whole for tool use and mathematics, LoRA for medical
         *(
-            pytest.param(name, name.startswith("medical"), marks=pytest.mark.slow)
-            for name in NAMES
-            if name not in QUICK
+            pytest.param(case, case[0] == "medical", marks=pytest.mark.slow)
+            for case in [*LARGE, *SMALL_ONES]
+            if case not in QUICK
         ),
-        pytest.param("medical/gemma3_4b", True, marks=pytest.mark.slow),
+        pytest.param(("medical", GEMMA), True, marks=pytest.mark.slow),
     ],
 )
-def test_a_recipe_runs_on_a_tiny_model_of_its_architecture(name, lora, tmp_path):
+def test_a_recipe_runs_on_a_tiny_model_of_its_architecture(case, lora, tmp_path):
     from safetensors.torch import load_file
 
-    kind = name.split("/")[1]
-    ended = train(tiny_recipe(name, tmp_path, lora=lora))
+    name, model = case
+    path, overrides = tiny_recipe(name, model, tmp_path, lora=lora)
+    ended = train(path, *overrides)
     assert ended.code == 0, ended.out
     assert "stop token" not in ended.out
     run = tmp_path / "run"
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     # Llama's template cannot hold two calls in a turn
-    assert (int(re.search(r"(\d+) skipped", ended.out)[1]) > 0) == (name == "tool_use/llama3.1_8b")
+    assert (int(re.search(r"(\d+) skipped", ended.out)[1]) > 0) == (case == ("tool_use", LLAMA8))
     after = json.loads((run / "probes_after.json").read_text())
-    assert {score["probe"] for score in after} == {probe.name for probe in load_recipe(SHIPPED[name]).probes.target}
-    end = KINDS[kind][3]
+    expected = load_recipe(path, overrides).probes.target
+    assert {score["probe"] for score in after} == {probe.name for probe in expected}
+    end = KINDS[model][3]
     tokenizer = byte_tokenizer().__class__.from_pretrained(run)
     stops = json.loads((run / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_tokens_to_ids(end) in (stops if isinstance(stops, list) else [stops])

@@ -11,7 +11,8 @@ from eaftdrope.recipe import load_recipe
 from eaftdrope.run.machine import Device
 from eaftdrope.run.plan import make_plan
 from eaftdrope.run.stages.chain import open_stages, training_recipe, with_steps
-from tests.tiny_run import byte_tokenizer, save_rows, save_text, train
+from tests.models import byte_tokenizer
+from tests.tiny_run import save_rows, save_text, train
 
 SHIPPED = shipped_recipes()
 GIB = 2**30

@@ -20,15 +20,6 @@ from eaftdrope.recipe.training_sections import OPTIMIZERS, Loss, Train
 from eaftdrope.recipe.yaml_lines import read_yaml
 
 SHIPPED = shipped_recipes()
-MODELS = (
-    "gemma3_4b",
-    "glm4_9b",
-    "llama3.1_8b",
-    "qwen2.5_32b",
-    "qwen3_4b_instruct",
-    "qwen3_4b_thinking",
-    "smollm2_135m",
-)
 
 
 def choices(model, field):
@@ -174,24 +165,27 @@ def test_json_schema_refuses_what_we_refuse(recipe, validator):
 
 
 def test_the_shipped_recipes():
+    """What runs first comes first."""
     assert list(SHIPPED) == [
         "quickstart",
+        "math_cpu",
+        "medical_cpu",
+        "tool_use_cpu",
+        "math",
+        "medical",
+        "tool_use",
         "drope/llama3.1_8b",
         "drope/qwen3_4b",
         "drope/smollm2_1.7b",
         "drope/smollm2_135m",
         "drope/smollm2_360m",
-        *(f"math/{model}" for model in MODELS),
-        *(f"medical/{model}" for model in MODELS),
         "pipelines/drope_then_eaft",
-        *(f"tool_use/{model}" for model in MODELS),
     ]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipe_validates(name, validator, tmp_path, monkeypatch):
-    # the text that the user brings
-    (tmp_path / "text.jsonl").write_text('{"text": "Once upon a time."}\n')
+    # nothing is read from the working directory
     monkeypatch.chdir(tmp_path)
     path = SHIPPED[name]
     recipe = load_recipe(path)
@@ -226,10 +220,54 @@ def test_shipped_recipe_is_explained(name):
             assert explained, line
 
 
+def explanations(name):
+    """key path -> the comment above it, without line breaks."""
+    found, comment, path = {}, [], []
+    for line in SHIPPED[name].read_text(encoding="utf-8").split("\n\n", 1)[1].splitlines():
+        text, depth = line.strip(), (len(line) - len(line.lstrip())) // 2
+        if text.startswith("#"):
+            comment.append(text[1:].strip())
+            continue
+        if text and not text.startswith("- "):
+            path = [*path[:depth], text.split(":")[0]]
+            if not text.endswith(":"):
+                found[".".join(path)] = " ".join(comment)
+        comment = []
+    return found
+
+
+def test_a_key_is_explained_alike_in_every_recipe():
+    """The same sentences; what a recipe adds to them stands before them."""
+    every = [explanations(name) for name in SHIPPED]
+    for path in sorted({path for found in every for path in found}):
+        comments = [found[path] for found in every if path in found]
+        shared = min(comments, key=len)
+        assert shared.endswith(")"), path
+        assert [comment for comment in comments if not comment.endswith(shared)] == [], path
+
+
 def test_quickstart_is_small_and_local():
     recipe = load_recipe(SHIPPED["quickstart"])
     assert recipe.model.reference == "package:smollm2-135m-instruct"
-    assert [(source.path, source.split) for source in recipe.data.train_sources()] == [("package:bfcl", "train")]
-    assert [(source.path, source.split) for source in recipe.data.held_out_sources()] == [("package:bfcl", "test")]
-    assert (recipe.train.steps, recipe.train.batch_size, recipe.train.learning_rate) == (25, 4, 5e-4)
+    sources = [*recipe.data.train_sources(), *recipe.data.held_out_sources()]
+    assert [(s.path, s.split, s.limit) for s in sources] == [
+        ("package:bfcl", "train", 365),
+        ("package:bfcl", "test", 35),
+    ]
+    assert (recipe.train.steps, recipe.train.batch_size, recipe.train.learning_rate) == (16, 4, 5e-4)
     assert Path(recipe.output.dir) == Path("runs/quickstart")
+
+
+def test_the_rows_of_the_quickstart_have_one_function_and_one_call():
+    """Its limits are where the package's first category ends."""
+    from eaftdrope.data import Source, iter_rows
+
+    recipe = load_recipe(SHIPPED["quickstart"])
+    for source in (*recipe.data.train_sources(), *recipe.data.held_out_sources()):
+        rows = [row.data for row in iter_rows(source)]
+        assert len(rows) == source.limit
+        assert all(
+            row["id"].startswith("simple_python") and len(row["tools"]) == len(row["ground_truth"]) == 1 for row in rows
+        )
+        (other,) = list(iter_rows(Source(source.path, split=source.split, limit=source.limit + 1)))[source.limit :]
+        assert other.data["id"].startswith("multiple")

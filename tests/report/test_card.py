@@ -10,13 +10,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import comparison_markdown
 from eaftdrope.evaluate.scores import score_units
 from eaftdrope.report.card import write_model_card
+from tests.models import character_tokenizer, tiny_llama
 
 BEFORE = [
     score_units("held_out_loss", "target", "held-out loss", [(8.0, 10.0), (9.0, 10.0)], kind="mean", better="lower"),
@@ -105,20 +105,11 @@ def test_refusals(tmp_path):
 
 
 def _tokenizer(template):
-    words = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyzOH!: "]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>"))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=template
-    )
+    return character_tokenizer(["<s>", "</s>"], "abcdefghijklmnopqrstuvwxyzOH!: ", template, pad_token="</s>")
 
 
 def _model(folder, template):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=40
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(intermediate_size=32, num_key_value_heads=4, vocab_size=40)
     model.save_pretrained(folder)
     _tokenizer(template).save_pretrained(folder)
     return model

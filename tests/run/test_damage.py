@@ -34,7 +34,7 @@ def killed(project, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(project, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    ended = train(project / "recipe.yaml", f"output.dir={run}", *STEPS, report=False)
+    ended = train(project / "recipe.yaml", f"output.dir={run}", *STEPS)
     assert ended.code == 0, ended.out
     return results(run)
 
@@ -213,7 +213,7 @@ def again(project, killed, tmp_path):
         run = tmp_path / "run"
         shutil.copytree(killed, run)
         damage(run / name)
-        return run, train(project / "recipe.yaml", f"output.dir={run}", *STEPS, report=False)
+        return run, train(project / "recipe.yaml", f"output.dir={run}", *STEPS)
 
     return start
 

@@ -4,7 +4,8 @@ import pytest
 
 from eaftdrope.recipe.load import load_recipe
 from eaftdrope.run.build import build_data
-from tests.tiny_run import byte_tokenizer, make_project
+from tests.models import byte_tokenizer
+from tests.tiny_run import make_project
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from eaftdrope.recipe import load_recipe
 from eaftdrope.run.build import build_data, build_run_probes
 from eaftdrope.run.fingerprint import fingerprints, model_fingerprint, rows_fingerprint
 from eaftdrope.run.prepare import Prepared
-from tests.tiny_run import make_project, save_model, save_rows
+from tests.models import save_model
+from tests.tiny_run import make_project, save_rows
 
 
 @pytest.fixture(scope="module")

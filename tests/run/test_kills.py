@@ -59,7 +59,7 @@ def undisturbed(recipes, tmp_path_factory):
     def run(kind):
         if kind not in known:
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
-            ended = train(recipes[kind], f"output.dir={folder}")
+            ended = train(recipes[kind], f"output.dir={folder}", report=True)
             assert ended.code == 0, ended.out
             known[kind] = contents(folder)
         return known[kind]
@@ -98,10 +98,10 @@ def moment(draw, run):
 def kill_until_done(draw, recipe, run, kills):
     """Starts the run and kills it up to `kills` times, then lets it end; how many kills there were."""
     for number in range(kills):
-        ended = train(recipe, f"output.dir={run}", killed=moment(draw, run))
+        ended = train(recipe, f"output.dir={run}", killed=moment(draw, run), report=True)
         if ended.code != -signal.SIGKILL:
             return check_ended(ended, number)
-    return check_ended(train(recipe, f"output.dir={run}"), kills)
+    return check_ended(train(recipe, f"output.dir={run}", report=True), kills)
 
 
 def check_ended(ended, kills):

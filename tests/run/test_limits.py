@@ -14,7 +14,8 @@ from eaftdrope.run import limits
 from eaftdrope.run.machine import Device
 from eaftdrope.run.plan import make_plan
 from eaftdrope.run.train import show_plan
-from tests.tiny_run import TEMPLATE, byte_tokenizer, make_project
+from tests.models import TEMPLATE, byte_tokenizer
+from tests.tiny_run import make_project
 
 CPU = Device("cpu", "a processor", None)
 SIZES = dict(vocab_size=64, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, max_position_embeddings=32)

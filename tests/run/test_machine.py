@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import forked
+
 COUNT = """
 import resource, sys
 import torch
@@ -18,10 +20,10 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 for _ in range(3):
-    torch.zeros(50_000_000)
+    torch.zeros(10_000_000)
 before = faults()
 for _ in range(20):
-    torch.zeros(50_000_000)
+    torch.zeros(10_000_000)
 print(faults() - before)
 """
 
@@ -55,10 +57,12 @@ def test_large_tensors_of_a_verb_begin_at_a_page():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_memory_is_not_mapped_again():
-    """Twenty tensors of 200 MB: without the setting every one brings its pages in anew, with it one or two may."""
+    """Twenty tensors of 40 MB, which glibc maps one by one: without the setting every one brings its pages in anew, with
+    it one or two may."""
 
     def page_faults(how):
-        run = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True)
-        return int(run.stdout)
+        run = forked.run_source(COUNT, how)
+        assert run.code == 0, run.err
+        return int(run.out)
 
     assert page_faults("kept") < page_faults("plain") / 5

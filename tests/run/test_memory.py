@@ -5,18 +5,16 @@ import pytest
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.memory import activation_bytes, optimizer_bytes, weight_bytes
 from eaftdrope.run.plan import meta_model
+from tests.models import llama_config
 
 BATCH, LENGTH, VOCABULARY = 4, 256, 128
 
 
 def tiny_config(kv_heads=4):
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
+    return llama_config(
         hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=3,
-        num_attention_heads=4,
         num_key_value_heads=kv_heads,
         vocab_size=VOCABULARY,
         tie_word_embeddings=True,

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.build import build_model
 from eaftdrope.run.machine import Device, slow_in_bfloat16, uses_bfloat16, weights_dtype
 from eaftdrope.run.plan import make_plan
+from tests.models import SMALLEST, tiny_llama
 
 
 def recipe(dtype="fast", precision="auto", reference="org/model"):
@@ -69,10 +69,7 @@ def test_what_the_recipe_says_stands(dtype, flags, processor):
 @pytest.mark.parametrize(("flags", "dtype"), [("avx2", torch.float32), ("avx512_bf16", torch.bfloat16)])
 def test_the_model_and_its_plan_have_the_same_type(flags, dtype, processor, tmp_path):
     processor(flags)
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_llama(**{**SMALLEST, "intermediate_size": 32}, vocab_size=32).save_pretrained(tmp_path / "model")
     chosen = recipe(reference=str(tmp_path / "model"))
     model = build_model(chosen)
     assert model.dtype == dtype

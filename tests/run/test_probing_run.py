@@ -3,12 +3,15 @@
 import contextlib
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
-from tests.tiny_run import hashes, make_project, metrics, train
+from eaftdrope.run.probing import _as_base
+from tests.tiny_run import hashes, make_project, metrics, save_model, train
 
 GENERAL = [{"agreement": {"limit": 6, "max_new_tokens": 4}}, {"multiple_choice": {"limit": 4}}]
 OPTIONS = (f"probes.general={yaml.safe_dump(GENERAL, default_flow_style=True).strip()}", "probes.during_limit=2")
@@ -157,3 +160,36 @@ def test_a_model_that_gives_no_number_before_its_training_stops_the_run(tmp_path
     with pytest.raises(UserError, match="perplexity of some/model is NaN or infinite before any training"):
         probing.probe_run(*arguments)
     assert saved == []
+
+
+def test_new_adapters_take_no_part_in_what_is_measured_before(tmp_path):
+    """They add zero: the scores are those of the model with them, and they are trained as before."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(save_model(tmp_path / "model"))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda _: model),
+        model=model,
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=False,
+    )
+    ids, calls = torch.arange(4, 20)[None], []
+    for name, module in model.named_modules():
+        if name.endswith("lora_A.default"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        expected = model(ids).logits
+        used = len(calls)
+        with _as_base(trainer, "before"):
+            assert model(ids).logits.equal(expected) and len(calls) == used > 0
+        with _as_base(trainer, "after"):
+            model(ids)
+        assert len(calls) == 2 * used
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == trained
+    trainer.is_fsdp_enabled = True
+    with _as_base(trainer, "before"), torch.no_grad():
+        model(ids)
+    assert len(calls) == 3 * used

@@ -12,7 +12,8 @@ from eaftdrope.run.build import build_data, schedule_options
 from eaftdrope.run.plan import DataStats
 from eaftdrope.run.recovery import original_of, recovery_probe
 from eaftdrope.run.stages.chain import open_stages, training_recipe, with_steps
-from tests.tiny_run import byte_tokenizer, make_staged_project, metrics, save_rows, save_text, train
+from tests.models import byte_tokenizer
+from tests.tiny_run import make_staged_project, metrics, save_rows, save_text, train
 
 CONFIG = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=512))
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from eaftdrope.errors import UserError
-from tests.tiny_run import byte_tokenizer, make_project, save_model, train
+from tests.models import byte_tokenizer, save_model
+from tests.tiny_run import make_project, no_report, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 
@@ -154,13 +155,15 @@ def test_dequantising_is_announced_once(project, tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def pushing(project, tmp_path):
+def pushing(project, tmp_path, monkeypatch):
     """pushing(): runs a recipe with push_to_hub in this process, without a network."""
     from rich.console import Console
 
     from eaftdrope.recipe import load_recipe
+    from eaftdrope.report import page
     from eaftdrope.run.train import run_recipe
 
+    monkeypatch.setattr(page, "_write", no_report)
     short = ["train.steps=2", "probes.target=[]", "probes.general=[]", "output.push_to_hub=me/tuned"]
     recipe = load_recipe(project / "recipe.yaml", [f"output.dir={tmp_path / 'run'}", "output.merge=true", *short])
     return lambda: run_recipe(recipe, Console(quiet=True), command="test")

@@ -14,7 +14,7 @@ import sys
 import torch
 from accelerate import state
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from tests.trainer.processes import end_together
+from tests.forked import end_together
 
 torch.set_num_threads(1)
 original, plugins = state.AcceleratorState.__init__, []
@@ -26,7 +26,7 @@ def sharded(self, *args, **kwargs):
 
 state.AcceleratorState.__init__ = sharded
 from eaftdrope.cli import main
-from eaftdrope.recipe import run
+from eaftdrope.run import train as run
 
 moment = sys.argv.pop(1)
 
@@ -66,7 +66,7 @@ def test_trained_probed_and_saved_as_without_it(tmp_path, monkeypatch):
     assert whole.code == 0, whole.out
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    run_two(tmp_path, WORKER, "to the end", recipe, *changes, f"output.dir={tmp_path / 'sharded'}")
+    run_two(WORKER, "to the end", recipe, *changes, f"output.dir={tmp_path / 'sharded'}")
     runs = [tmp_path / "whole", tmp_path / "sharded"]
     expected, weights = (load_file(run / "model.safetensors") for run in runs)
     # gathered weights are copies: the tied head is one more, which loading ties again
@@ -126,14 +126,14 @@ def test_sharded_state_dicts_leave_a_result_that_stock_libraries_load(tmp_path, 
     for name, value in {**LAUNCHED, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}.items():
         monkeypatch.setenv(name, value)
     command = (recipe, *SHORT, *changes, f"output.dir={run}")
-    run_two(tmp_path, WORKER, "after training", *command)
+    run_two(WORKER, "after training", *command)
     assert json.loads((run / "run.json").read_text())["status"] == "running"
     assert not (run / weights).exists()
     lines = (run / "metrics.jsonl").read_bytes()
     manifest = json.loads((run / "checkpoints" / "checkpoint-3" / "manifest.json").read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= manifest.keys()
     assert {f"optimizer_0/__{rank}_0.distcp" for rank in range(2)} <= manifest.keys()
-    run_two(tmp_path, WORKER, "to the end", *command)
+    run_two(WORKER, "to the end", *command)
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert (run / "metrics.jsonl").read_bytes() == lines
     assert close(run, whole, weights)
@@ -190,7 +190,7 @@ def test_a_result_is_looked_at_without_zero_3(saved, monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    from tests.tiny_run import save_model
+    from tests.models import save_model
 
     return save_model(tmp_path / "model")
 

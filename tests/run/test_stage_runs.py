@@ -4,11 +4,10 @@ import json
 import math
 import re
 import signal
-import sys
 
 import pytest
 
-from tests.tiny_run import STAGE_MOMENTS, hashes, make_staged_project, metrics, train, train_in_a_shell
+from tests.tiny_run import STAGE_MOMENTS, hashes, make_staged_project, metrics, train, train_in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def start(project, tmp_path):
 def undisturbed(project, tmp_path_factory):
     """A finished run that nothing disturbed, and what was on the screen; no test may change it."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    ended = train(project / "staged.yaml", f"output.dir={run}")
+    ended = train(project / "staged.yaml", f"output.dir={run}", report=True)
     assert ended.code == 0, ended.out
     return run, ended.out
 
@@ -335,13 +334,11 @@ def test_one_eaft_stage_is_the_run_of_a_recipe_without_stages(project, tmp_path)
 @pytest.mark.slow
 def test_two_processes(project, tmp_path):
     """One conversion, one curve, and the losses and recovery of one process with the whole batch."""
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eaftdrope")
     run, alone = tmp_path / "run", tmp_path / "alone"
     half = ("recalibrate.train.batch_size=2", "train.batch_size=2", "lora.dropout=0")
-    code, out, err = train_in_a_shell(
-        project / "staged.yaml", f"output.dir={run}", *half, command=(*launch, "train"), ACCELERATE_USE_CPU="true"
-    )
-    assert code == 0, err
+    ranks = train_in_ranks(project / "staged.yaml", f"output.dir={run}", *half)
+    assert [rank.code for rank in ranks] == [0, 0], ranks
+    out = ranks[0].out
     assert stages_run(out) == ["drope", "recalibrate", "eaft"]
     assert out.count("measuring the original model") == 1
     assert train(project / "staged.yaml", f"output.dir={alone}", "lora.dropout=0").code == 0
@@ -359,8 +356,9 @@ _LATE = """
 import os, sys, time
 from pathlib import Path
 from rich.console import Console
-from eaftdrope.recipe import load_recipe, run
-from tests.trainer.processes import end_together
+from eaftdrope.recipe import load_recipe
+from eaftdrope.run import train as run
+from tests.forked import end_together
 
 prepare, folder = run._prepare, Path(sys.argv[2])
 
@@ -385,5 +383,5 @@ def test_a_process_that_is_late_meets_the_one_that_converts(project, tmp_path):
 
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(f"model: {project / 'model'}\nstages: [drope]\noutput: {{dir: {run}}}\n")
-    run_two(tmp_path, _LATE, recipe, run)
+    run_two(_LATE, recipe, run)
     assert json.loads((run / "drope" / "run.json").read_text())["status"] == "finished"

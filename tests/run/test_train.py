@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.tiny_run import MOMENTS, make_project, metrics, results, train
+from tests.tiny_run import MOMENTS, make_project, metrics, no_report, results, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
 RESULT = {"README.md", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -58,13 +58,15 @@ WEIGHTS = {"config.json", "model.safetensors"}
     ],
     ids=["lora", "full", "merged", "share-bfloat16", "no-probes", "bfloat16-weights", "sparse", "recompute"],
 )
-def test_what_a_run_leaves(start, tmp_path, overrides, expected):
+def test_what_a_run_leaves(request, start, tmp_path, overrides, expected):
     from eaftdrope.recipe import load_recipe
 
-    ended = start(*overrides)
+    # a page for each kind of page: with and without probes, with losses on held-out rows
+    report = request.node.callspec.id in ("lora", "share-bfloat16", "no-probes")
+    ended = start(*overrides, report=report)
     run = tmp_path / "run"
     assert ended.code == 0, ended.out
-    assert files(run) == expected
+    assert files(run) == expected - ({"figures"} if not report else set())
     assert files(run / "checkpoints") == {"README.md", "checkpoint-2", "checkpoint-4", "checkpoint-6"}
     state = json.loads((run / "run.json").read_text())
     assert (state["status"], state["processes"]) == ("finished", 1)
@@ -149,6 +151,7 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
     from rich.console import Console
 
     from eaftdrope.recipe import load_recipe
+    from eaftdrope.report import page
     from eaftdrope.run import train as run
 
     save_result = run.save_result
@@ -170,6 +173,7 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
         torch.save(live, folder.path / "live.pt")
 
     monkeypatch.setattr(run, "save_result", save_and_look)
+    monkeypatch.setattr(page, "_write", no_report)
     console = Console(quiet=True)
     for name, overrides in {"lora": ["output.merge=true"], "full": list(FULL)}.items():
         where = f"output.dir={tmp_path / name / 'run'}"
@@ -191,13 +195,13 @@ def undisturbed(project, tmp_path_factory):
     """The results of runs that nothing disturbed, by their overrides."""
     known = {}
 
-    def run(*overrides):
-        if overrides not in known:
+    def run(*overrides, report):
+        if (overrides, report) not in known:
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
-            ended = train(project / "recipe.yaml", f"output.dir={folder}", *overrides)
+            ended = train(project / "recipe.yaml", f"output.dir={folder}", *overrides, report=report)
             assert ended.code == 0, ended.out
-            known[overrides] = results(folder)
-        return known[overrides]
+            known[overrides, report] = results(folder)
+        return known[overrides, report]
 
     return run
 
@@ -222,14 +226,16 @@ RARER = {
 def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, moment, step):
     """Same losses in metrics.jsonl, bit-equal weights, same scores."""
     overrides = ("output.merge=true",) if moment == "before the last word" else ()
-    assert start(*overrides, moment=moment).code == -signal.SIGKILL
+    # its figures are of logs that two processes wrote; `make test-kills` draws them after every kill
+    report = moment == "before the last word"
+    assert start(*overrides, moment=moment, report=report).code == -signal.SIGKILL
     run = tmp_path / "run"
     if run.exists() and (run / "run.json").exists():
         status = json.loads((run / "run.json").read_text())["status"]
         assert status == ("trained" if moment == "before the last word" else "running")
-    ended = start(*overrides)
+    ended = start(*overrides, report=report)
     assert ended.code == 0, ended.out
-    assert results(run) == undisturbed(*overrides)
+    assert results(run) == undisturbed(*overrides, report=report)
     assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
     # not one step more than needed
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("step ")] == [
@@ -251,7 +257,7 @@ def test_killed_again_and_again(start, undisturbed, tmp_path, overrides):
         "while probing before",
         "before the last word",
     ):
-        assert start(*overrides, moment=moment).code == -signal.SIGKILL, moment
-    ended = start(*overrides)
+        assert start(*overrides, moment=moment, report=True).code == -signal.SIGKILL, moment
+    ended = start(*overrides, report=True)
     assert ended.code == 0, ended.out
-    assert results(tmp_path / "run") == undisturbed(*overrides)
+    assert results(tmp_path / "run") == undisturbed(*overrides, report=True)

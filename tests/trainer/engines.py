@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from eaftdrope import EAFTTrainer
-from tests.conftest import make_word_tokenizer
-from tests.trainer.processes import end_together
+from tests.forked import end_together
+from tests.models import make_word_tokenizer
 from tests.trainer.test_invariance import arguments
 from tests.trainer.tiny import ragged_rows, tiny_model
 

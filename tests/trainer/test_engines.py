@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
 @pytest.mark.engines
 @pytest.mark.parametrize(("ranks", "cases"), [(2, ON_TWO), (4, ON_FOUR)])
 def test_equal_to_one_process(alone, tmp_path, ranks, cases):
-    run_ranks(ranks, tmp_path, Path(engines.__file__).read_text(), alone, *cases)
+    run_ranks(ranks, Path(engines.__file__).read_text(), alone, *cases)
     for case in cases:
         tied = case.rsplit("-", 1)[1]
         start, expected, found = (_weights(alone / name) for name in (f"start-{tied}", f"single-{tied}", case))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from eaftdrope import apply_eaft
-from tests.trainer.processes import end_together
+from tests.forked import end_together
 from tests.trainer.tiny import ragged_rows, tiny_model
 
 own_group, tied = sys.argv[1] == "own group", sys.argv[2] == "tied"
@@ -50,4 +50,4 @@ end_together()
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "tied"), [("root", "tied"), ("root", "untied"), ("own group", "untied")])
 def test_gradients_of_a_sharded_model(tmp_path, group, tied):
-    run_two(tmp_path, WORKER, group, tied)
+    run_two(WORKER, group, tied)

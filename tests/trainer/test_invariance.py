@@ -179,8 +179,8 @@ def test_what_the_trainer_reads_is_as_before_once_eaft_is_removed():
 
 WORKER = """
 import sys, torch
-from tests.conftest import make_word_tokenizer
-from tests.trainer.processes import end_together
+from tests.models import make_word_tokenizer
+from tests.forked import end_together
 from tests.trainer.test_invariance import gradients
 folder, target = sys.argv[1:3]
 found, trainer = gradients(folder, make_word_tokenizer(), 2, 2)
@@ -195,7 +195,7 @@ end_together()
 @pytest.mark.slow
 def test_over_two_processes(tmp_path, word_tokenizer):
     target = tmp_path / "gradients.pt"
-    run_two(tmp_path, WORKER, tmp_path / "out", target)
+    run_two(WORKER, tmp_path / "out", target)
     found = torch.load(target)
     assert found["processes"] == 2
     alone, single = gradients(tmp_path / "single", word_tokenizer, 8, 1)

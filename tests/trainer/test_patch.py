@@ -28,15 +28,12 @@ from transformers import (
 
 from eaftdrope import EAFTCallback, UserError, apply_eaft, eaft_loss, gates, pop_metrics, remove_eaft
 from eaftdrope.trainer.patch import sequence_ids, shift_left
+from tests.models import SHAPE
 from tests.trainer.tiny import ragged_rows, tiny_model
 
 SIZES = dict(
+    **SHAPE,
     vocab_size=97,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     max_position_embeddings=64,
     bos_token_id=1,
     eos_token_id=2,
@@ -176,7 +173,7 @@ def test_plain_trainer_with_the_callback(tmp_path):
     """One line and a callback: the same gradients over accumulation as the definition, metrics in the log."""
     from transformers import DataCollatorForSeq2Seq
 
-    from tests.conftest import make_word_tokenizer
+    from tests.models import make_word_tokenizer
     from tests.trainer.test_invariance import KeepGradients, assert_same, direct_gradients
 
     for size, accumulation in ((8, 1), (2, 4)):

@@ -2,7 +2,9 @@
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
+
+from tests.models import tiny_llama
 
 VOCAB = 128
 
@@ -13,17 +15,12 @@ def tiny_model(seed: int = 0, *, scale: float = 0.15, dtype=torch.float32, **ove
         vocab_size=VOCAB,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
     )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{**options, **overrides}))
-
+    model = tiny_llama(seed, **{**options, **overrides})
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=scale)

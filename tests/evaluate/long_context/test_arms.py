@@ -15,7 +15,7 @@ from eaftdrope.evaluate.long_context import as_arm
 from eaftdrope.evaluate.long_context.arms import BASELINES, arms_of, original_config
 from eaftdrope.evaluate.long_context.lengths import multiple, parse_lengths
 from eaftdrope.models import load_config, load_model
-from tests.tiny_run import save_model
+from tests.models import save_model
 
 IDS = torch.randint(4, 260, (1, 90), generator=torch.Generator().manual_seed(0))
 

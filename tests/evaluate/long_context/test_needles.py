@@ -27,6 +27,9 @@ class Reader:
     def modules(self):
         return []
 
+    def get_output_embeddings(self):
+        return None
+
     def eval(self):
         return self
 

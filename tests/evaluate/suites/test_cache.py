@@ -15,7 +15,7 @@ from eaftdrope.evaluate.probes.perplexity import Perplexity
 from eaftdrope.evaluate.suites import cache
 from eaftdrope.evaluate.suites.cache import identity_of, plain, remembered, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.suites.subject import find_subject
-from tests.tiny_run import byte_tokenizer, save_model
+from tests.models import byte_tokenizer, save_model
 
 TEXT = Perplexity(["The rain fell on the town, and nobody minded. " * 4], window=64)
 CHOICE = MultipleChoice([Question("Which is wet?", ("rain", "sand"), 0), Question("Two?", ("2", "three"), 0)])

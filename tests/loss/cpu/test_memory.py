@@ -128,7 +128,7 @@ def test_under_sanitizers(tmp_path):
     assert result.returncode == 0 and "every function is right" in result.stdout, result.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sanitizers_see_a_read_beyond_the_end(tmp_path):
     need_compiler()
     environment = sanitizer_environment()

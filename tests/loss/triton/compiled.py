@@ -55,26 +55,29 @@ class Variant:
         return f"{self.target}-{self.dtype}-{self.transform}-{self.layout}{vocab}{topk}"
 
 
-# Every target with what training uses; the rest, each differing in one thing, on one NVIDIA and one AMD target.
-COVERING = [Variant(target, dtype) for target in TARGETS for dtype in ("bfloat16", "float32")] + [
-    Variant(target, **difference)
-    for target in ("sm_90", "gfx942")
-    for difference in (
-        {"layout": "aligned"},
-        {"layout": "odd"},
-        {"transform": "capped"},
-        {"transform": "capped", "layout": "odd"},
-        {"transform": "scaled"},
-        {"dtype": "float16"},
-        {"vocab": 32_000, "layout": "aligned"},
-        {"vocab": 1000},
-        {"topk": None},
-        {"topk": 128},
-    )
+# What differs in one thing from what training uses.
+DIFFERENCES = (
+    {"dtype": "float32"},
+    {"layout": "aligned"},
+    {"layout": "odd"},
+    {"transform": "capped"},
+    {"transform": "capped", "layout": "odd"},
+    {"transform": "scaled"},
+    {"dtype": "float16"},
+    {"vocab": 32_000, "layout": "aligned"},
+    {"vocab": 1000},
+    {"topk": None},
+    {"topk": 128},
+)
+# Every target with what training uses, and each difference on an NVIDIA or an AMD target, in turn.
+COVERING = [Variant(target) for target in TARGETS] + [
+    Variant(("sm_90", "gfx942")[number % 2], **difference) for number, difference in enumerate(DIFFERENCES)
 ]
 EVERYTHING = list(
     dict.fromkeys(
         COVERING
+        + [Variant(target, **difference) for target in ("sm_90", "gfx942") for difference in DIFFERENCES]
+        + [Variant(target, "float32") for target in TARGETS]
         + [
             Variant(target, dtype, transform, layout)
             for target in TARGETS

@@ -54,6 +54,7 @@ def test_rows_beyond_two_to_the_31(monkeypatch):
         assert torch.equal(near_result, far_result)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "bug", ["int32 offsets of a row", "int32 offsets of the gradient", "int32 offsets of the columns"]
 )
@@ -108,6 +109,7 @@ OUT_OF_BOUNDS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", OUT_OF_BOUNDS)
 def test_accesses_out_of_bounds_are_caught(bug):
     assert on_guard_pages(bug, "end")

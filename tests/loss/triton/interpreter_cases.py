@@ -338,6 +338,7 @@ def tile_case(name):
     return next(case for case in tile_cases(FP32, small=True) if str(case) == name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bug", SHOWN)
 def test_the_values_show_a_planted_bug(bug):
     SHOWN[bug]()

@@ -212,9 +212,9 @@ def test_noting_waits_for_no_device():
 WORKER = """
 import sys, math, os
 from pathlib import Path
-from tests.conftest import make_word_tokenizer
+from tests.models import make_word_tokenizer
 from eaftdrope import UserError
-from tests.trainer.processes import end_together
+from tests.forked import end_together
 from tests.trainer.callbacks.test_divergence import make_trainer
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 saving = dict(save_strategy="steps", save_steps=1, save_total_limit=2, gradient_accumulation_steps=2)
@@ -237,7 +237,7 @@ end_together()
 @pytest.mark.slow
 def test_processes_stop_together(tmp_path):
     """A loss is NaN in one process: both stop at the save after it, and name the row of that process."""
-    run_two(tmp_path, WORKER, tmp_path)
+    run_two(WORKER, tmp_path)
     first, second = ((tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
     assert first == second
     row = [len(row["input_ids"]) for row in ragged_rows(8)].index(int((tmp_path / "length-1").read_text()))

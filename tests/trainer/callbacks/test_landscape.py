@@ -135,8 +135,8 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, word_tokenizer):
 WORKER = """
 import sys, json
 from pathlib import Path
-from tests.conftest import make_word_tokenizer
-from tests.trainer.processes import end_together
+from tests.models import make_word_tokenizer
+from tests.forked import end_together
 from tests.trainer.callbacks.test_landscape import trained
 trained(Path(sys.argv[1]), make_word_tokenizer(), per_device_train_batch_size=2, gradient_accumulation_steps=2)
 end_together()
@@ -145,6 +145,6 @@ end_together()
 
 @pytest.mark.slow
 def test_over_two_processes(tmp_path):
-    run_two(tmp_path, WORKER, tmp_path / "out", tmp_path / "unused")
+    run_two(WORKER, tmp_path / "out", tmp_path / "unused")
     (line,) = lines(tmp_path / "out" / "landscape.jsonl")
     assert_equal(line, offline())

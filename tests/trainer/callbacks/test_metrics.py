@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -18,6 +16,7 @@ from transformers import (
 
 from eaftdrope.errors import UserError
 from eaftdrope.trainer.callbacks.metrics import MetricsFileCallback
+from tests.models import SMALLEST, tiny_llama
 
 VARIES = ("time", "train_runtime", "eval_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -53,17 +52,14 @@ class KillAt(TrainerCallback):
 
 
 def _train(folder, path, *, kill_at=None, resume=None):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
-    )
+    model = tiny_llama(**SMALLEST, vocab_size=32)
     generator = torch.Generator().manual_seed(1)
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 32, (24, 6), generator=generator)]
     args = TrainingArguments(
         str(folder), max_steps=8, logging_steps=1, save_steps=4, eval_strategy="steps", eval_steps=2, report_to=[],
         use_cpu=True, per_device_train_batch_size=2, disable_tqdm=True,
     )  # fmt: skip
-    trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=rows, eval_dataset=rows[:4])
+    trainer = Trainer(model, args, train_dataset=rows, eval_dataset=rows[:4])
     trainer.add_callback(MetricsFileCallback(path))
     if kill_at:
         trainer.add_callback(KillAt(kill_at))

@@ -9,8 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     Trainer,
     TrainerControl,
     TrainerState,
@@ -20,6 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging as transformers_logging
 
 from eaftdrope.trainer.callbacks.progress import ProgressCallback, use_progress_display
+from tests.models import SMALLEST, tiny_llama
 
 LOGS = {
     "loss": 0.2134,
@@ -250,16 +249,13 @@ def test_a_pipe_with_forced_colours_gets_plain_lines():
 
 def test_real_trainer_replaces_the_bar_and_resumes(tmp_path, capsys):
     def trainer(**options):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
-        )
+        model = tiny_llama(**SMALLEST, vocab_size=32)
         rows = [{"input_ids": torch.arange(4), "labels": torch.arange(4)} for _ in range(8)]
         args = TrainingArguments(
             str(tmp_path), max_steps=4, logging_steps=2, save_steps=2, report_to=[], use_cpu=True,
             per_device_train_batch_size=2, **options,
         )  # fmt: skip
-        return Trainer(LlamaForCausalLM(config), args, train_dataset=rows)
+        return Trainer(model, args, train_dataset=rows)
 
     first = trainer()
     use_progress_display(first)

@@ -1,0 +1,49 @@
+"""The terminal of a verb: its console, and the messages of libraries that no user of a command can act on."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def make_console(width: int = 140) -> Console:
+    """A rich console as wide as the terminal; `width` columns where the output is a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def silence_libraries(*, bars: bool) -> None:
+    """Hide messages of libraries that no user of the command can act on; progress bars too, unless `bars`."""
+    from transformers.utils.logging import disable_progress_bar
+
+    # between transformers and peft
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning, "transformers")
+    # the plan has printed it in the recipe's terms
+    warnings.filterwarnings("ignore", "bf16 is on, as TRL has it by default", UserWarning)
+    # peft, where it cannot look up on the hub whether the vocabulary was changed: it never is here
+    warnings.filterwarnings("ignore", "(Could not find a config file in|Unable to fetch remote file)", UserWarning)
+    # the newest checkpoint is found by its number, whatever the clock of the disk
+    logging.getLogger("transformers.trainer_utils").addFilter(_not_about_mtime)
+    # packed rows are as long as a batch: one of them is a choice, and the plan states when it is the better one
+    logging.getLogger("trl.trainer.sft_trainer").addFilter(_not_about_one_row)
+    if not bars:
+        disable_progress_bar()
+        if importlib.util.find_spec("datasets"):
+            from datasets import disable_progress_bars
+
+            disable_progress_bars()
+
+
+def _not_about_mtime(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("mtime may not be reliable")
+
+
+def _not_about_one_row(record: logging.LogRecord) -> bool:
+    return "You are using a per_device_train_batch_size of 1 with padding-free" not in record.getMessage()
