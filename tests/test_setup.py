@@ -202,32 +202,3 @@ def test_the_patterns_find_what_they_are_for():
     for folder in ("root", "work"):
         assert _MACHINE_PATHS.search(f"see '/{folder}/x'")
         assert not _MACHINE_PATHS.search(f"tests/{folder}/x and {{output}}/{folder}/x")
-
-
-def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path, monkeypatch):
-    # its native library is looked at in tests/loss/cpu/test_build.py
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    build = pytest.importorskip("hatchling.build", reason="hatchling is not installed: the wheel is not built")
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        name = build.build_wheel(str(tmp_path))
-    finally:
-        os.chdir(before)
-    import zipfile
-
-    names = set(zipfile.ZipFile(tmp_path / name).namelist())
-    expected = {"eaftdrope/py.typed", "eaftdrope/errors.py"}
-    for assets in ("eaftdrope/evaluate/assets", "eaftdrope/data/assets"):
-        expected |= {f"{assets}/{path.name}" for path in (ROOT / assets).iterdir()}
-    expected |= {
-        f"eaftdrope/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in (ROOT / "recipes").rglob("*.yaml")
-    }
-    assert "eaftdrope/_recipes/quickstart.yaml" in expected
-    # sources of the kernels, so that a machine with a compiler can build them
-    kernels = [*(ROOT / "cuda").rglob("*.*"), *(ROOT / "eaftdrope/loss/native").glob("*.[ci]*")]
-    sources = {path.relative_to(ROOT) for path in kernels if path.suffix not in (".pyc", ".so")}
-    expected |= {str(path).replace("cuda/", "eaftdrope/_cuda/", 1) for path in sources}
-    assert {"eaftdrope/_cuda/build.py", "eaftdrope/loss/native/eaft_cpu.cpp"} <= expected
-    assert expected <= names
-    assert not [name for name in names if name.startswith("tests/")]
