@@ -4,7 +4,8 @@
     __all__ = ["convert"]
     __getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
-A submodule may be listed under its own name. A package that is not installed is an error that states what to install. Type checkers read the same names from an `if TYPE_CHECKING:` block.
+A submodule may be listed under its own name. A package that is missing there becomes an error that states what to install.
+Type checkers read the same names from an `if TYPE_CHECKING:` block.
 """
 
 from __future__ import annotations
