@@ -156,9 +156,7 @@ EQUAL = [
     run_file("foreign.txt", written("somebody's"), f"resuming from {NEWEST} of 6"),
     run_file("probes_before.json", cut, "the scores before training are damaged: measured again"),
     run_file("probes_before.json", empty, "the scores before training are damaged: measured again"),
-    run_file(
-        "probes_before.json", written('[{"probe": 1}]'), "the scores before training are damaged: measured again"
-    ),
+    run_file("probes_before.json", written('[{"probe": 1}]'), "the scores before training are damaged: measured again"),
     run_file("probes_before.json", deleted, "probing before: held_out_loss"),
     run_file("samples.json", cut, f"resuming from {NEWEST} of 6"),
     run_file("samples.json", written("{}"), f"resuming from {NEWEST} of 6"),
