@@ -125,7 +125,7 @@ CASES = {
         [
             (
                 15,
-                "recalibrate.train.steps: tokens and train.steps are both set, and any one of them fixes the length of the recal",
+                "recalibrate.train.steps: tokens and train.steps are both set, and any one of them fixes the length of the",
             )
         ],
     ),
