@@ -1,31 +1,30 @@
-"""What no single key can tell: combinations that cannot work, each with the way out.
+"""Combinations of keys that cannot work, each with the way out; and the sections that each stage needs.
 
 The checks read the recipe as written, so they all run even when some keys are wrong, and every problem is reported at
-once. A value of the wrong type is passed over here: the schema has already said so.
-
-What the stages of a recipe ask of its sections, read as written: each stage its own, no section without its stage.
+once. A value of the wrong type is skipped here: the schema reports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
 from .probe_sections import GENERATED
-from .stage_sections import STAGES
+from .stage_sections import STAGE_SECTIONS, STAGES
 from .suggest import did_you_mean
 from .yaml_lines import Loc, Problem
 
 
-def combination_problems(raw: object) -> Iterator[Problem]:
-    """Yields a Problem (with `loc`, without a line) for every impossible combination in the recipe's plain data."""
+def combination_problems(raw: Any) -> Iterator[Problem]:
+    """Yield a Problem (with `loc`, without a line) for every impossible combination in the recipe's plain data."""
     for loc, text in _all(raw):
         yield Problem(text, loc)
 
 
-def _all(raw: object) -> Iterator[tuple[Loc, str]]:
+def _all(raw: Any) -> Iterator[tuple[Loc, str]]:
     yield from _training(raw, (), default_gate="eaft")
     if isinstance(get(raw, "recalibrate"), dict):
         # a run of its own, with the same sections under other defaults
@@ -35,30 +34,30 @@ def _all(raw: object) -> Iterator[tuple[Loc, str]]:
     yield from stage_problems(raw)
 
 
-def _training(raw: object, at: Loc, *, default_gate: str) -> Iterator[tuple[Loc, str]]:
-    """Problems of the sections of one training, which stand at `at` in the recipe; locations are from there."""
+def _training(raw: Any, at: Loc, *, default_gate: str) -> Iterator[tuple[Loc, str]]:
+    """Problems of the sections of one training, which are at `at` in the recipe; locations are relative to it."""
     yield from _length(raw)
     yield from _schedule(raw)
     yield from _gate_options(raw, default_gate)
     yield from _loss_settings(raw)
-    yield from _held_out_needed(raw, ".".join((*at, "data.held_out")))
+    yield from _held_out_needed(raw, ".".join([*map(str, at), "data.held_out"]))
     yield from _same_rows(raw)
 
 
-def _is_set(raw: object, *keys: str) -> bool:
+def _is_set(raw: Any, *keys: str) -> bool:
     return get(raw, *keys) is not None
 
 
-def _length(raw) -> Iterator[tuple[Loc, str]]:
+def _length(raw: Any) -> Iterator[tuple[Loc, str]]:
     if _is_set(raw, "train", "epochs") and _is_set(raw, "train", "steps"):
         yield (
             ("train", "steps"),
-            "epochs and steps are both set, and each alone fixes the length of the run. Keep one "
+            "epochs and steps are both set, and either one fixes the length of the run. Keep one "
             "(on the command line: train.epochs=null)",
         )
 
 
-def _schedule(raw) -> Iterator[tuple[Loc, str]]:
+def _schedule(raw: Any) -> Iterator[tuple[Loc, str]]:
     ratio, steps = get(raw, "train", "warmup_ratio"), get(raw, "train", "warmup_steps")
     if ratio is not None and steps is not None:
         yield ("train", "warmup_steps"), "warmup_ratio and warmup_steps are both set. Keep one"
@@ -73,17 +72,17 @@ def _schedule(raw) -> Iterator[tuple[Loc, str]]:
     if all(isinstance(share, float) for share in (ratio, decay)) and ratio + decay > 1:
         yield (
             ("train", "decay_ratio"),
-            f"warming up and decaying take {ratio + decay:g} of the steps. Lower one of them",
+            f"warm-up and decay are {ratio + decay:g} of the steps together. Lower one of them",
         )
     for key in ("decay_ratio", "min_rate_ratio"):
         if _is_set(raw, "train", key) and get(raw, "train", "scheduler") != "warmup_stable_decay":
             yield (
                 ("train", key),
-                f"{key} is read by scheduler warmup_stable_decay alone. Use it, or leave this key out",
+                f"only scheduler warmup_stable_decay reads {key}. Use it, or leave this key out",
             )
 
 
-def _gate_options(raw, default: str) -> Iterator[tuple[Loc, str]]:
+def _gate_options(raw: Any, default: str) -> Iterator[tuple[Loc, str]]:
     gate = get(raw, "loss", "gate") if isinstance(get(raw, "loss"), dict) and "gate" in raw["loss"] else default
     if not isinstance(gate, str) or gate not in GATE_OPTIONS:
         return
@@ -91,13 +90,13 @@ def _gate_options(raw, default: str) -> Iterator[tuple[Loc, str]]:
     for option in ALL_GATE_OPTIONS:
         if option in known or not _is_set(raw, "loss", option):
             continue
-        takes = f"it takes: {', '.join(known)}" if known else "it takes none"
+        takes = f"its options: {', '.join(known)}" if known else "it has none"
         owners = ", ".join(name for name, options in GATE_OPTIONS.items() if option in options)
         hint = did_you_mean(option, known)
         yield ("loss", option), f"gate {gate} has no option {option} ({takes}).{hint} {option} belongs to: {owners}"
 
 
-def _loss_settings(raw) -> Iterator[tuple[Loc, str]]:
+def _loss_settings(raw: Any) -> Iterator[tuple[Loc, str]]:
     tail = get(raw, "loss", "tail")
     if tail == "sparse" and get(raw, "loss", "recompute"):
         yield (
@@ -107,26 +106,26 @@ def _loss_settings(raw) -> Iterator[tuple[Loc, str]]:
     if _is_set(raw, "loss", "tail_threshold") and tail != "sparse":
         yield (
             ("loss", "tail_threshold"),
-            "tail_threshold is read by tail sparse alone. Set tail: sparse, or leave it out",
+            "only tail sparse reads tail_threshold. Set tail: sparse, or leave it out",
         )
 
 
-def _held_out_needed(raw, key: str) -> Iterator[tuple[Loc, str]]:
+def _held_out_needed(raw: Any, key: str) -> Iterator[tuple[Loc, str]]:
     if not isinstance(get(raw, "data"), dict) or get(raw, "data", "held_out") is not None:
         return
     way_out = f"Set {key}: a file, a dataset, or a share of train such as 0.05"
     if _is_set(raw, "train", "eval_every"):
-        yield ("train", "eval_every"), f"there is nothing to evaluate on. {way_out}"
+        yield ("train", "eval_every"), f"no rows to evaluate on. {way_out}"
     target = get(raw, "probes", "target")
     for index, entry in enumerate(target if isinstance(target, list) else [target]):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry
         held_out = name in GENERATED and get(entry, name, "file") is None
         if held_out or name in ("held_out_loss", "function_calls"):
             loc = ("probes", "target", index) if isinstance(target, list) else ("probes", "target")
-            yield loc, f"{name} is measured on held-out rows, and there are none. {way_out}"
+            yield loc, f"{name} is measured on held-out rows, and the recipe has none. {way_out}"
 
 
-def _same_rows(raw) -> Iterator[tuple[Loc, str]]:
+def _same_rows(raw: Any) -> Iterator[tuple[Loc, str]]:
     def rows(value) -> list[tuple[object, object, object]]:
         entries = value if isinstance(value, list) else [value]
         mappings = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -142,39 +141,38 @@ def _same_rows(raw) -> Iterator[tuple[Loc, str]]:
             yield (
                 ("data", "held_out"),
                 f"'{path}' (split {split}) is trained on as well, so the held-out loss would measure memory. "
-                "Name other rows, or a share of train such as 0.05",
+                "Use other rows, or a share of train such as 0.05",
             )
 
 
-def _lora(raw) -> Iterator[tuple[Loc, str]]:
+def _lora(raw: Any) -> Iterator[tuple[Loc, str]]:
     if _is_set(raw, "lora"):
         return
     if get(raw, "model", "quantization") == "4bit":
         yield (
             ("model", "quantization"),
-            "4-bit weights cannot be trained themselves. Add a lora section (QLoRA), or quantization: none",
+            "4-bit weights cannot be trained. Add a lora section (QLoRA), or quantization: none",
         )
     if get(raw, "output", "merge") is True:
         yield (
             ("output", "merge"),
-            "there are no adapters to merge: without a lora section the full weights are written anyway. "
+            "no adapters to merge: without a lora section the full weights are written anyway. "
             "Leave merge out, or add lora",
         )
 
 
-_EAFT_SECTIONS = ("data", "loss", "lora", "train", "probes")
 _LENGTHS = (("tokens",), ("share",), ("train", "steps"), ("train", "epochs"))
 
 
-def get(raw: object, *keys: str) -> object:
-    """The value at `keys`, or None where the path does not exist."""
+def get(raw: Any, *keys: str) -> Any:
+    """The value at `keys`; None if the path does not exist."""
     for key in keys:
         raw = raw.get(key) if isinstance(raw, dict) else None
     return raw
 
 
-def stage_problems(raw: object) -> Iterator[tuple[Loc, str]]:
-    """(location, text) of each problem in the recipe's plain data. `stages` of a wrong type is the schema's to tell."""
+def stage_problems(raw: Any) -> Iterator[tuple[Loc, str]]:
+    """(location, text) of each problem in the recipe's plain data. The schema reports `stages` of a wrong type."""
     stages = get(raw, "stages")
     if stages is None:
         stages = ["eaft"]
@@ -189,7 +187,7 @@ def stage_problems(raw: object) -> Iterator[tuple[Loc, str]]:
 def _order(stages: list[str]) -> Iterator[tuple[Loc, str]]:
     for index, (before, stage) in enumerate(pairwise(stages), start=1):
         if stage in stages[:index]:
-            yield ("stages", index), f"{stage} is there twice. Keep one"
+            yield ("stages", index), f"{stage} is listed twice. Keep one"
         elif STAGES.index(stage) < STAGES.index(before):
             yield (
                 ("stages", index),
@@ -198,11 +196,11 @@ def _order(stages: list[str]) -> Iterator[tuple[Loc, str]]:
             )
 
 
-def _sections(raw, stages: list[str]) -> Iterator[tuple[Loc, str]]:
+def _sections(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
     written = get(raw, "stages") is not None
     for name in ("drope", "recalibrate"):
         if get(raw, name) is not None and name not in stages:
-            where = "stages does not name" if written else "a recipe without `stages` does not have"
+            where = "is not in stages" if written else "a recipe without `stages` does not have"
             wanted = sorted({name, *stages}, key=STAGES.index)
             yield (
                 (name,),
@@ -217,26 +215,26 @@ def _sections(raw, stages: list[str]) -> Iterator[tuple[Loc, str]]:
     if "eaft" in stages and get(raw, "data") is None:
         yield ("data",), "missing. What to train on, and what to hold out."
     if "eaft" not in stages:
-        for name in _EAFT_SECTIONS:
+        for name in STAGE_SECTIONS["eaft"]:
             if get(raw, name) is not None:
                 elsewhere = f"For the text to recalibrate on write recalibrate.{name}. " if name != "lora" else ""
                 yield (
                     (name,),
-                    f"this section belongs to the stage eaft, which stages does not name. {elsewhere}"
+                    f"this section belongs to the stage eaft, which is not in stages. {elsewhere}"
                     "Add eaft to stages, or leave the section out",
                 )
 
 
-def _budget(raw) -> Iterator[tuple[Loc, str]]:
+def _budget(raw: Any) -> Iterator[tuple[Loc, str]]:
     section = get(raw, "recalibrate")
     lengths = [keys for keys in _LENGTHS if get(section, *keys) is not None]
-    # epochs and steps together are told by the checks of every training
+    # the checks of every training report epochs and steps together
     if len(lengths) > 1 and lengths != [("train", "steps"), ("train", "epochs")]:
         names = " and ".join(".".join(keys) for keys in lengths)
         count = "both" if len(lengths) == 2 else "all"
         yield (
             ("recalibrate", *lengths[-1]),
-            f"{names} are {count} set, and each alone fixes the length of the recalibration. Keep one",
+            f"{names} are {count} set, and any one of them fixes the length of the recalibration. Keep one",
         )
     share, pretraining = get(section, "share"), get(section, "pretraining_tokens")
     if share is not None and pretraining is None:
@@ -248,7 +246,7 @@ def _budget(raw) -> Iterator[tuple[Loc, str]]:
         yield ("recalibrate", "pretraining_tokens"), "nothing reads this without share. Set share, such as 0.02"
 
 
-def _text_probes(raw) -> Iterator[tuple[Loc, str]]:
+def _text_probes(raw: Any) -> Iterator[tuple[Loc, str]]:
     target = get(raw, "recalibrate", "probes", "target")
     for index, entry in enumerate(target if isinstance(target, list) else [target]):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry

@@ -1,32 +1,16 @@
-"""The `data` section: what to train on, in what form, and what to hold out."""
+"""The section `data`: the rows to train on, their form, and the rows to hold out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from . import paths as files
-from .base import MOST, Positive, Section, describe, recipe_folder
+from eaftdrope.data import Source, check_source
+from eaftdrope.data.formats import FORMATS
 
-if TYPE_CHECKING:
-    from eaftdrope.data import Source
-
-
-FORMATS = (
-    "auto",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "text",
-    "question_answer",
-    "reasoning",
-    "pubmedqa",
-    "xlam",
-    "glaive",
-)
-"""Those of the data package, which is not imported here; a test compares the two."""
+from . import paths
+from .base import MOST, OneOf, Positive, Section, describe, recipe_folder
 
 
 class DataSource(Section):
@@ -49,21 +33,18 @@ class DataSource(Section):
     @classmethod
     def _path_exists(cls, value: str, info: ValidationInfo) -> str:
         folder = recipe_folder(info)
-        return value if folder is None else files.resolved(value, folder)
+        return value if folder is None else paths.resolved(value, folder)
 
     @model_validator(mode="after")
     def _source_is_usable(self, info: ValidationInfo) -> DataSource:
         if recipe_folder(info) is not None:
-            from eaftdrope.data import check_source
-
             problem = check_source(self.source())
             if problem:
                 raise ValueError(problem)
         return self
 
     def source(self) -> Source:
-        from eaftdrope.data import Source
-
+        """The source as the package data reads it."""
         return Source(**self.model_dump())
 
 
@@ -73,7 +54,7 @@ def _as_sources(value: object) -> object:
         value = [value]
     if isinstance(value, list):
         if not value:
-            raise ValueError("an empty list: name at least one file or dataset")
+            raise ValueError("an empty list: it needs at least one file or dataset")
         return [{"path": entry} if isinstance(entry, str) else entry for entry in value]
     return value
 
@@ -102,7 +83,7 @@ _HeldOut = Annotated[
 
 
 class Rows(Section):
-    """Where rows come from, whatever is made of them."""
+    """Data sources, as fine-tuning and recalibration share them."""
 
     train: Annotated[list[DataSource], BeforeValidator(_as_train_sources, json_schema_input_type=_SourceInput)] = Field(
         description="A source, or a list of them: paths, ids, or mappings (path, weight, split, limit, name, reasoning)."
@@ -111,7 +92,9 @@ class Rows(Section):
         _HeldOut | None,
         BeforeValidator(_as_held_out, json_schema_input_type=_SourceInput | Annotated[float, Field(gt=0, lt=1)] | None),
     ] = Field(None, description="Rows never trained on: sources as for train, or a share of train such as 0.05.")
-    format: Literal[FORMATS] = Field("auto", description="Form of the rows; auto looks at each row's columns.")
+    format: Annotated[str, OneOf(FORMATS)] = Field(
+        "auto", description="Form of the rows; auto looks at each row's columns."
+    )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="A row that cannot be read: stop, or skip and count."
     )
@@ -120,10 +103,11 @@ class Rows(Section):
     )
 
     def train_sources(self) -> list[Source]:
+        """The sources of the training rows."""
         return [entry.source() for entry in self.train]
 
     def held_out_sources(self) -> list[Source]:
-        """The held-out sources; empty when there are none or when `held_out` is a share of train."""
+        """The held-out sources; empty without any, or if `held_out` is a share of train."""
         return [entry.source() for entry in self.held_out] if isinstance(self.held_out, list) else []
 
     def data_seed(self, train_seed: int) -> int:
@@ -132,6 +116,7 @@ class Rows(Section):
 
     @property
     def held_out_share(self) -> float | None:
+        """The share of the training rows to hold out; None if `held_out` is not a share."""
         return self.held_out if isinstance(self.held_out, float) else None
 
 

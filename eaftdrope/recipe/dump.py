@@ -1,4 +1,4 @@
-"""A Recipe back to YAML: the resolved recipe of a run."""
+"""From a Recipe back to YAML: the resolved recipe of a run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import os
 from pathlib import Path
 
 from .schema import Recipe
+from .stage_sections import STAGE_SECTIONS
 from .yaml_lines import write_yaml
 
 
 def dump_recipe(recipe: Recipe, *, folder: str | Path | None = None) -> str:
     """The recipe as YAML with every default written out; `load_recipe` reads it back to an equal Recipe.
 
-    `folder` is where the text will be saved: local files are then named relative to it, so that the recipe works from
-    there and names no absolute path.
+    Args:
+        folder: where the text will be saved. Local files are then relative to it, so that the recipe works from there and
+            contains no absolute path.
     """
     data = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.stages and "eaft" not in recipe.stages:
         # defaults of a stage that the recipe does not have
-        for section in ("loss", "train", "probes"):
-            del data[section]
+        for section in STAGE_SECTIONS["eaft"]:
+            data.pop(section, None)
     if folder is not None:
         _make_relative(data, Path(folder))
     return write_yaml(data)

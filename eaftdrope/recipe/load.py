@@ -2,7 +2,7 @@
 
     text -> read_yaml (data, node tree) -> overrides -> schema + combinations -> Recipe
 
-Nothing heavy is imported or loaded here.
+torch and transformers are not imported here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -54,23 +54,22 @@ _EXPECTED = {
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read and check the recipe at `path`, with `key.sub=value` overrides (values are read as YAML).
 
-    Relative files are looked for beside the recipe first, then in the working directory; the Recipe holds them as
-    found.
+    Relative files are searched beside the recipe first, then in the working directory; the Recipe holds them as found.
 
     Raises:
         RecipeError: the file cannot be read, or with every problem of the recipe and the overrides.
     """
     try:
-        path = usable_path(path)
-        text = path.read_text(encoding="utf-8")
+        file = usable_path(path)
+        text = file.read_text(encoding="utf-8")
     except UserError as error:
         raise RecipeError(str(error)) from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}). A recipe is a YAML file.") from None
     except OSError as error:
-        raise RecipeError(_unreadable(path, error)) from None
+        raise RecipeError(_unreadable(Path(path).expanduser(), error)) from None
     document = read_yaml(text)
-    recipe, problems = _check(document, list(overrides), path.parent)
+    recipe, problems = _check(document, list(overrides), file.parent)
     if recipe is None:
         again = shlex.join(["eaftdrope", "validate", str(path), *map(_cut, overrides)])
         raise RecipeError(_render(str(path), problems, f"`{again}` checks again in a second."))
@@ -101,7 +100,7 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
         problem = _apply(data, override, applied)
         if problem:
             problems.append(Problem(problem, override=override))
-    # nothing can be checked, written or shown of these
+    # such text can be neither checked nor written nor shown
     no_text = [Problem("not Unicode text: it has half a character. Write the whole one", loc) for loc in _halves(data)]
     if no_text:
         return None, [_locate(problem, document, applied) for problem in [*problems, *no_text]]
@@ -109,10 +108,10 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder})
     except ValidationError as error:
-        # read_yaml has already named the keys that are not text
-        told = "invalid_key" if document.root else ""
+        # read_yaml has already reported the keys that are not text
+        reported = "invalid_key" if document.root else ""
         sections = [name for name in Recipe.model_fields if name in data or name not in ("drope", "recalibrate")]
-        problems += [_from_pydantic(entry, sections) for entry in error.errors() if entry["type"] != told]
+        problems += [_from_pydantic(entry, sections) for entry in error.errors() if entry["type"] != reported]
     problems += _empty_lora(document, applied)
     wrong = {problem.loc for problem in problems}
     problems += [problem for problem in combination_problems(data) if problem.loc not in wrong]
@@ -122,7 +121,7 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
 
 
 def _halves(data: object) -> Iterator[Loc]:
-    """Where in the data a text or a key has half of a surrogate pair (`"\\ud800"`, a byte that is not UTF-8)."""
+    """Locations of texts and keys with half of a surrogate pair (`"\\ud800"`, a byte that is not UTF-8)."""
     left: list[tuple[Loc, object]] = [((), data)]
     seen: set[int] = set()
     while left:
@@ -137,7 +136,7 @@ def _halves(data: object) -> Iterator[Loc]:
 
 
 def _empty_lora(document: Document, applied: dict[Loc, str]) -> list[Problem]:
-    """`lora:` with nothing after it reads as null, a full fine-tune: rarely what was meant."""
+    """Refuse `lora:` with nothing after it, which reads as null, a full fine-tune: rarely what was meant."""
     if document.root is None or any(path[0] == "lora" for path in applied):
         return []
     line, found, node = line_of(document.root, ("lora",))
@@ -150,10 +149,10 @@ def _empty_lora(document: Document, applied: dict[Loc, str]) -> list[Problem]:
 # Overrides
 
 
-def _apply(data: dict, override: str, applied: dict[Loc, str]) -> str | None:
-    """Set one `key.sub=value` in `data`; the problem with it, or None."""
+def _apply(data: dict[str, Any], override: str, applied: dict[Loc, str]) -> str | None:
+    """Set one `key.sub=value` in `data`; returns the problem with it, or None."""
     name, equals, text = override.partition("=")
-    # an index; a longer number is none
+    # an index; a longer number is not one
     parts = [int(part) if part.isdecimal() and len(part) < 10 else part for part in name.strip().split(".")]
     if not equals or "" in parts:
         return "expected key.sub=value, such as train.steps=10"
@@ -163,13 +162,13 @@ def _apply(data: dict, override: str, applied: dict[Loc, str]) -> str | None:
         return f"the value is not YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', None) or error}"
     if not isinstance(parts[0], str):
         return "expected key.sub=value, such as train.steps=10"
-    here: object = data
+    here: Any = data
     for depth, part in enumerate(parts[:-1]):
         child = _get(here, part)
         if child is None and isinstance(here, dict):
-            child = here[part] = {}
+            here[part] = child = {}
         elif parts[: depth + 1] == ["model"] and isinstance(child, str):
-            child = here["model"] = {"reference": child}
+            child = data["model"] = {"reference": child}
         if not isinstance(child, (dict, list)):
             where = ".".join(map(str, parts[: depth + 1]))
             return f"{where} is {describe(child)} and has no keys. Set {where} itself"
@@ -177,13 +176,17 @@ def _apply(data: dict, override: str, applied: dict[Loc, str]) -> str | None:
     last = parts[-1]
     if isinstance(here, list) and not (isinstance(last, int) and last < len(here)):
         where = ".".join(map(str, parts[:-1]))
-        return f"{where} is a list of {len(here)}. Give an index from 0 to {len(here) - 1}, or set {where} itself"
-    here[last if isinstance(here, list) else str(last)] = value
+        return f"{where} is a list of {len(here)}. Use an index from 0 to {len(here) - 1}, or set {where} itself"
+    if isinstance(here, list):
+        assert isinstance(last, int)
+        here[last] = value
+    else:
+        here[str(last)] = value
     applied[tuple(parts)] = override
     return None
 
 
-def _get(container: object, part: str | int) -> object:
+def _get(container: Any, part: str | int) -> Any:
     if isinstance(container, list):
         return container[part] if isinstance(part, int) and part < len(container) else None
     return container.get(str(part)) if isinstance(container, dict) else None
@@ -192,8 +195,8 @@ def _get(container: object, part: str | int) -> object:
 # Problems
 
 
-def _from_pydantic(entry: dict, sections: list[str]) -> Problem:
-    """A problem of the schema in our words; a key that stands in another of `sections` is said to belong there."""
+def _from_pydantic(entry: Mapping[str, Any], sections: list[str]) -> Problem:
+    """A problem of the schema in our words; a key that belongs in another of `sections` is reported as such."""
     kind, value, context = entry["type"], entry["input"], entry.get("ctx", {})
     # tags of unions (such as <sources>) are ours, not the user's; an unknown key is the user's, whatever it begins with
     at, last = entry["loc"][:-1], entry["loc"][-1:]
@@ -227,7 +230,7 @@ def _from_pydantic(entry: dict, sections: list[str]) -> Problem:
 
 
 def section_at(loc: Loc) -> type[BaseModel] | None:
-    """The schema class whose keys stand at `loc` (() is the Recipe), or None."""
+    """The schema class of the mapping at `loc` (() is the Recipe), or None."""
     section: type[BaseModel] | None = Recipe
     for part in loc:
         if isinstance(part, int):
@@ -245,6 +248,7 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
 
 def _unknown_key(loc: Loc, sections: list[str]) -> str:
     section, key = section_at(loc[:-1]), str(loc[-1])
+    assert section is not None, "the schema found the key in a section"
     keys = list(section.model_fields)
     near = did_you_mean(key, keys)
     elsewhere = [
@@ -263,6 +267,7 @@ def _unknown_key(loc: Loc, sections: list[str]) -> str:
 
 def _missing_key(loc: Loc) -> str:
     section = section_at(loc[:-1])
+    assert section is not None, "the schema missed the key in a section"
     field = section.model_fields[str(loc[-1])]
     return f"missing. {field.description}"
 
@@ -277,7 +282,7 @@ def _locate(problem: Problem, document: Document, applied: dict[Loc, str]) -> Pr
     from_override = _from_override(problem, found, applied)
     if from_override:
         return from_override
-    # shorthand: a problem of `train: x.jsonl` is found at train[0].path, which nobody has written
+    # shorthand: a problem of `train: x.jsonl` is found at train[0].path, which is not in the text
     loc = found if isinstance(node, yaml.ScalarNode) else problem.loc
     return replace(problem, line=problem.line or line, loc=loc)
 
@@ -315,13 +320,13 @@ def _render(name: str, problems: list[Problem], again: str) -> str:
 
 
 def _cut(override: str) -> str:
-    """An override as it is shown: what is longer than a screen helps nobody."""
+    """An override as it is shown, shortened to a readable length."""
     return override if len(override) <= 200 else f"{override[:197]}..."
 
 
 def _unreadable(path: Path, error: OSError) -> str:
     if os.path.isdir(path):
-        return f"{path} is a folder. Name the recipe inside it."
+        return f"{path} is a folder. Use the path of a recipe inside it."
     if not isinstance(error, FileNotFoundError):
         return f"{path} cannot be read: {error.strerror}."
     names = sorted(os.listdir(path.parent)) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []

@@ -1,4 +1,4 @@
-"""Files a recipe names: looked for beside the recipe first, then in the working directory."""
+"""Files of a recipe: searched beside the recipe first, then in the working directory."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
 def find(path: str, folder: Path) -> str | None:
-    """`path` where it exists: as it is when absolute (or `~`), else in `folder` or the working directory; or None.
+    """`path` as it was found: unchanged if absolute (or `~`), else in `folder` or the working directory; None if missing.
 
     Raises:
         ValueError: no file can have that name.
     """
     for candidate in _candidates(path, folder):
-        # a loop of links, or a folder that may not be looked into: not there for us
+        # a loop of links, or a folder without permission to read: treated as missing
         if os.path.exists(candidate):
             return os.path.normpath(candidate)
     return None
 
 
 def resolved(reference: str, folder: Path) -> str:
-    """A reference that may be a file, a folder, a hub id or `package:NAME`; a file or folder comes as it was found.
+    """A reference to a file, a folder, a hub id or `package:NAME`; a file or folder is returned as it was found.
 
     Raises:
-        ValueError: it is meant as a file and there is none.
+        ValueError: it is meant as a file, which does not exist.
     """
     if reference.startswith("package:"):
         return reference
@@ -40,12 +40,12 @@ def resolved(reference: str, folder: Path) -> str:
 
 
 def looks_like_file(path: str) -> bool:
-    """Whether a source is meant as a file rather than as `org/name` on the hub."""
+    """True if a source is meant as a file rather than as `org/name` on the hub."""
     return path.startswith((".", "/", "~")) or path.endswith(_DATA_SUFFIXES) or path.count("/") > 1
 
 
 def missing(path: str, folder: Path) -> str:
-    """What to tell about a file that is not there: where it was looked for, and the nearest names."""
+    """The message about a missing file: where it was searched, and the nearest names."""
     places = [str(candidate.parent) for candidate in _candidates(path, folder)]
     looked = " and ".join(dict.fromkeys(places))
     names: dict[str, None] = {}

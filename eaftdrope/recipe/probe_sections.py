@@ -1,16 +1,20 @@
-"""The `probes` section: what is measured before and after training, each probe a name or {name: {option: value}}."""
+"""The section `probes`: the measurements before and after training, each a name or {name: {option: value}}.
+
+The defaults of probes are stated here only.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from .base import MOST, Positive, Section, describe, existing_file
+from .base import MOST, OneOf, Positive, Section, describe, existing_file
 from .suggest import did_you_mean
 
 GENERATED = ("numeric_answers", "exact_answers", "yes_no_maybe")
-"""Probes that may stand in both lists: on the held-out rows, or on a file."""
+"""Probes that are allowed in both lists: on the held-out rows, or on a file."""
 
 
 class HeldOutLoss(Section):
@@ -108,10 +112,12 @@ class Probe(Section):
 
     @property
     def name(self) -> str:
+        """The probe's name in a recipe."""
         return next(iter(self.model_fields_set))
 
     @property
     def options(self) -> Section:
+        """The probe's options, all of them set."""
         return getattr(self, self.name)
 
 
@@ -136,7 +142,7 @@ class GeneralProbe(Probe):
     @classmethod
     def _has_its_own_rows(cls, value: Generated | None) -> Generated | None:
         if value is not None and value.file is None:
-            raise ValueError("under general this probe needs a file of its own: the held-out rows are the target's")
+            raise ValueError("under general this probe needs its own file: the held-out rows are the target's")
         return value
 
 
@@ -144,8 +150,8 @@ TARGET_PROBES = tuple(TargetProbe.model_fields)
 GENERAL_PROBES = tuple(GeneralProbe.model_fields)
 
 
-def _as_probe(names: tuple[str, ...], others: tuple[str, ...], belongs: str):
-    """Reads one entry; `others` are the probes of the other list, called `belongs`."""
+def _as_probe(names: tuple[str, ...], others: tuple[str, ...], belongs: str) -> Callable[[object], object]:
+    """A validator of one entry; `others` are the probes of the other list, whose name is `belongs`."""
 
     def read(value: object) -> object:
         if isinstance(value, str):
@@ -164,24 +170,34 @@ def _as_probe(names: tuple[str, ...], others: tuple[str, ...], belongs: str):
 
 
 def _entries(value: object) -> object:
-    """A single probe may stand without a list."""
+    """A list of probes; a single one may be given without a list."""
     return [value] if isinstance(value, (str, dict)) else value
 
 
-def _list_of(model: type[BaseModel], names: tuple[str, ...], others: tuple[str, ...], belongs: str):
-    entry = Annotated[
-        model, BeforeValidator(_as_probe(names, others, belongs), json_schema_input_type=Literal[names] | model)
-    ]
-    return Annotated[list[entry], BeforeValidator(_entries, json_schema_input_type=list[entry])]
+_TargetEntry = Annotated[
+    TargetProbe,
+    BeforeValidator(
+        _as_probe(TARGET_PROBES, GENERAL_PROBES, "general"),
+        json_schema_input_type=Annotated[str, OneOf(TARGET_PROBES)] | TargetProbe,
+    ),
+]
+_GeneralEntry = Annotated[
+    GeneralProbe,
+    BeforeValidator(
+        _as_probe(GENERAL_PROBES, TARGET_PROBES, "target"),
+        json_schema_input_type=Annotated[str, OneOf(GENERAL_PROBES)] | GeneralProbe,
+    ),
+]
 
 
 class Probes(Section):
     """What is measured before, during and after training."""
 
-    target: _list_of(TargetProbe, TARGET_PROBES, GENERAL_PROBES, "general") | None = Field(
+    target: Annotated[list[_TargetEntry], BeforeValidator(_entries)] | None = Field(
         None, description="What should get better (null: held_out_loss where there is held-out data)."
     )
-    general: _list_of(GeneralProbe, GENERAL_PROBES, TARGET_PROBES, "target") = Field(
+    # pyrefly: ignore[bad-assignment]  # names, which validation turns into probes
+    general: Annotated[list[_GeneralEntry], BeforeValidator(_entries)] = Field(
         ["perplexity", "multiple_choice"],
         description="What should not get worse.",
     )
@@ -194,7 +210,7 @@ class Probes(Section):
     )
 
     def with_defaults(self, *, held_out: bool) -> Probes:
-        """`target` filled in where the recipe leaves it out."""
+        """The section with `target` filled in if the recipe leaves it out."""
         if self.target is not None:
             return self
         target = [TargetProbe(held_out_loss=HeldOutLoss())] if held_out else []

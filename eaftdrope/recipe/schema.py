@@ -1,8 +1,7 @@
-"""The keys of a recipe: one class a section, one field a key, with its type, default and meaning.
+"""The keys of a recipe: one class per section, one field per key, with its type, default and meaning.
 
-`eaftdrope schema` prints these classes as a JSON schema. What one field alone can tell is checked here; what two keys
-say together is checked in combinations.py, so that one mistake never hides another. Build a Recipe with `load_recipe`
-or `make_recipe`.
+`eaftdrope schema` prints these classes as a JSON schema. Checks of single fields are here; checks of several keys together
+are in combinations.py, so that one mistake never hides another. Build a Recipe with `load_recipe` or `make_recipe`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pydantic import (
 
 from eaftdrope.files import usable_path
 
-from .base import STRONGEST, Section, describe, existing_model, recipe_folder, require_package
+from .base import STRONGEST, OneOf, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
 from .probe_sections import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
@@ -77,7 +76,7 @@ class Model(Section):
 
 def _as_target_modules(value: object) -> object:
     if isinstance(value, str) and value != "all-linear":
-        hint = did_you_mean(value, ["all-linear"]) or f" For this module alone write [{value}]"
+        hint = did_you_mean(value, ["all-linear"]) or f" For this module only, write [{value}]"
         raise ValueError(f"expected all-linear or a list of module names, found {describe(value)}.{hint}")
     return value
 
@@ -125,7 +124,7 @@ def _as_loggers(value: object) -> object:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and "none" in value:
-        raise ValueError("none together with a logger: leave one out")
+        raise ValueError("none is set together with a logger: leave one of them out")
     return value
 
 
@@ -139,10 +138,12 @@ class Output(Section):
 
     dir: str = Field(min_length=1, description="Folder of the run, relative to the working directory.")
     report_to: Annotated[
-        list[Annotated[Literal[tuple(LOGGERS)], AfterValidator(_logger_available)]],
+        list[Annotated[str, OneOf(LOGGERS), AfterValidator(_logger_available)]],
         BeforeValidator(
             _as_loggers,
-            json_schema_input_type=Literal[("none", *LOGGERS)] | list[Literal[tuple(LOGGERS)]] | None,
+            json_schema_input_type=Annotated[str, OneOf(("none", *LOGGERS))]
+            | list[Annotated[str, OneOf(LOGGERS)]]
+            | None,
         ),
     ] = Field([], description="Experiment trackers (none, or a list such as [tensorboard, wandb]).")
     merge: bool = Field(False, description="Also write the model with the adapters merged into its weights.")
@@ -155,7 +156,7 @@ class Output(Section):
     @classmethod
     def _dir_is_a_folder(cls, value: str, info: ValidationInfo) -> str:
         if recipe_folder(info) is not None and os.path.isfile(usable_path(value)):
-            raise ValueError(f"'{value}' is a file. Name a folder, which need not exist yet")
+            raise ValueError(f"'{value}' is a file. Choose a folder, which need not exist yet")
         return value
 
 
@@ -166,9 +167,9 @@ def _as_model(value: object) -> object:
 
 
 class Recipe(Section):
-    """One run of eaftdrope: a model, its data, the loss, and what to measure before and after; or several, one a stage."""
+    """One run of eaftdrope: a model, its data, the loss, and the probes before and after; or several, one per stage."""
 
-    # what the checks of combinations say, for editors
+    # the checks of combinations.py that a JSON schema can express, for editors
     model_config = ConfigDict(
         json_schema_extra={"if": {"not": {"required": ["stages"]}}, "then": {"required": ["data"]}}
     )
@@ -176,7 +177,7 @@ class Recipe(Section):
     model: Annotated[Model, BeforeValidator(_as_model, json_schema_input_type=str | Model)] = Field(
         description="Hub id, local folder or package:NAME; or a mapping when more is to be said."
     )
-    stages: Annotated[list[Literal[STAGES]], Field(min_length=1)] | None = Field(
+    stages: Annotated[list[Annotated[str, OneOf(STAGES)]], Field(min_length=1)] | None = Field(
         None, description="Stages in order, of drope, recalibrate, eaft (null: eaft alone, in output.dir itself)."
     )
     drope: Drope | None = Field(None, description="How the stage drope converts the model (null: with the defaults).")

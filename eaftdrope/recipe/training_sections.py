@@ -1,4 +1,4 @@
-"""The sections `loss` and `train`: what is minimised, and how. A recalibration has both too, with other defaults."""
+"""The sections `loss` and `train`. A recalibration has both too, with other defaults."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Loss(Section):
     tile_mb: Positive | None = Field(None, description="Memory of one tile of logits in MB (null: chosen by itself).")
 
     def gate_kwargs(self) -> dict[str, object]:
-        """The options that the recipe sets for its gate; those left out take the gate's own defaults."""
+        """The options that the recipe sets for its gate; those left out have the gate's own defaults."""
         return {name: getattr(self, name) for name in ALL_GATE_OPTIONS if getattr(self, name) is not None}
 
 

@@ -1,7 +1,7 @@
 """YAML text -> plain Python data, and from a path of keys to the line it was written on.
 
 Read as YAML 1.2 reads it, where PyYAML follows 1.1: `1e-5` is a number, and `yes`, `no`, `on`, `off`, `12:30` and dates
-are text. Duplicate keys, which PyYAML silently merges, are problems with both lines.
+are text. Duplicate keys, which PyYAML silently merges, are reported with both lines.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Loc = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe. `loc` is the path of keys, `line` counts from 1 (None: not from the file),
-    `override` is the `key=value` of the command line that it comes from, if it does."""
+    """One problem of a recipe. `loc` is the path of keys, `line` counts from 1 (None: not from the file), `override` is the
+    `key=value` of the command line that it comes from, if any."""
 
     text: str
     loc: Loc = ()
@@ -27,7 +27,7 @@ class Problem:
 
 @dataclass
 class Document:
-    """The data of a YAML text, its node tree (for the lines), and the problems met on the way."""
+    """The data of a YAML text, its node tree (for the lines), and the problems found in it."""
 
     data: object = None
     root: yaml.Node | None = None
@@ -50,6 +50,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: yaml.Node) -> str:
         """Text, with the two halves that JSON escapes a character beyond U+FFFF in put together."""
+        # pyrefly: ignore[bad-argument-type]  # a node of another kind is an error of PyYAML's own
         value = super().construct_scalar(node)
         if any("\ud800" <= char <= "\udbff" for char in value):
             value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
@@ -96,10 +97,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def read_yaml(text: str) -> Document:
-    """Parse `text`; never raises: what is wrong is in `.problems`, with its line."""
+    """Parse `text`. Never raises: `.problems` has the errors with their lines."""
     document = Document()
     try:
-        # the reader looks for forbidden characters at once, so this line can fail too
+        # the reader checks for forbidden characters at once, so this line can fail too
         loader = _Loader(text)
         document.root = loader.get_single_node()
     except yaml.YAMLError as error:
@@ -132,16 +133,17 @@ def read_value(text: str) -> object:
 
 
 def write_yaml(data: dict) -> str:
-    """`data` as YAML that `read_yaml`, and any reader of YAML 1.1 or 1.2, reads back as it is."""
+    """`data` as YAML that `read_yaml`, and any reader of YAML 1.1 or 1.2, reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def line_of(root: yaml.Node, loc: Loc) -> tuple[int, Loc, yaml.Node]:
     """The line (from 1) of the deepest part of `loc` that the text has, that part of `loc`, and its node.
 
-    An index that the text leaves out (`train: {path: x}` means `train: [{path: x}]`) is stepped over.
+    An index that the text leaves out (`train: {path: x}` means `train: [{path: x}]`) is skipped.
     """
-    node, line, found = root, root.start_mark.line + 1, ()
+    node, line = root, root.start_mark.line + 1
+    found: Loc = ()
     for position, part in enumerate(loc):
         step = _child(node, part)
         if step is not None:
@@ -165,7 +167,7 @@ def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
 
 
 def _check_keys(node: yaml.Node, loc: Loc, problems: list[Problem], seen: set[int]) -> None:
-    """Every key is text and stands once in its mapping. `seen` stops at anchors used twice, or inside themselves."""
+    """Check that every key is text and unique in its mapping. `seen` stops at anchors used twice, or inside themselves."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -199,7 +201,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str) -> Problem:
     for candidate in (line, line - 1):
         if 1 <= candidate <= len(lines) and re.match(r" *\t", lines[candidate - 1]):
             return Problem("the line is indented with a tab, which YAML does not allow. Use spaces", line=candidate)
-    what = ", ".join(part for part in (error.context, error.problem) if part)
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    what = ", ".join(part for part in parts if part)
     hint = ""
     if "mapping values are not allowed" in what:
         hint = ". Two `key: value` on one line, or a wrong indentation? Text with `: ` in it needs quotes"

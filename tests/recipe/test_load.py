@@ -259,7 +259,7 @@ def test_an_override_keeps_the_reference(tmp_path):
             "override data.train=x.jsonl  data.train[0].path: no such file: 'x.jsonl' (looked for in ",
         ),
         ("loss.gamma=2", "override loss.gamma=2  loss.gamma: gate eaft has no option gamma"),
-        ("output.merge=true", "override output.merge=true  output.merge: there are no adapters to merge"),
+        ("output.merge=true", "override output.merge=true  output.merge: no adapters to merge"),
         ("model=null", "override model=null  model: expected a hub id, a folder or package:NAME, or a mapping, found"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_problem_in_an_override_names_the_override(tmp_path, override, message
 
 def test_an_index_that_is_not_there(tmp_path):
     text = MINIMAL.replace("{train: org/rows}", "{train: [org/a, org/b]}")
-    with pytest.raises(RecipeError, match=r"data\.train is a list of 2\. Give an index from 0 to 1"):
+    with pytest.raises(RecipeError, match=r"data\.train is a list of 2\. Use an index from 0 to 1"):
         load_text(tmp_path, text, "data.train.2=org/c")
 
 

@@ -57,7 +57,7 @@ def test_answers_may_stand_in_both_lists(tmp_path):
 @pytest.mark.parametrize(
     ("probes", "message"),
     [
-        ({"general": ["exact_answers"]}, "probes.general[0].exact_answers: under general this probe needs a file of its own"),
+        ({"general": ["exact_answers"]}, "probes.general[0].exact_answers: under general this probe needs its own file"),
         ({"target": ["agreement"]}, "probes.target[0]: 'agreement' belongs under probes.general"),
         ({"target": ["instructions"]}, "probes.target[0]: 'instructions' belongs under probes.general"),
         ({"general": ["agreemnt"]}, "probes.general[0]: unknown probe 'agreemnt'. Did you mean `agreement`?"),
@@ -78,7 +78,7 @@ def test_answers_of_the_target_need_held_out_rows_or_a_file(tmp_path):
     recipe = {**data, "probes": {"target": [{"numeric_answers": {"file": "rows.jsonl"}}]}}
     assert make_recipe(recipe, folder=tmp_path).probes.target[0].name == "numeric_answers"
     for entry in ("numeric_answers", {"numeric_answers": {"limit": 3}}):
-        with pytest.raises(RecipeError, match="numeric_answers is measured on held-out rows, and there are none"):
+        with pytest.raises(RecipeError, match="numeric_answers is measured on held-out rows, and the recipe has none"):
             make_recipe({**data, "probes": {"target": [entry]}})
 
 

@@ -94,13 +94,13 @@ CASES = {
         swap("gate: eaft", "gate: focal"),
         9,
         [
-            "loss.alpha: gate focal has no option alpha (it takes: gamma). alpha belongs to: eaft, eaft-vocab, eaft-exact"
+            "loss.alpha: gate focal has no option alpha (its options: gamma). alpha belongs to: eaft, eaft-vocab, eaft-exact"
         ],
     ),
     "option of a gate that has none": (
         swap("gate: eaft", "gate: dft"),
         9,
-        ["loss.alpha: gate dft has no option alpha (it takes none)."],
+        ["loss.alpha: gate dft has no option alpha (it has none)."],
     ),
     "alpha as text": (
         swap("alpha: 1.0", "alpha: strong"),
@@ -231,12 +231,12 @@ CASES = {
     "a probe without held-out rows": (
         swap("  held_out: 0.05\n", ""),
         17,
-        ["probes.target[0]: held_out_loss is measured on held-out rows, and there are none. Set data.held_out:"],
+        ["probes.target[0]: held_out_loss is measured on held-out rows, and the recipe has none. Set data.held_out:"],
     ),
     "evaluation without held-out rows": (
         swap("  held_out: 0.05\n", "").replace("epochs: 1", "eval_every: 5").replace("[held_out_loss]", "[]"),
         13,
-        ["train.eval_every: there is nothing to evaluate on. Set data.held_out:"],
+        ["train.eval_every: no rows to evaluate on. Set data.held_out:"],
     ),
     "held out from what is trained on": (
         swap("held_out: 0.05", "held_out: rows.jsonl"),
@@ -246,7 +246,7 @@ CASES = {
     "merging without adapters": (
         swap("lora:\n  r: 16\n  target_modules: all-linear\n", "").replace("report_to: none", "merge: true"),
         19,
-        ["output.merge: there are no adapters to merge", "Leave merge out, or add lora"],
+        ["output.merge: no adapters to merge", "Leave merge out, or add lora"],
     ),
     "duplicate keys": (
         swap("epochs: 1", "epochs: 1\n  epochs: 2"),
@@ -298,7 +298,7 @@ CASES = {
     "none beside a tracker": (
         swap("report_to: none", "report_to: [none, wandb]"),
         22,
-        ["output.report_to: none together with a logger: leave one out"],
+        ["output.report_to: none is set together with a logger: leave one of them out"],
     ),
 }
 
@@ -436,7 +436,7 @@ def test_the_recipe_itself_is_missing(folder, capsys):
         "`eaftdrope recipes ls` lists the recipes that come with eaftdrope.\n"
     )
     code, _, err = validate(folder, capsys=capsys)
-    assert (code, err) == (2, f"{folder} is a folder. Name the recipe inside it.\n")
+    assert (code, err) == (2, f"{folder} is a folder. Use the path of a recipe inside it.\n")
 
 
 def test_not_utf8(folder, capsys):

@@ -69,14 +69,14 @@ CASES = {
     ),
     "a stage twice": (
         swap("[drope, recalibrate, eaft]", "[drope, recalibrate, recalibrate, eaft]"),
-        [(2, "stages[2]: recalibrate is there twice. Keep one")],
+        [(2, "stages[2]: recalibrate is listed twice. Keep one")],
     ),
     "a section without its stage": (
         swap("[drope, recalibrate, eaft]", "[recalibrate, eaft]"),
         [
             (
                 3,
-                "drope: this section belongs to the stage drope, which stages does not name. Write `stages: [drope, recal",
+                "drope: this section belongs to the stage drope, which is not in stages. Write `stages: [drope, recal",
             )
         ],
     ),
@@ -85,9 +85,9 @@ CASES = {
         [
             (
                 21,
-                "data: this section belongs to the stage eaft, which stages does not name. For the text to recalibrate on",
+                "data: this section belongs to the stage eaft, which is not in stages. For the text to recalibrate on",
             ),
-            (23, "train: this section belongs to the stage eaft, which stages does not name."),
+            (23, "train: this section belongs to the stage eaft, which is not in stages."),
         ],
     ),
     "sections of stages without stages": (
@@ -125,7 +125,7 @@ CASES = {
         [
             (
                 15,
-                "recalibrate.train.steps: tokens and train.steps are both set, and each alone fixes the length of the recal",
+                "recalibrate.train.steps: tokens and train.steps are both set, and any one of them fixes the length of the",
             )
         ],
     ),
@@ -172,7 +172,7 @@ CASES = {
     ),
     "an option of another gate": (
         swap("gate: none", "alpha: 2"),
-        [(13, "recalibrate.loss.alpha: gate none has no option alpha (it takes none).")],
+        [(13, "recalibrate.loss.alpha: gate none has no option alpha (it has none).")],
     ),
     "a warm-up the schedule ignores": (
         swap("scheduler: cosine", "scheduler: constant\n    warmup_ratio: 0.1"),
@@ -180,13 +180,13 @@ CASES = {
     ),
     "a decay that nothing reads": (
         swap("scheduler: cosine", "decay_ratio: 0.2"),
-        [(16, "recalibrate.train.decay_ratio: decay_ratio is read by scheduler warmup_stable_decay alone.")],
+        [(16, "recalibrate.train.decay_ratio: only scheduler warmup_stable_decay reads decay_ratio.")],
     ),
     "more than all the steps": (
         swap("scheduler: cosine", "{scheduler: warmup_stable_decay, warmup_ratio: 0.4, decay_ratio: 0.7}").replace(
             "  train:\n    batch_size: 8\n    {", "  train: {"
         ),
-        [(14, "recalibrate.train.decay_ratio: warming up and decaying take 1.1 of the steps. Lower one of them")],
+        [(14, "recalibrate.train.decay_ratio: warm-up and decay are 1.1 of the steps together. Lower one of them")],
     ),
     "function calls of text": (
         swap("target: [held_out_loss]", "target: [held_out_loss, function_calls]"),
@@ -197,7 +197,7 @@ CASES = {
         [
             (
                 19,
-                "recalibrate.probes.target[0]: held_out_loss is measured on held-out rows, and there are none. Set ",
+                "recalibrate.probes.target[0]: held_out_loss is measured on held-out rows, and the recipe has none. Set ",
             )
         ],
     ),

@@ -150,9 +150,8 @@ def test_which_model_was_the_original(made):
     _, stage = made(stages=["recalibrate"])
     # a model that was never converted is trained on as it is
     assert stage.original(CONFIG).reference == "org/model"
-    with pytest.raises(
-        UserError, match=r"^org/model has no rotary embedding, .* Set recalibrate\.recovery\.original to that model\.$"
-    ):
+    message = r"^org/model has no rotary embedding, .* Set recalibrate\.recovery\.original to that model\.$"
+    with pytest.raises(UserError, match=message):
         stage.original(dropped)
     _, stage = made(stages=["recalibrate"], recovery={"original": "org/original"})
     assert stage.original(dropped).reference == "org/original"
