@@ -1,33 +1,35 @@
 """Entropy-adaptive fine-tuning for the Hugging Face stack.
 
-    from eaftdrope import EAFTTrainer as SFTTrainer        # TRL script: change the import, nothing else
-    model = eaftdrope.apply_eaft(model)                    # plain transformers.Trainer, accelerate or your own loop
+    from eaftdrope import EAFTTrainer as SFTTrainer        # TRL script: only the import changes
+    model = eaftdrope.apply_eaft(model)                    # plain transformers.Trainer, accelerate or a loop of your own
 
-Names are loaded on first use: importing the package costs nothing.
+Names are imported on first use: importing the package costs nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .lazy import lazy_names
+
 __version__ = "0.2.0"
 
-_HOMES = {
-    "EAFTCallback": "eaftdrope.trainer.callbacks.plain_trainer",
-    "EAFTConfig": "eaftdrope.trainer.config",
-    "EAFTTrainer": "eaftdrope.trainer.trainer",
-    "TokenStats": "eaftdrope.loss",
-    "UserError": "eaftdrope.errors",
-    "apply_eaft": "eaftdrope.trainer.patch",
-    "eaft_loss": "eaftdrope.loss",
-    "fused_linear_eaft": "eaftdrope.loss",
-    "gates": "eaftdrope.loss",
-    "load_recipe": "eaftdrope.recipe.load",
-    "pop_metrics": "eaftdrope.trainer.patch",
-    "remove_eaft": "eaftdrope.trainer.patch",
+_LAZY = {
+    "EAFTCallback": "trainer.callbacks.plain_trainer",
+    "EAFTConfig": "trainer.config",
+    "EAFTTrainer": "trainer.trainer",
+    "TokenStats": "loss",
+    "UserError": "errors",
+    "apply_eaft": "trainer.patch",
+    "eaft_loss": "loss",
+    "fused_linear_eaft": "loss",
+    "gates": "loss",
+    "load_recipe": "recipe.load",
+    "pop_metrics": "trainer.patch",
+    "remove_eaft": "trainer.patch",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
     from .errors import UserError
@@ -38,14 +40,4 @@ if TYPE_CHECKING:
     from .trainer.patch import apply_eaft, pop_metrics, remove_eaft
     from .trainer.trainer import EAFTTrainer
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -275,9 +275,9 @@ def _while_rotating(die):
 
 def _while_probing(call: int):
     def patch(die):
-        from eaftdrope.evaluate.probes.perplexity import Perplexity
+        from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 
-        _before(Perplexity, "run", die, call)
+        _before(PerplexityProbe, "run", die, call)
 
     return patch
 

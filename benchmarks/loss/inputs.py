@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from eaftdrope.errors import UserError
-from eaftdrope.loss.definition import token_statistics
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate, token_statistics
+from eaftdrope.loss.gates import resolve_gate
 
 from .cases import Case
 from .pairs import row_slices

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from eaftdrope.files import write_atomically
 from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, ram
 
 from .cases import Case
@@ -140,12 +141,6 @@ def write(folder: Path, rows: list[dict], about: dict) -> None:
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _replace(folder / "loss.csv", text.getvalue())
+    write_atomically(folder / "loss.csv", text.getvalue())
     document = {"schema": SCHEMA, **about, "columns": COLUMNS, "results": rows}
-    _replace(folder / "loss.json", json.dumps(document, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_atomically(folder / "loss.json", json.dumps(document, indent=1) + "\n")

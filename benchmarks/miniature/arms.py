@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eaftdrope.files import write_atomically
+
 # arm -> share of the steps that it trains without the rotation
 RECALIBRATED = {"drope-3": 0.03, "drope-10": 0.10, "drope-25": 0.25, "drope-50": 0.50}
 # arms that are the trunk's last weights, seen through another rotary embedding
@@ -82,10 +84,7 @@ def groups(settings: Settings) -> list[Group]:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Beside its place and renamed."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, json.dumps(value) + "\n")
 
 
 def read_pieces(folder: Path, wanted: list[Group]) -> tuple[list[dict], list[str]]:

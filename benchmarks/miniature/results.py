@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from eaftdrope.files import write_atomically
+
 from ..loss.results import environment
 from . import data
 from .arms import OPTIMISERS, RECALIBRATED, TITLES, Settings
@@ -108,9 +110,5 @@ def write(folder: Path, result: dict) -> list[Path]:
         ("miniature.json", f'{head.removesuffix("}").rstrip()},\n "pieces": [\n{pieces}\n ]\n}}\n'),
         ("miniature.csv", text.getvalue()),
     ):
-        path = folder / name
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(path)
-        written.append(path)
+        written.append(write_atomically(folder / name, content))
     return written

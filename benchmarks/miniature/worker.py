@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from eaftdrope.drope.rope import with_rope
+from eaftdrope.files import replacing
 
 from .arms import NOPE, RECALIBRATED, SEEN_AS, Group, Settings, from_job, write_json
 from .evaluate import View, evaluate
@@ -81,9 +82,8 @@ class Worker:
                 training.restore(torch.load(self._snapshot(done[-1])))
             for stop in stops[len(done) :]:
                 training.run_to(stop)
-                beside = self._snapshot(stop).with_suffix(".partial")
-                torch.save(training.snapshot(), beside)
-                beside.replace(self._snapshot(stop))
+                with replacing(self._snapshot(stop)) as partial:
+                    torch.save(training.snapshot(), partial)
         return torch.load(path)
 
     def _snapshot(self, step: int) -> Path:

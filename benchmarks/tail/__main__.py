@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.files import write_atomically
 
 SCHEMA = 1
 MODEL = "package:smollm2-135m-instruct"
@@ -168,12 +169,8 @@ def _finish(options, result: dict, draw) -> None:
 
 
 def _write(path: Path | None, result: dict) -> None:
-    """Beside its place and renamed: a run that is stopped keeps what it has."""
-    if path is None:
-        return
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    if path is not None:
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

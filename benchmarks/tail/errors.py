@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from eaftdrope.loss import fused_linear_eaft
-from eaftdrope.loss.definition import token_statistics
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate, token_statistics
+from eaftdrope.loss.gates import resolve_gate
 
 from .kept import watch_kept_columns
 

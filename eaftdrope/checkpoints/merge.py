@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from eaftdrope.drope.config import complete
 from eaftdrope.errors import UserError
-from eaftdrope.files import honour_umask
+from eaftdrope.files import atomic_folder, honour_umask
 from eaftdrope.models import load_config, load_model, load_tokenizer
 
 from .adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
@@ -151,9 +151,7 @@ def _write(
     """Saves what was merged, reloads it and compares; the folder takes its name last."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _check_space(output_dir, parameters * dtype.itemsize)
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed merge left
-    try:
+    with atomic_folder(output_dir) as partial:
         _cast(model, dtype)
         _save(model, tokenizer, source_dir, partial)
         _cast(model, torch.float32)
@@ -167,11 +165,6 @@ def _write(
                 f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {source_dir} as it is, "
                 "an adapter with peft, and please report the model type."
             )
-        if output_dir.exists():
-            output_dir.rmdir()
-        partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     name = str(dtype).removeprefix("torch.")
     kl = _mean_kl(live, reloaded)
     return MergeReport(str(output_dir), reference, name, parameters, untied, _largest(live - reloaded), kl)

@@ -10,7 +10,7 @@ import typer
 from .measure import BatchTokens, DeviceName, Dtype, Overwrite, Text, TrainedLength, Windows
 
 if TYPE_CHECKING:
-    from eaftdrope.evaluate.long_context.plan import Options
+    from eaftdrope.evaluate.long_context.plan import ContextOptions
 
 _UNSHOWN = {"show_default": False}
 _Lengths = Annotated[str, typer.Option(help="Tokens (2048,4096), or multiples of the trained length (1x,2x).")]
@@ -57,12 +57,12 @@ def context(
     baselines of a recalibrated model pass the original one too: its weights are those that its rotary embedding was
     trained with.
     """
-    from eaftdrope.evaluate.long_context.plan import PROBES, Options
+    from eaftdrope.evaluate.long_context.plan import PROBES, ContextOptions
 
     from .measure import device_and_dtype, parse_names
 
     device, dtype, problems = device_and_dtype(device, dtype)
-    options = Options(
+    options = ContextOptions(
         models=tuple(models),
         lengths=lengths,
         probes=PROBES if probes is None else parse_names(probes),
@@ -82,10 +82,12 @@ def context(
     _context(options, problems, output, dry_run=dry_run, overwrite=overwrite)
 
 
-def _context(options: Options, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool) -> None:
+def _context(
+    options: ContextOptions, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool
+) -> None:
 
     from eaftdrope.evaluate.long_context.plan import make_plan, short_name
-    from eaftdrope.evaluate.long_context.store import Results
+    from eaftdrope.evaluate.long_context.results import ContextResults
     from eaftdrope.evaluate.long_context.table import cost_table, csv_of, result_table, rows_of, suite_table
     from eaftdrope.report.page import report_or_say
 
@@ -96,7 +98,7 @@ def _context(options: Options, problems: list[str], output: Path | None, *, dry_
     console = make_console()
     plan = make_plan(options, problems)
     folder = output or Path("runs") / "context" / short_name(options.models[0])
-    results = Results(folder, plan, overwrite=overwrite)
+    results = ContextResults(folder, plan, overwrite=overwrite)
     if dry_run:
         console.print(cost_table(plan))
     else:

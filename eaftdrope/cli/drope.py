@@ -65,6 +65,7 @@ def temperature(
     """
 
     from eaftdrope.evaluate.long_context.temperature import as_document, fit_all, plan_temperature
+    from eaftdrope.files import write_atomically
     from eaftdrope.report.figures.context import draw_temperature
 
     from .measure import about, bars, device_and_dtype
@@ -84,9 +85,7 @@ def temperature(
     document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}
     folder.mkdir(parents=True, exist_ok=True)
     draw_temperature(document, folder / _FIGURE)
-    partial = folder / f".{_FILE}.partial"
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / _FILE)
+    write_atomically(folder / _FILE, json.dumps(document, indent=1) + "\n")
     console.print(_table(document))
     for line in _lines(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from eaftdrope.evaluate import Score
-    from eaftdrope.evaluate.suites.plan import Options, Plan, RecipeProbes
+    from eaftdrope.evaluate.suites.plan import EvaluationOptions, EvaluationPlan, RecipeProbes
     from eaftdrope.files import ResultFolder
 
 _UNSHOWN = {"show_default": False}
@@ -92,13 +92,13 @@ def eval(
         # nothing else turns off the bars of lm-eval; tqdm reads the variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
     from eaftdrope.evaluate.long_context.plan import short_name
-    from eaftdrope.evaluate.suites.plan import Options
+    from eaftdrope.evaluate.suites.plan import EvaluationOptions
 
     from .measure import device_and_dtype
 
     device, dtype, problems = device_and_dtype(device, dtype)
     folder = output or Path("runs") / "eval" / short_name(models[0])
-    options = Options(
+    options = EvaluationOptions(
         models=tuple(models),
         suite=suite if suite or probes else _DEFAULT_SUITE,
         data=tuple(data or ()),
@@ -139,7 +139,7 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
 
 
 def _eval(
-    options: Options,
+    options: EvaluationOptions,
     problems: list[str],
     recipe_probes: RecipeProbes | None,
     folder: Path,
@@ -171,7 +171,9 @@ def _eval(
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) -> dict[str, dict[str, list[Score]]]:
+def _run(
+    plan: EvaluationPlan, results: ResultFolder, console: Console, *, fresh: bool
+) -> dict[str, dict[str, list[Score]]]:
     """Measure with a bar in a terminal, elsewhere one line per step, and report how much came from the cache."""
     from eaftdrope.evaluate.suites.run import SCHEMA, run_plan
 
@@ -205,7 +207,7 @@ def _run(plan: Plan, results: ResultFolder, console: Console, *, fresh: bool) ->
     return found
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: EvaluationPlan) -> Table:
     """Table of the steps of a plan and their data."""
     from rich.table import Table
     from rich.text import Text

@@ -43,7 +43,7 @@ def inspect(
     """
     checked = load_recipe(recipe, overrides or [])
 
-    from eaftdrope.inspection.document import InspectionFolder
+    from eaftdrope.inspection.results import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
     from eaftdrope.report.page import report_or_say
     from eaftdrope.run.interrupts import told_about_disk

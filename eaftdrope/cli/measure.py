@@ -16,8 +16,8 @@ from eaftdrope.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eaftdrope.evaluate.long_context.plan import Plan
-    from eaftdrope.evaluate.long_context.store import Results
+    from eaftdrope.evaluate.long_context.plan import ContextPlan
+    from eaftdrope.evaluate.long_context.results import ContextResults
 
 Text = Annotated[Path | None, typer.Option(help="A text file, or JSONL with `text`.", show_default="a short novel")]
 Windows = Annotated[int, typer.Option(min=1, help="At most this many windows for perplexity, at each length.")]
@@ -91,7 +91,7 @@ def about(device: str) -> dict:
     }
 
 
-def run_with_progress(plan: Plan, results: Results, console: Console) -> None:
+def run_with_progress(plan: ContextPlan, results: ContextResults, console: Console) -> None:
     """Measure the remaining cells of the plan: a bar in a terminal, elsewhere one line per cell."""
     from eaftdrope.evaluate.long_context.run import run_plan
 

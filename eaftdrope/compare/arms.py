@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 from eaftdrope.recipe import load_recipe
-from eaftdrope.recipe.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 from eaftdrope.recipe.schema import Recipe
 from eaftdrope.recipe.suggest import did_you_mean
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate.probes.agreement import Agreement
+from eaftdrope.evaluate.probes.agreement import AgreementProbe
 from eaftdrope.run.build import (
     RunData,
     build_data,
@@ -90,7 +90,7 @@ class Bench:
 
         probe, size = self.probes[key], self.plan.recipe.probes.batch_tokens
         with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe)):
-            if isinstance(probe, Agreement):
+            if isinstance(probe, AgreementProbe):
                 probe.captured = self.capture_file(key)
                 if is_base:
                     return probe.capture(model, self.tokenizer, probe.captured, batch_tokens=size, progress=progress)
@@ -111,7 +111,7 @@ class Bench:
             key
             for key, probe in self.probes.items()
             if kept.get(key) is None
-            or (arm is None and isinstance(probe, Agreement) and not self.capture_file(key).is_file())
+            or (arm is None and isinstance(probe, AgreementProbe) and not self.capture_file(key).is_file())
         ]
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from eaftdrope.files import write_atomically
 from eaftdrope.recipe.dump import dump_recipe
 
 from .arms import Arm
 from .measuring import Bench
-from .store import write_whole
 from .table import by_metric, main_metric, table_rows
 from .training import facts
 from .verdict import Runs, compare_pair, judge, overall
@@ -42,7 +42,7 @@ class Results:
     def store(self, status: str) -> dict:
         """Writes the document ("running" or "finished"), and returns it."""
         document = self._document(status)
-        write_whole(self._plan.folder / NAME, json.dumps(document) + "\n")
+        write_atomically(self._plan.folder / NAME, json.dumps(document) + "\n")
         return document
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eaftdrope.files import write_atomically
 from eaftdrope.report.page import report_or_say
 from eaftdrope.run.interrupts import only_start
 from eaftdrope.run.prepare import print_audit
@@ -13,7 +14,6 @@ from .estimate import arms_table, estimate
 from .match import match
 from .measuring import measure, open_bench
 from .results import NAME, Results
-from .store import write_whole
 from .table import csv_table, markdown_text, rich_table, sentences
 from .training import check_arms, train_arms
 
@@ -75,8 +75,8 @@ def _run(plan: Plan, console: Console, command: str, about: dict, bars) -> dict:
             results.matched = match(bench, start, lambda: results.store("running"))
     document = results.store("finished")
     base = bench.known(None)
-    write_whole(plan.folder / "compare.csv", csv_table(base, document["table"]))
-    write_whole(plan.folder / "compare.md", markdown_text(base, document, plan))
+    write_atomically(plan.folder / "compare.csv", csv_table(base, document["table"]))
+    write_atomically(plan.folder / "compare.md", markdown_text(base, document, plan))
     console.print(rich_table(base, document["table"]))
     for line in sentences(document, plan):
         console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.evaluate import Score, scores_from_json
+from eaftdrope.files import write_atomically
 
 if TYPE_CHECKING:
     from eaftdrope.evaluate import Probe
@@ -43,10 +43,7 @@ class Scores:
 
     def put(self, key: str, scores: list[Score], share: float | None = None) -> None:
         self._content["shares"].setdefault(_name(share), {})[key] = [asdict(score) for score in scores]
-        self._write()
-
-    def _write(self) -> None:
-        write_whole(self._file, json.dumps(self._content))
+        write_atomically(self._file, json.dumps(self._content))
 
 
 def _read(file: Path) -> dict:
@@ -66,14 +63,6 @@ def _name(share: float | None) -> str:
 
 def probe_key(probe: Probe) -> str:
     """The same for the same probe with the same options and items."""
-    from eaftdrope.evaluate.suites.cache import plain
+    from eaftdrope.evaluate.score_cache import plain
 
     return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def write_whole(file: Path, text: str) -> None:
-    """A small file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)

@@ -14,13 +14,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import printable
+from eaftdrope.loaded_model import check_token_ids
 
 from .build import build_dataset
 from .counts import DataReport
 from .encoding import IGNORED
 from .fields import is_metadata
 from .sources import Source
-from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
     from rich.text import Text

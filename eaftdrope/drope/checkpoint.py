@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.files import atomic_folder, write_atomically
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -51,7 +52,8 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, data: dict) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON file atomically: an existing file may be a hard link to another checkpoint's."""
+    write_atomically(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def carried_files(folder: Path) -> tuple[list[str], list[str]]:
@@ -163,18 +165,10 @@ def made(target: Path) -> Iterator[Path]:
         raise UserError(f"{target} is the current folder, which cannot be replaced. Pass the path of a new one.")
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise UserError(f"{target} is there already. Pass the path of a new folder.")
-    partial = target.with_name(f".{target.name}.partial")
-    # what a killed conversion left
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        with atomic_folder(target) as partial:
+            yield partial
     except OSError as error:
         raise UserError(
-            f"{target} cannot be written: {error.strerror or error} ({error.filename or partial})."
+            f"{target} cannot be written: {error.strerror or error} ({error.filename or target})."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

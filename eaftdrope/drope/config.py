@@ -130,9 +130,7 @@ def complete(folder: str | Path) -> bool:
         return False
     whole = with_old_keys(raw)
     if whole != raw:
-        partial = path.with_name(".config.json.partial")
-        write_json(partial, whole)
-        partial.replace(path)
+        write_json(path, whole)
     return True
 
 

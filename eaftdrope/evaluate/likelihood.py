@@ -22,7 +22,7 @@ IGNORED = -100
 _CHUNK_ROWS = 256
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """A sequence and what of it counts: `labels` has -100 where it does not."""
 
     input_ids: list[int]
@@ -59,7 +59,9 @@ def token_nll(
     return nll, counted.sum(1)
 
 
-def rows_nll(model: PreTrainedModel, rows: list[Row], *, batch_tokens: int, progress=None) -> list[tuple[float, float]]:
+def rows_nll(
+    model: PreTrainedModel, rows: list[TokenRow], *, batch_tokens: int, progress=None
+) -> list[tuple[float, float]]:
     """(nll, count) of every row, in order. Rows of similar length go together, `batch_tokens` a batch with padding."""
     result: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
     done = 0
@@ -85,7 +87,7 @@ def batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def beginning(tokenizer) -> list[int]:
+def bos_prefix(tokenizer) -> list[int]:
     """What the tokenizer puts before any text by itself: the BOS token, or nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
@@ -99,7 +101,7 @@ def logits_at(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, posi
     return model(**inputs).logits[:, positions]
 
 
-def padded(rows: list[Row], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(rows: list[TokenRow], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, labels and attention mask [B, T] of rows padded on the right."""
     shape = (len(rows), max(len(row.input_ids) for row in rows))
     # Any id will do as padding: it is masked, and nothing on the left sees it.

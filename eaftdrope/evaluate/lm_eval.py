@@ -22,8 +22,8 @@ from typing import Any
 
 from eaftdrope.errors import UserError
 
+from .score_cache import versions
 from .scores import Score, score_units
-from .suites.cache import versions
 
 INSTALL = "pip install 'eaftdrope[eval]'"
 PROBE = "lm-eval"
@@ -31,8 +31,8 @@ _TASK_FILES = (".yaml", ".yml", ".py", ".jinja", ".jinja2")
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """Tasks that are there. `prints` tells, by name, what a task asks: its settings and its data."""
+class HarnessTasks:
+    """HarnessTasks that are there. `prints` tells, by name, what a task asks: its settings and its data."""
 
     names: tuple[str, ...]
     manager: Any
@@ -46,7 +46,7 @@ def missing(why: str) -> str | None:
     return None
 
 
-def find_tasks(names: list[str], *, include: Path | None) -> Tasks:
+def find_tasks(names: list[str], *, include: Path | None) -> HarnessTasks:
     """Look the tasks up and fetch their data.
 
     Args:
@@ -68,7 +68,7 @@ def find_tasks(names: list[str], *, include: Path | None) -> Tasks:
     problems = [_unknown(name, manager) for name in names if name not in manager.all_tasks]
     if problems:
         raise UserError(" ".join(problems))
-    return Tasks(tuple(names), manager, {name: _print(name, manager, include) for name in names})
+    return HarnessTasks(tuple(names), manager, {name: _print(name, manager, include) for name in names})
 
 
 def run_tasks(
@@ -190,7 +190,9 @@ def _units(found: dict, name: str, metric: str, filtered: str, value: float) -> 
 def _unknown(name: str, manager) -> str:
     close = difflib.get_close_matches(name, manager.all_tasks, n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"lm-eval has no task {name!r}.{hint} Tasks of your own: --include-path FOLDER, with their YAML files."
+    return (
+        f"lm-eval has no task {name!r}.{hint} HarnessTasks of your own: --include-path FOLDER, with their YAML files."
+    )
 
 
 def _print(name: str, manager, include: Path | None) -> str:

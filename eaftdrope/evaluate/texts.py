@@ -57,7 +57,7 @@ def asset(name: str) -> str:
     return (package_files("eaftdrope.evaluate") / "assets" / name).read_text(encoding="utf-8")
 
 
-def evenly(items, limit: int | None) -> list:
+def evenly_spaced(items, limit: int | None) -> list:
     """At most `limit` of `items`, spread evenly from the first on, in order (None: all)."""
     count = len(items) if limit is None else min(limit, len(items))
     return [items[i * len(items) // count] for i in range(count)]

@@ -13,12 +13,12 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.generation import generate_ids
-from eaftdrope.evaluate.likelihood import IGNORED, Row, batches
-from eaftdrope.evaluate.texts import evenly
+from eaftdrope.evaluate.likelihood import IGNORED, TokenRow, batches
+from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally
-from .tokens import look
+from .tokens import measure_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ def sampled_rows(
     seed: int,
     batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
+) -> list[TokenRow]:
     """`count` rows (spread over all) with what comes before their first trained token, and an answer of at most 128
     sampled tokens in the place of the rest.
 
@@ -43,7 +43,7 @@ def sampled_rows(
         UserError: the rows begin with a trained token, so there is nothing to ask with.
     """
     prompts = []
-    for number in evenly(range(len(rows)), count):
+    for number in evenly_spaced(range(len(rows)), count):
         row = rows[number]
         first = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
         prompts.append(row["input_ids"][:first])
@@ -56,7 +56,7 @@ def sampled_rows(
         model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, batch_tokens=batch_tokens, sample=True, progress=progress
     )
     return [
-        Row([*prompt, *answer], [IGNORED] * len(prompt) + answer)
+        TokenRow([*prompt, *answer], [IGNORED] * len(prompt) + answer)
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer
     ]
@@ -64,16 +64,16 @@ def sampled_rows(
 
 def survey_of_rows(
     model,
-    rows: list[Row],
+    rows: list[TokenRow],
     gate: Gate,
     *,
     batch_tokens: int,
     backend: str = "auto",
     tile_bytes: int | None = None,
 ) -> dict:
-    """`{"tokens", "landscape", "summary"}` of a few rows; for `backend` and `tile_bytes` see [`look`]."""
+    """`{"tokens", "landscape", "summary"}` of a few rows; for `backend` and `tile_bytes` see [`measure_tokens`]."""
     tally = Tally(["the model itself"])
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
         chosen = [rows[i] for i in batch]
-        tally.add(look(model, chosen, gate, backend=backend, tile_bytes=tile_bytes), [0] * len(batch))
+        tally.add(measure_tokens(model, chosen, gate, backend=backend, tile_bytes=tile_bytes), [0] * len(batch))
     return {"tokens": tally.tokens, "landscape": tally.landscape(), "summary": tally.summary()}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from eaftdrope.loss.gates import Gate
 
-    from .document import InspectionFolder
+    from .results import InspectionFolder
     from .survey import Survey
 
 # The worst confident conflicts that are kept with their context.
@@ -51,8 +51,8 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     Raises:
         UserError: the recipe trains on no rows; the data, the model or the gate can not be used.
     """
-    from eaftdrope.data.vocabulary import check_token_ids
-    from eaftdrope.evaluate.texts import evenly
+    from eaftdrope.evaluate.texts import evenly_spaced
+    from eaftdrope.loaded_model import check_token_ids
     from eaftdrope.loss.gates import resolve_gate
     from eaftdrope.models import load_config, load_tokenizer
 
@@ -67,7 +67,7 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
     found, sources = _training_rows(recipe, tokenizer)
     check_token_ids(found, load_config(recipe.model.reference, **how).get_text_config().vocab_size, tokenizer)
     if rows is not None and rows < len(found):
-        found = found.select(evenly(range(len(found)), rows))
+        found = found.select(evenly_spaced(range(len(found)), rows))
     gate = resolve_gate(recipe.loss.gate, **recipe.loss.gate_kwargs())
     return Inspection(recipe, tokenizer, found, sources, gate, on_policy)
 
@@ -129,7 +129,7 @@ def run_inspection(
         about: where and with what it is measured.
         start: begins a progress bar of some words, and gives what moves it.
     """
-    from .document import write_survey
+    from .results import write_survey
     from .survey import Survey
 
     recipe = inspection.recipe

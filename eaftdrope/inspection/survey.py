@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate.likelihood import Row, batches
+from eaftdrope.evaluate.likelihood import TokenRow, batches
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally
 from .text import copy_key
-from .tokens import look
+from .tokens import measure_tokens
 from .worst import RowFigures, WorstConflicts
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Survey:
         progress: Callable[[int, int], None] | None = None,
     ) -> Survey:
         """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows. For `backend` and
-        `tile_bytes` see [`look`]."""
+        `tile_bytes` see [`measure_tokens`]."""
         done = 0
         for numbers, rows, sources in self._batches(batch_tokens):
-            tokens = look(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
+            tokens = measure_tokens(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
             self.tally.add(tokens, sources)
             self.conflicts.add(tokens, numbers)
             self.figures.add(tokens, numbers, [copy_key(row, tokenizer) for row in rows])
@@ -60,14 +60,14 @@ class Survey:
                 progress(done, len(self.rows))
         return self
 
-    def row(self, number: int) -> tuple[Row, str, int]:
+    def row(self, number: int) -> tuple[TokenRow, str, int]:
         """A row, where it is from, and the number of its source."""
         found = self.rows[int(number)]
-        return Row(found["input_ids"], found["labels"]), found["origin"], found["source"]
+        return TokenRow(found["input_ids"], found["labels"]), found["origin"], found["source"]
 
-    def _batches(self, batch_tokens: int) -> Iterator[tuple[list[int], list[Row], list[int]]]:
+    def _batches(self, batch_tokens: int) -> Iterator[tuple[list[int], list[TokenRow], list[int]]]:
         for start in range(0, len(self.rows), _WINDOW):
             window = self.rows[start : start + _WINDOW]
             for batch in batches([len(ids) for ids in window["input_ids"]], batch_tokens):
-                rows = [Row(window["input_ids"][i], window["labels"][i]) for i in batch]
+                rows = [TokenRow(window["input_ids"][i], window["labels"][i]) for i in batch]
                 yield [start + i for i in batch], rows, [window["source"][i] for i in batch]

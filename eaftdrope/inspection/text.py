@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 
-from eaftdrope.evaluate.likelihood import IGNORED, Row
+from eaftdrope.evaluate.likelihood import IGNORED, TokenRow
 
 # Trained text of at least this many letters is a copy wherever it stands; shorter answers (yes, 42) are repeated by right.
 _LONG = 40
@@ -14,7 +14,7 @@ _BEFORE, _AFTER = 60, 30
 _ROW_CHARACTERS = 600
 
 
-def copy_key(row: Row, tokenizer) -> int:
+def copy_key(row: TokenRow, tokenizer) -> int:
     """64 bits that rows have in common when they say the same, but for case, punctuation and white space: in their trained
     text, or in the whole row where that is short."""
     trained = _normalised(_decoded(tokenizer, [token for token in row.labels if token != IGNORED]))
@@ -22,7 +22,7 @@ def copy_key(row: Row, tokenizer) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def in_context(row: Row, position: int, predicted: int, tokenizer) -> dict[str, str]:
+def in_context(row: TokenRow, position: int, predicted: int, tokenizer) -> dict[str, str]:
     """A token's text, what stands around it, and what the model would have written."""
     ids = row.input_ids
     return {
@@ -33,7 +33,7 @@ def in_context(row: Row, position: int, predicted: int, tokenizer) -> dict[str, 
     }
 
 
-def shown(row: Row, tokenizer) -> str:
+def shown(row: TokenRow, tokenizer) -> str:
     """The row's text, or its first 600 characters."""
     text = tokenizer.decode(row.input_ids)
     return text if len(text) <= _ROW_CHARACTERS else text[:_ROW_CHARACTERS].rstrip() + " ..."

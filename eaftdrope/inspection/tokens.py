@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eaftdrope.evaluate.likelihood import IGNORED, Row, padded
+from eaftdrope.evaluate.likelihood import IGNORED, TokenRow, padded
 from eaftdrope.loss import TokenStats
 from eaftdrope.loss.backends import Backend, select_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
 from eaftdrope.loss.call import default_tile_bytes
-from eaftdrope.loss.gates import Gate, evaluate_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import Gate
 from eaftdrope.trainer.head import backbone, gathered_head
 
 # Float32 scratch for the squares: in cache on a CPU, few launches elsewhere.
@@ -59,7 +60,9 @@ class Tokens:
 
 
 @torch.no_grad()
-def look(model, rows: list[Row], gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None) -> Tokens:
+def measure_tokens(
+    model, rows: list[TokenRow], gate: Gate, *, backend: str = "auto", tile_bytes: int | None = None
+) -> Tokens:
     """The trained tokens of some rows, none of which is without one. Computes as training would under the same autocast.
     A gate that compares tokens with each other compares those of the batch.
 

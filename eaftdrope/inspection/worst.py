@@ -23,7 +23,7 @@ REASONS = ("conflicts", "loss", "copies")
 
 
 @dataclass(frozen=True, order=True)
-class Conflict:
+class ConfidentConflict:
     """A token that the model is sure is another one. Ordered by badness: nll, then entropy reversed; `row` is the number
     of the row, `position` the token's place in it."""
 
@@ -44,7 +44,7 @@ class WorstConflicts:
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._heap: list[Conflict] = []
+        self._heap: list[ConfidentConflict] = []
         self.seen = 0
 
     def add(self, tokens: Tokens, rows: list[int]) -> None:
@@ -59,14 +59,14 @@ class WorstConflicts:
             tokens.predicted_probability,
         )
         for nll, confidence, row, *rest in zip(*(column.tolist() for column in columns), strict=True):
-            conflict = Conflict(nll, confidence, rows[row], *rest)
+            conflict = ConfidentConflict(nll, confidence, rows[row], *rest)
             if len(self._heap) < self._limit:
                 heapq.heappush(self._heap, conflict)
             else:
                 heapq.heappushpop(self._heap, conflict)
         self.seen += len(at)
 
-    def worst_first(self) -> list[Conflict]:
+    def worst_first(self) -> list[ConfidentConflict]:
         return sorted(self._heap, reverse=True)
 
 

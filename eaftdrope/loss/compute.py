@@ -24,7 +24,8 @@ from torch import Tensor
 from .backends import Backend
 from .backends.tile import LogitsTransform, TileStats
 from .buffers import tile_buffer
-from .gates import Gate, evaluate_gate
+from .definition import evaluate_gate
+from .gates import Gate
 from .gradients import ColumnGradients, Gradients, Needed, sum_dtype
 from .products import multiply_into
 from .rows import TrainedRows

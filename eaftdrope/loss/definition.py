@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_label_smoothing, check_labels, check_shapes
-from .gates import GateLike, evaluate_gate, resolve_gate
+from .gates import Gate, GateLike, resolve_gate
 from .statistics import TokenStats
 
 
@@ -53,6 +53,24 @@ def token_statistics(
         vocab_size=z_NV.shape[1],
         sequence=sequence,
     )
+
+
+def evaluate_gate(gate: Gate, stats: TokenStats) -> Tensor:
+    """Return the weights `[N]` of a gate, detached, in the dtype of the statistics.
+
+    Raises:
+        ValueError: the gate returned anything but one number per token.
+    """
+    if stats.nll.numel() == 0:
+        return stats.nll
+    weight_N = gate(stats)
+    if not isinstance(weight_N, Tensor) or weight_N.shape != stats.nll.shape:
+        got = f"shape {tuple(weight_N.shape)}" if isinstance(weight_N, Tensor) else type(weight_N).__name__
+        raise ValueError(
+            f"the gate {gate.formula} must return one weight per token, a tensor of shape {tuple(stats.nll.shape)}; it "
+            f"returned {got}."
+        )
+    return weight_N.detach().to(stats.nll.dtype)
 
 
 def eaft_loss(

@@ -1,35 +1,43 @@
-"""Gates: from the statistics of a token to its weight in the loss. The only place where a gate's formula is written.
+"""Gates: from the statistics of a token to its weight in the loss. The only place where a gate and its options are declared.
 
 A gate reads [`TokenStats`] and returns one weight per token, detached by the caller. docs/gates.md is generated from the
 docstrings of the named gates. In them p is the probability of the label, H the entropy over the V tokens of the vocabulary,
 and h = H_topK / ln k the entropy of the k most likely tokens, normalised to [0, 1].
 
 A function of your own is a gate too: `gate=lambda stats: stats.probability * (stats.entropy > 1)`.
+
+This module loads without torch, because recipes read the gates' names and options from it (`GATE_OPTIONS`): formulas use
+methods of tensors.
+
+Legend: N tokens.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from .statistics import TokenStats
+    from .statistics import TokenStats
+
+# Smallest normal float32.
+_TINY = 2.0**-126
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Base of the named gates; subclass it for your own with options.
+    """Base class of the gates; subclass it for a gate with options of its own.
 
-    `row_local` says that a token's weight depends on its own statistics alone, which lets the fused operator form the
-    gradient from the same tile of logits. A gate that compares tokens with each other (a quantile, a mean) says False
-    and costs one more projection of the rows when they do not fit in one tile.
-    `topk` is the size of the top-K entropy the gate reads, or None: what no gate reads is not computed.
-    `closes` says that the weight of a possible token can be exactly 0; such rows are taken out of the gradient's GEMMs.
+    Attributes:
+        row_local (`bool`): a token's weight depends only on its own statistics, so its gradient is formed from the same
+            tile of logits. A gate that compares tokens (a quantile, a mean) sets False: one more projection of the rows.
+        closes (`bool`): weights of exactly 0 occur; such rows are left out of the gradient's GEMMs.
+        topk (`int` or `None`): size of the top-K entropy that the gate reads, or None: it is then not computed.
     """
 
     name: ClassVar[str] = ""
@@ -38,11 +46,12 @@ class Gate:
     topk: ClassVar[int | None] = None
 
     def __call__(self, stats: TokenStats) -> Tensor:
+        """Return the weight of each token, `[N]`."""
         raise NotImplementedError
 
     @property
     def formula(self) -> str:
-        """The weight in one line, for logs and model cards."""
+        """The gate and its options in one line, for logs and model cards."""
         options = ", ".join(f"{option.name}={getattr(self, option.name)}" for option in fields(self))
         return f"{self.name}({options})"
 
@@ -138,7 +147,7 @@ class EAFTSigmoid(_TopKGate):
     k: int = 20
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.sigmoid(self.slope * (self.normalised(stats) - self.threshold))
+        return (self.slope * (self.normalised(stats) - self.threshold)).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,7 @@ class Focal(Gate):
 
     def __call__(self, stats: TokenStats) -> Tensor:
         # 1 - p without cancellation
-        return (-torch.expm1(-stats.nll)) ** self.gamma
+        return (-(-stats.nll).expm1()) ** self.gamma
 
 
 @dataclass(frozen=True)
@@ -241,11 +250,12 @@ class TALR(Gate):
         if stats.sequence is None:
             tau = stats.nll.mean()
         else:
-            _, inverse, counts = torch.unique(stats.sequence, return_inverse=True, return_counts=True)
-            sums = torch.zeros(counts.shape, dtype=stats.nll.dtype, device=stats.nll.device)
+            _, inverse, counts = stats.sequence.unique(return_inverse=True, return_counts=True)
+            sums = stats.nll.new_zeros(counts.shape)
             tau = (sums.index_add_(0, inverse, stats.nll) / counts).median()
-        tau = tau.clamp_min(torch.finfo(stats.nll.dtype).tiny)
-        return torch.exp(-stats.nll / tau).clamp_min(self.floor)
+        # all tokens certain and right: 0 / tau must stay 0
+        tau = tau.clamp_min(_TINY)
+        return (-stats.nll / tau).exp().clamp_min(self.floor)
 
 
 @dataclass(frozen=True)
@@ -302,7 +312,7 @@ class Constant(Gate):
         _require(self.weight >= 0, f"weight={self.weight}: must be >= 0.")
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.full_like(stats.nll, self.weight)
+        return stats.nll.new_full(stats.nll.shape, self.weight)
 
 
 @dataclass(frozen=True)
@@ -315,13 +325,13 @@ class NoGate(Gate):
     name: ClassVar[str] = "none"
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        return torch.ones_like(stats.nll)
+        return stats.nll.new_ones(stats.nll.shape)
 
 
 @dataclass(frozen=True)
 class Custom(Gate):
-    """A function of [`TokenStats`] as a gate. Say `row_local=True` if a token's weight depends on that token alone
-    (no mean, no quantile): the operator then never projects a row twice."""
+    """A function of [`TokenStats`] as a gate. Set `row_local=True` if a token's weight depends only on that token (no mean,
+    no quantile): the operator then never projects a row twice."""
 
     name: ClassVar[str] = "custom"
     closes: ClassVar[bool] = True
@@ -337,15 +347,23 @@ class Custom(Gate):
         return f"custom({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
 
-GateLike = str | Gate | Callable[[TokenStats], Tensor]
+GateLike: TypeAlias = "str | Gate | Callable[[TokenStats], Tensor]"
 
 _PUBLISHED = (EAFT, EAFTVocab, EAFTExact, EAFTSigmoid, EAFTMask, ConflictMask, DFT, Focal, TALR, MiLe, ProFit)
 
 GATES: dict[str, type[Gate]] = {gate.name: gate for gate in (*_PUBLISHED, Constant, NoGate)}
 
+GATE_OPTIONS: dict[str, dict[str, object]] = {
+    name: {option.name: option.default for option in fields(gate)} for name, gate in GATES.items()
+}
+"""The options of each named gate, with their defaults."""
 
-def resolve_gate(gate: GateLike, **options) -> Gate:
-    """A name with its options, a gate object, or a function of [`TokenStats`], as a [`Gate`].
+ALL_GATE_OPTIONS: tuple[str, ...] = tuple(dict.fromkeys(option for table in GATE_OPTIONS.values() for option in table))
+"""The options of all gates, each once."""
+
+
+def resolve_gate(gate: GateLike, **options: object) -> Gate:
+    """Return the [`Gate`] for a name with its options, a gate object, or a function of [`TokenStats`].
 
     Raises:
         ValueError: an unknown name or option (with the nearest one that exists), or an option out of range.
@@ -353,37 +371,19 @@ def resolve_gate(gate: GateLike, **options) -> Gate:
     if isinstance(gate, str):
         if gate not in GATES:
             raise ValueError(f"unknown gate {gate!r}.{_nearest(gate, GATES)} Gates: {', '.join(GATES)}.")
-        known = [option.name for option in fields(GATES[gate])]
+        known = GATE_OPTIONS[gate]
         for name in options:
             if name not in known:
-                takes = ", ".join(known) if known else "no options"
-                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} It takes: {takes}.")
+                listed = ", ".join(known) or "none"
+                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} Its options: {listed}.")
         return GATES[gate](**options)
     if options:
-        raise ValueError(f"options {sorted(options)} only go with a gate given by name; set them on the gate object.")
+        raise ValueError(f"options {sorted(options)} belong to a gate given by name; set them on the gate object.")
     if isinstance(gate, Gate):
         return gate
     if callable(gate):
         return Custom(gate)
     raise ValueError(f"gate must be a name, a Gate or a function of TokenStats, got {type(gate).__name__}.")
-
-
-def evaluate_gate(gate: Gate, stats: TokenStats) -> Tensor:
-    """Weights `[N]` of a gate, detached, in the dtype of the statistics.
-
-    Raises:
-        ValueError: the gate returned anything but one number a token.
-    """
-    if stats.nll.numel() == 0:
-        return stats.nll
-    weight_N = gate(stats)
-    if not isinstance(weight_N, Tensor) or weight_N.shape != stats.nll.shape:
-        got = f"shape {tuple(weight_N.shape)}" if isinstance(weight_N, Tensor) else type(weight_N).__name__
-        raise ValueError(
-            f"the gate {gate.formula} must return one weight a token, a tensor of shape {tuple(stats.nll.shape)}; it "
-            f"returned {got}."
-        )
-    return weight_N.detach().to(stats.nll.dtype)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -395,6 +395,6 @@ def _require_fraction(name: str, value: float) -> None:
     _require(0 <= value <= 1, f"{name}={value}: must be between 0 and 1.")
 
 
-def _nearest(word: str, known) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {match[0]!r}?" if match else ""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+
 from .probe_sections import GENERATED
 from .stage_sections import STAGES
 from .suggest import did_you_mean

@@ -10,9 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from eaftdrope.loss.gates import GATE_OPTIONS
+
 from .base import LARGEST_RATE, MOST, MOST_TOKENS, Positive, Section, describe, existing_file, existing_model
 from .data_section import Rows
-from .gates import GATE_OPTIONS
 from .probe_sections import Probes
 from .training_sections import Loss, Train
 

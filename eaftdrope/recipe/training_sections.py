@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
+
 from .base import LARGEST_RATE, MOST, STRONGEST, Positive, Section, Share, require_package
-from .gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
 OPTIMIZERS = (
     "adamw_torch",

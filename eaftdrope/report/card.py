@@ -15,6 +15,7 @@ from pathlib import Path
 from eaftdrope.drope.engines import engines_markdown
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison_markdown
+from eaftdrope.files import replacing
 from eaftdrope.models import PACKAGE_PREFIX, hub_id_of
 
 _FILES = (".gguf", ".jsonl", ".json", ".parquet", ".csv")
@@ -130,10 +131,8 @@ def write_model_card(
     ]
     card = ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(part.strip() for part in body) + "\n")
     path = folder / "README.md"
-    # Renamed into place: a run killed here leaves the old card or the new one.
-    partial = path.with_name("README.md.partial")
-    card.save(partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        card.save(partial)
     return path
 
 

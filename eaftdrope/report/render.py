@@ -5,12 +5,13 @@ Puts figures into a folder, and hands them to a page.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from eaftdrope.files import write_atomically
 
 from .blocks import Page, Picture
 from .figures.style import save_figure
@@ -32,11 +33,7 @@ def write_page(page: Page, path: Path) -> Path:
     """Render into `path`, whole or not at all."""
     html = render(page)
     assert len(html.encode()) <= MAX_BYTES, f"a report of {len(html):,} characters: a list in it is not cut"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_atomically(path, html)
 
 
 @cache

@@ -129,7 +129,7 @@ def build_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
 def _asked(recipe: Recipe, origins: list[str]) -> list[str]:
     """Which of the held-out rows are answered: all for a probe that generates, else a few for people to read, and none where
     nothing is measured."""
-    from eaftdrope.evaluate.texts import evenly
+    from eaftdrope.evaluate.texts import evenly_spaced
 
     probes = recipe.probes
     if any(
@@ -137,7 +137,7 @@ def _asked(recipe: Recipe, origins: list[str]) -> list[str]:
         for probe in probes.target
     ):
         return origins
-    return evenly(origins, SAMPLES) if probes.target or probes.general else []
+    return evenly_spaced(origins, SAMPLES) if probes.target or probes.general else []
 
 
 def build_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RunData:
@@ -239,7 +239,7 @@ def check_vocabulary(data: RunData, tokenizer: PreTrainedTokenizerBase, config: 
     Raises:
         DataError: a token that the model has no row for.
     """
-    from eaftdrope.data.vocabulary import check_token_ids
+    from eaftdrope.loaded_model import check_token_ids
 
     for rows in (data.train, data.held_out):
         if rows is not None:

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import flush, flush_tree, write_durably
+from eaftdrope.files import flush, flush_tree, write_atomically
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -120,7 +120,7 @@ class Checkpoints:
         flush(self.folder)
         hashes = _hashes(list(files.values()))
         listed = {name: {"bytes": file.stat().st_size, "sha256": hashes[file]} for name, file in files.items()}
-        write_durably(path / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n")
+        write_atomically(path / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n", durable=True)
 
     def discard(self, step: int) -> None:
         """Deletes a checkpoint that was passed over, because its step is about to be saved again."""

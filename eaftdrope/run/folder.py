@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import check_writable, flush, flush_tree, write_durably
+from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
 
 from .checkpoints import MANIFEST, Checkpoints, Found
 from .interrupts import LOCK_FILE
@@ -361,7 +361,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """A small file, whole or not at all."""
-        write_durably(self.path / name, text)
+        write_atomically(self.path / name, text, durable=True)
 
     def _write_run(self, **run) -> None:
         self.write(NAME, json.dumps(run, indent=2) + "\n")

@@ -45,13 +45,13 @@ def probe_run(
     former start measured them. Without probes nothing is measured, and nothing sampled.
 
     A model that is sharded over processes is measured by all of them, in step; the main process keeps the result."""
-    from eaftdrope.evaluate.probes.agreement import Agreement
+    from eaftdrope.evaluate.probes.agreement import AgreementProbe
     from eaftdrope.evaluate.scores import refuse_not_a_number
 
     if not prepared.probes:
         return []
     keeps = trainer.accelerator.is_main_process
-    compared = [probe for probe in prepared.probes if isinstance(probe, Agreement)]
+    compared = [probe for probe in prepared.probes if isinstance(probe, AgreementProbe)]
     capture, is_base = folder.path / CAPTURE_FILE, when == "before"
     scores = folder.load_scores(when) if is_base else None
     if is_base and compared and (not capture.is_file() or unreadable(capture)):
@@ -117,10 +117,10 @@ def during_callback(
 
 def _compare_with(capture: Path, probes: list[Probe]) -> None:
     """Tells the probes that need it where to find what the base model says, now or by the time they run."""
-    from eaftdrope.evaluate.probes.agreement import Agreement
+    from eaftdrope.evaluate.probes.agreement import AgreementProbe
 
     for probe in probes:
-        if isinstance(probe, Agreement):
+        if isinstance(probe, AgreementProbe):
             probe.captured = capture
 
 

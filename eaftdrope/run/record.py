@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eaftdrope import files
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,18 +111,11 @@ def differences(old: dict, new: dict, *, free: bool = False) -> str:
     Args:
         free: leave out the keys that decide nothing of what is trained.
     """
-
-    def flat(data, prefix=""):
-        if isinstance(data, dict):
-            return {key: value for name in data for key, value in flat(data[name], f"{prefix}{name}.").items()}
-        return {prefix[:-1]: data}
-
-    before, after = flat(old), flat(new)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    changed = files.differences(old, new)
     if free:
-        keys = [key for key in keys if key.removeprefix("recalibrate.") not in _FREE_KEYS]
-    told = [f"{key}: {_text(before.get(key))} then, {_text(after.get(key))} now" for key in keys[:6]]
-    return "; ".join(told) + ("; ..." if len(keys) > 6 else "")
+        changed = {key: pair for key, pair in changed.items() if key.removeprefix("recalibrate.") not in _FREE_KEYS}
+    shown = [f"{key}: {_text(then)} then, {_text(now)} now" for key, (then, now) in list(changed.items())[:6]]
+    return "; ".join(shown) + ("; ..." if len(changed) > 6 else "")
 
 
 def _text(value: object) -> str:

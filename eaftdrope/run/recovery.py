@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-    from eaftdrope.evaluate.likelihood import Row
+    from eaftdrope.evaluate.likelihood import TokenRow
     from eaftdrope.recipe.schema import Recipe
     from eaftdrope.trainer.callbacks.recovery import RecoveryCallback, RecoveryCurve
 
@@ -36,7 +36,7 @@ class RecoveryProbe:
     stage: Stage
     recipe: Recipe
     original: str
-    rows: list[Row]
+    rows: list[TokenRow]
 
     @property
     def tokens(self) -> int:
@@ -47,7 +47,7 @@ class RecoveryProbe:
         import torch
 
         from eaftdrope.evaluate.likelihood import rows_nll
-        from eaftdrope.evaluate.probes.build import evaluating
+        from eaftdrope.loaded_model import evaluating
 
         batch_tokens = max(self.recipe.data.max_length, self.recipe.probes.batch_tokens)
         device = next(model.parameters()).device.type
@@ -112,21 +112,21 @@ def recovery_probe(stage: Stage, recipe: Recipe, config: PretrainedConfig, data:
     Raises:
         UserError: a file that cannot be used, or without text; it is not known which model was the original.
     """
-    from eaftdrope.evaluate.likelihood import Row
-    from eaftdrope.evaluate.probes.perplexity import Perplexity
-    from eaftdrope.evaluate.texts import evenly, read_texts, shipped_text
+    from eaftdrope.evaluate.likelihood import TokenRow
+    from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
+    from eaftdrope.evaluate.texts import evenly_spaced, read_texts, shipped_text
 
     original = original_of(stage, recipe, config)
     settings, length = recipe.recalibrate.recovery, recipe.data.max_length
     blocks = max(1, settings.max_tokens // length)
     if settings.files is None and data.held_out is not None:
-        rows = [Row(block["input_ids"], block["labels"]) for block in evenly(data.held_out, blocks)]
+        rows = [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(data.held_out, blocks)]
         return RecoveryProbe(stage, recipe, original, rows)
     if settings.files is None:
         texts = [shipped_text()]
     else:
         texts = [text for file in settings.files for text in read_texts(Path(file), "recalibrate.recovery")]
-    rows = Perplexity(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
+    rows = PerplexityProbe(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
     return RecoveryProbe(stage, recipe, original, rows)
 
 
@@ -200,13 +200,13 @@ def recovery_table(curve: RecoveryCurve) -> Table:
     """The curve as a rich table: the original, the first measurement, the last, and some between."""
     from rich.table import Table
 
-    from eaftdrope.evaluate.texts import evenly
+    from eaftdrope.evaluate.texts import evenly_spaced
 
     table = Table(title="Recovery", title_justify="left")
     for column in ("step", "tokens", "perplexity", "recovery"):
         table.add_column(column, justify="right")
     table.add_row("original", "", f"{math.exp(curve.original):.2f}", "")
-    points = [*evenly(curve.points[:-1], _ROWS_SHOWN - 1), curve.points[-1]]
+    points = [*evenly_spaced(curve.points[:-1], _ROWS_SHOWN - 1), curve.points[-1]]
     for point in points:
         perplexity, recovery = f"{math.exp(point.nll):.2f}", f"{curve.recovery(point.nll):.3f}"
         table.add_row(str(point.step), f"{point.tokens:,}", perplexity, recovery)

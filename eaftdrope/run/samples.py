@@ -37,7 +37,7 @@ def take_samples(
     """Answers of "before" or "after", written to the folder by the process that keeps them; those of before only if a former
     start has not."""
     from eaftdrope.evaluate.probes.answers import answer
-    from eaftdrope.evaluate.probes.build import evaluating
+    from eaftdrope.loaded_model import evaluating
 
     kept = kept_samples(folder)
     if when == "before" and kept is not None:
@@ -84,12 +84,12 @@ def asks(example: Example) -> bool:
 def _choose(prepared: Prepared) -> tuple[list[Example], list[str | None]]:
     """What is asked, and what would be right as far as it is known."""
     from eaftdrope.evaluate.probes.build import general_prompts
-    from eaftdrope.evaluate.texts import evenly
+    from eaftdrope.evaluate.texts import evenly_spaced
 
-    held_out = evenly([example for example in prepared.data.held_out_examples if asks(example)], SAMPLES)
+    held_out = evenly_spaced([example for example in prepared.data.held_out_examples if asks(example)], SAMPLES)
     if held_out:
         return held_out, [_reference(example) for example in held_out]
-    general = evenly(general_prompts(), SAMPLES)
+    general = evenly_spaced(general_prompts(), SAMPLES)
     return general, [None] * len(general)
 
 

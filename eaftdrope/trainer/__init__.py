@@ -1,25 +1,36 @@
 """Training with the gated loss: `EAFTTrainer` for TRL scripts, `apply_eaft` for everything else.
 
-Names are loaded on first use, because trl takes seconds to import.
+In reading order: `config` (the options), `patch` (the forward that returns the gated loss, and its `head`), `trainer`
+(TRL's trainer around that forward). Checks before and during training: `head` (the logits are the model's own),
+`packing` (packed sequences are separate), `optimizer` (every trainable parameter is trained), `finite` (no NaN is trained
+on or saved). `meter` has the figures of each log, `step_rows` the rows of a step, `saving` the configuration that is
+saved; `callbacks` is what a Trainer calls during training.
+
+The package needs `loss`, and of the rest only `errors`, `files`, `lazy`, `loaded_model` and `processes`. Names are
+imported on first use, because trl takes seconds to import.
 """
 
 from __future__ import annotations
 
-_HOMES = {
+from typing import TYPE_CHECKING
+
+from eaftdrope.lazy import lazy_names
+
+_LAZY = {
     "EAFTCallback": "callbacks.plain_trainer",
     "EAFTConfig": "config",
     "EAFTTrainer": "trainer",
     "apply_eaft": "patch",
-    "remove_eaft": "patch",
     "pop_metrics": "patch",
+    "remove_eaft": "patch",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = ["EAFTCallback", "EAFTConfig", "EAFTTrainer", "apply_eaft", "pop_metrics", "remove_eaft"]
 
+if TYPE_CHECKING:
+    from .callbacks.plain_trainer import EAFTCallback
+    from .config import EAFTConfig
+    from .patch import apply_eaft, pop_metrics, remove_eaft
+    from .trainer import EAFTTrainer
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from eaftdrope.errors import UserError
+from eaftdrope.loaded_model import evaluating
 
 from .finite import refuse_non_finite_weights
 from .optimizer import reshard
@@ -109,18 +110,6 @@ def logits_transform(config) -> tuple[float, float | None]:
 def backbone(model: nn.Module) -> nn.Module:
     """The model without its head."""
     return model.base_model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()

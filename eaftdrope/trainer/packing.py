@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from eaftdrope.errors import UserError
+from eaftdrope.loaded_model import evaluating
 
-from .head import backbone, evaluating
+from .head import backbone
 
 _TOLERANCE = 1e-2
 

@@ -10,9 +10,9 @@ from datasets import Dataset
 from transformers import TrainingArguments
 from trl import SFTTrainer
 
-from eaftdrope.data.vocabulary import check_token_ids
 from eaftdrope.errors import UserError
 from eaftdrope.files import honour_umask
+from eaftdrope.loaded_model import check_token_ids
 from eaftdrope.loss.gates import GateLike, resolve_gate
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.loss.products import has_instructions

@@ -133,7 +133,7 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
 
     # other settings are another probe
     code, _, err = run(*command, killed, "--trials", "3", "--seed", "1", capsys=capsys)
-    assert code == 2 and "holds a probe with other settings (different: trials, seed). Nothing was touched" in err
+    assert code == 2 and "holds a probe with other settings (different: trials, seed). Nothing was changed" in err
     code, _, err = run(*command, killed, "--lengths", "900", capsys=capsys)
     assert code == 2 and "(different: models.plain.lengths)" in err
     assert cells(killed) == cells(whole)
@@ -244,9 +244,9 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
         (["{plain}", "--text", "{empty}"], "the file is empty. Name a file with some pages of text."),
         (["{plain}", "--text", "{binary}"], "not UTF-8 text"),
         (["{plain}", "--text", "{rows}"], "rows.jsonl:2: no `text`. The probe reads JSONL rows with a `text` field."),
-        (["{plain}", "--output", "{strangers}"], "is not empty and holds no probe.json of ours. Nothing was touched"),
-        (["{plain}", "--output", "{strangers}", "--overwrite"], "is not empty and holds no probe.json of ours."),
-        (["{plain}", "--output", "{empty}/out"], "cannot be made: this is a file:"),
+        (["{plain}", "--output", "{strangers}"], "is not empty and does not contain probe.json. Nothing was changed"),
+        (["{plain}", "--output", "{strangers}", "--overwrite"], "is not empty and does not contain probe.json."),
+        (["{plain}", "--output", "{empty}/out"], "is a file. Choose another folder with --output"),
         (["{plain}", "--output", "{damaged}"], "cannot be read as results of this version."),
         (
             ["{yarn}", "--baselines", "pi"],

@@ -8,13 +8,13 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from tests.evaluate.suites.test_cache import adapter_of
 
 from eaftdrope.cli import main
 from eaftdrope.evaluate.scores import change_stderr
 from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
 from tests import forked
-from tests.evaluate.suites.test_cache import adapter_of
 from tests.models import TEMPLATE
 from tests.tiny_run import make_project
 
@@ -159,10 +159,10 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from eaftdrope.cli import main\n"
-        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice\n"
+        "from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe\n"
         "def dying(*arguments, **options):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "MultipleChoice.run = dying\n"
+        "MultipleChoiceProbe.run = dying\n"
         "main(sys.argv[1:])\n"
     )
     command = ["eval", "model", *SMALL, "--data", "perplexity=text.txt", "--output", str(tmp_path / "out[/red]")]
@@ -186,7 +186,7 @@ def test_a_dry_run_and_other_settings(eval_in, tmp_path, monkeypatch):
     assert "instructions" in out and "rows.jsonl" in out and "shipped" in out
     assert eval_in("model", *SMALL)[0] == 0
     code, _, err, _ = eval_in("model", *SMALL, "--limit", "5")
-    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was touched" in err
+    assert code == 2 and "holds an evaluation with other settings (different: limit). Nothing was changed" in err
     code, _, err, document = eval_in("model", *SMALL, "--limit", "5", "--overwrite")
     assert code == 0, err
     assert document["models"][0]["scores"][1]["n"] == 5

@@ -311,7 +311,7 @@ def test_an_unwritable_folder_is_told_before_anything_is_loaded(recipe, tmp_path
     ended = train(recipe, f"output.dir={tmp_path / 'file' / 'run'}", moment=None)
     assert ended == (
         2,
-        f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file. Name another folder with "
+        f"{tmp_path / 'file' / 'run'} cannot be created: {tmp_path / 'file'} is a file. Choose another folder with "
         "output.dir=...\n",
     )
 

@@ -13,7 +13,7 @@ import pytest
 from eaftdrope.models.gguf.patterns import PRE_TOKENIZERS
 from eaftdrope.models.gguf.tokenizer import read_tokenizer
 from eaftdrope.models.tokenizer_file import PROBES
-from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
+from tests.models.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
 
 pytestmark = pytest.mark.slow
 

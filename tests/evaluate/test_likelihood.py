@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import run_probes
-from eaftdrope.evaluate.likelihood import Row, batches, rows_nll, token_nll
-from eaftdrope.evaluate.probes.held_out_loss import HeldOutLoss
-from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
-from eaftdrope.evaluate.probes.perplexity import Perplexity
+from eaftdrope.evaluate.likelihood import TokenRow, batches, rows_nll, token_nll
+from eaftdrope.evaluate.probes.held_out_loss import HeldOutLossProbe
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question, choice_row
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 
 
 def random_rows(count=9, seed=0, longest=40):
@@ -21,7 +21,7 @@ def random_rows(count=9, seed=0, longest=40):
         length = int(torch.randint(2, longest, (), generator=generator))
         ids = torch.randint(3, 259, (length,), generator=generator)
         labels = torch.where(torch.rand(length, generator=generator) < 0.5, ids, -100)
-        rows.append(Row(ids.tolist(), labels.tolist()))
+        rows.append(TokenRow(ids.tolist(), labels.tolist()))
     return rows
 
 
@@ -62,7 +62,7 @@ def test_token_nll_without_logits_to_keep(tiny_llama):
 
 def test_long_rows_cross_the_chunk_border(tiny_llama):
     ids = torch.randint(3, 259, (700,), generator=torch.Generator().manual_seed(3)).tolist()
-    row = Row(ids, ids)
+    row = TokenRow(ids, ids)
     ((nll, count),) = rows_nll(tiny_llama, [row], batch_tokens=10_000)
     assert count == 699
     assert nll == pytest.approx(plain_nll(tiny_llama, row)[0], rel=1e-6)
@@ -101,7 +101,7 @@ def test_held_out_loss_equals_cross_entropy_over_all_tokens(tiny_llama, byte_tok
             logits.append(tiny_llama(torch.tensor([row.input_ids])).logits[0, :-1])
         targets.append(torch.tensor(row.labels[1:]))
     expected = F.cross_entropy(torch.cat(logits), torch.cat(targets)).item()
-    (score,) = run_probes(tiny_llama, byte_tokenizer, [HeldOutLoss(rows)], batch_tokens=100)
+    (score,) = run_probes(tiny_llama, byte_tokenizer, [HeldOutLossProbe(rows)], batch_tokens=100)
     assert score.value == pytest.approx(expected, rel=1e-6)
     assert (score.group, score.metric, score.n, score.better) == ("target", "held-out loss", 7, "lower")
     assert sum(weight for _, weight in score.units) == (torch.cat(targets) != -100).sum()
@@ -109,7 +109,7 @@ def test_held_out_loss_equals_cross_entropy_over_all_tokens(tiny_llama, byte_tok
 
 def test_perplexity_equals_a_plain_loop(tiny_llama, byte_tokenizer):
     text = "It was a bright cold day in April, and the clocks were striking thirteen. " * 3
-    probe = Perplexity([text, "Short."], max_tokens=None, window=32)
+    probe = PerplexityProbe([text, "Short."], max_tokens=None, window=32)
     ids = byte_tokenizer(text).input_ids
     terms = []
     for piece in [ids[i : i + 32] for i in range(0, len(ids), 32)] + [byte_tokenizer("Short.").input_ids]:
@@ -123,7 +123,7 @@ def test_perplexity_equals_a_plain_loop(tiny_llama, byte_tokenizer):
 
 def test_perplexity_windows_are_spread_and_bounded(byte_tokenizer):
     text = "".join(chr(97 + i // 10) for i in range(200))
-    rows = Perplexity([text], max_tokens=40, window=10).windows(byte_tokenizer)
+    rows = PerplexityProbe([text], max_tokens=40, window=10).windows(byte_tokenizer)
     assert [byte_tokenizer.decode(row.input_ids) for row in rows] == ["a" * 10, "f" * 10, "k" * 10, "p" * 10]
     assert all(row.labels == [-100, *row.input_ids[1:]] for row in rows)
 
@@ -131,13 +131,13 @@ def test_perplexity_windows_are_spread_and_bounded(byte_tokenizer):
 def test_perplexity_windows_begin_with_bos_where_texts_do(word_tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    plain = Perplexity(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
+    plain = PerplexityProbe(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
     assert [row.input_ids for row in plain] == [[4, 5, 6], [7, 8]]
     backend = word_tokenizer.backend_tokenizer
     before = backend.post_processor
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     try:
-        rows = Perplexity(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
+        rows = PerplexityProbe(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
         assert [(row.input_ids, row.labels) for row in rows] == [
             ([1, 4, 5], [-100, 4, 5]),
             ([1, 6, 7], [-100, 6, 7]),
@@ -151,7 +151,7 @@ def test_perplexity_windows_begin_with_bos_where_texts_do(word_tokenizer):
 
 def test_perplexity_of_nothing_is_refused(byte_tokenizer):
     with pytest.raises(UserError, match=r"the perplexity probe has no text: its files are empty\."):
-        Perplexity([""]).windows(byte_tokenizer)
+        PerplexityProbe([""]).windows(byte_tokenizer)
 
 
 QUESTIONS = [
@@ -180,7 +180,7 @@ def test_multiple_choice_equals_brute_force(tiny_llama, byte_tokenizer):
     # The two ways must differ somewhere, or the test would not tell them apart.
     assert plain != normalised
     for batch_tokens in (50, 5000):
-        scores = run_probes(tiny_llama, byte_tokenizer, [MultipleChoice(QUESTIONS)], batch_tokens=batch_tokens)
+        scores = run_probes(tiny_llama, byte_tokenizer, [MultipleChoiceProbe(QUESTIONS)], batch_tokens=batch_tokens)
         assert [score.metric for score in scores] == ["multiple choice", "multiple choice, plain"]
         assert [hit for hit, _ in scores[0].units] == normalised
         assert [hit for hit, _ in scores[1].units] == plain
@@ -199,7 +199,7 @@ def test_model_is_left_as_it_came(tiny_llama, byte_tokenizer):
         run_probes(
             tiny_llama,
             byte_tokenizer,
-            [HeldOutLoss(random_rows(3)), MultipleChoice(QUESTIONS[:1])],
+            [HeldOutLossProbe(random_rows(3)), MultipleChoiceProbe(QUESTIONS[:1])],
             batch_tokens=60,
             progress=lambda name, done, total: seen.append((name, done, total, tiny_llama.training)),
         )
@@ -216,7 +216,7 @@ def test_model_is_left_as_it_came(tiny_llama, byte_tokenizer):
 def test_modes_come_back_after_an_error(tiny_llama, byte_tokenizer):
     tiny_llama.train()
     with pytest.raises(UserError):
-        run_probes(tiny_llama, byte_tokenizer, [Perplexity([""])])
+        run_probes(tiny_llama, byte_tokenizer, [PerplexityProbe([""])])
     assert tiny_llama.training
 
 
@@ -224,12 +224,14 @@ def test_an_adapter_is_measured(tiny_llama, byte_tokenizer):
     from peft import LoraConfig, get_peft_model
 
     rows = random_rows(3)
-    base = run_probes(tiny_llama, byte_tokenizer, [HeldOutLoss(rows)])[0].value
+    base = run_probes(tiny_llama, byte_tokenizer, [HeldOutLossProbe(rows)])[0].value
     model = get_peft_model(tiny_llama, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    (adapted,) = run_probes(model, byte_tokenizer, [HeldOutLoss(rows)])
+    (adapted,) = run_probes(model, byte_tokenizer, [HeldOutLossProbe(rows)])
     with model.disable_adapter():
-        (off,) = run_probes(model, byte_tokenizer, [HeldOutLoss(rows)])
+        (off,) = run_probes(model, byte_tokenizer, [HeldOutLossProbe(rows)])
     assert off.value == pytest.approx(base, rel=1e-6)
     assert abs(adapted.value - base) > 1e-3
     merged = model.merge_and_unload()
-    assert run_probes(merged, byte_tokenizer, [HeldOutLoss(rows)])[0].value == pytest.approx(adapted.value, rel=1e-4)
+    assert run_probes(merged, byte_tokenizer, [HeldOutLossProbe(rows)])[0].value == pytest.approx(
+        adapted.value, rel=1e-4
+    )

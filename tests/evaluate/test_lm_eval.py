@@ -9,8 +9,8 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.likelihood import rows_nll
-from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question, choice_row
-from eaftdrope.evaluate.probes.perplexity import Perplexity
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question, choice_row
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 from eaftdrope.evaluate.scores import change_stderr
 from tests.models import SMALLEST, make_word_tokenizer, tiny_llama
 
@@ -72,7 +72,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, questions, texts):
-    """Task files: two halves of the questions, a group of them with an average, one without, a tag, and the texts."""
+    """AnswerTask files: two halves of the questions, a group of them with an average, one without, a tag, and the texts."""
     folder = tmp_path_factory.mktemp("tasks")
     for name, rows in {"one": questions[:40], "two": questions[40:], "texts": [{"text": t} for t in texts]}.items():
         file = folder / f"{name}.jsonl"
@@ -131,7 +131,9 @@ def ask(folder):
 def test_multiple_choice_to_the_item(ask, model, tokenizer, questions):
     found = ask(model, tokenizer, "one")
     theirs = sorted(found["samples"]["one"], key=lambda row: row["doc_id"])
-    ours = MultipleChoice([Question(row["question"], tuple(row["choices"]), row["answer"]) for row in questions[:40]])
+    ours = MultipleChoiceProbe(
+        [Question(row["question"], tuple(row["choices"]), row["answer"]) for row in questions[:40]]
+    )
     normalised, plain = ours.run(model, tokenizer)
     assert [mark for mark, _ in plain.units] == [row["acc"] for row in theirs]
     assert [mark for mark, _ in normalised.units] == [row["acc_norm"] for row in theirs]
@@ -150,7 +152,7 @@ def test_perplexity_to_the_text(ask, model, texts):
     tokenizer = make_tokenizer(bos=True)
     found = ask(model, tokenizer, "texts")
     theirs = sorted(found["samples"]["texts"], key=lambda row: row["doc_id"])
-    rows = Perplexity(texts, None, window=512).windows(tokenizer)
+    rows = PerplexityProbe(texts, None, window=512).windows(tokenizer)
     assert [row.input_ids for row in rows] == [tokenizer(text).input_ids for text in texts]
     costs = [cost for cost, _ in rows_nll(model, rows, batch_tokens=512)]
     assert costs == pytest.approx([-row["resps"][0][0] for row in theirs], rel=1e-5)
@@ -176,7 +178,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 @pytest.fixture(scope="module")
 def one_question(tmp_path_factory):
-    """Task files of one row each, on words of `make_word_tokenizer`."""
+    """AnswerTask files of one row each, on words of `make_word_tokenizer`."""
     folder = tmp_path_factory.mktemp("one")
     file = folder / "rows.jsonl"
     file.write_text(json.dumps({"question": "w5 w6", "text": "w5 w6", "choices": ["w7", "w8"], "answer": 0}) + "\n")
@@ -315,8 +317,8 @@ def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
 
 
 def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
+    from eaftdrope.evaluate import score_cache as cache
     from eaftdrope.evaluate.lm_eval import find_tasks
-    from eaftdrope.evaluate.suites import cache
 
     before, real = find_tasks(["one"], include=folder).prints, cache.version
     for name in ("lm-eval", "sacrebleu"):

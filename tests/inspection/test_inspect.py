@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from eaftdrope.cli import main
-from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.inspection.run import prepare_inspection
 from eaftdrope.inspection.survey import Survey
 from eaftdrope.loss import token_statistics
@@ -236,7 +236,7 @@ def test_some_rows_and_a_second_look_at_the_same_folder(project, tmp_path, capsy
     assert first["rows"] == 12 and first["on_policy"] is None
     before = (folder / "inspect.json").read_bytes()
     code, output = run(project, "--output", folder, capsys=capsys)
-    assert code == 2 and f"{folder} holds an inspection. Nothing was touched" in output and "--overwrite" in output
+    assert code == 2 and f"{folder} holds an inspection. Nothing was changed" in output and "--overwrite" in output
     assert (folder / "inspect.json").read_bytes() == before
     assert run(project, "--output", folder, "--rows", 6, "--overwrite", capsys=capsys)[0] == 0
     assert document_of(folder)["rows"] == 6
@@ -264,7 +264,7 @@ def test_interrupted_leaves_nothing(project, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eaftdrope.inspection.survey.look", interrupted)
+    monkeypatch.setattr("eaftdrope.inspection.survey.measure_tokens", interrupted)
     code, output = run(project, "--output", tmp_path / "out", capsys=capsys)
     assert code == 130 and "Interrupted" in output
     assert list(tmp_path.iterdir()) == []
@@ -273,7 +273,7 @@ def test_interrupted_leaves_nothing(project, tmp_path, capsys, monkeypatch):
 def test_a_stranger_folder_is_left_alone(project, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     code, output = run(project, "--output", tmp_path, "--overwrite", capsys=capsys)
-    assert code == 2 and "holds no inspect.json of ours" in output
+    assert code == 2 and "does not contain inspect.json" in output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -332,5 +332,5 @@ def test_a_window_is_read_once_and_in_order(project):
         for number, row, source in zip(batch, rows, sources, strict=True):
             numbers.append(number)
             expected, _, of = survey.row(number)
-            assert row == Row(expected.input_ids, expected.labels) and source == of
+            assert row == TokenRow(expected.input_ids, expected.labels) and source == of
     assert sorted(numbers) == list(range(48))

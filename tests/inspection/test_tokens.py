@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.inspection import tokens as module
-from eaftdrope.inspection.tokens import look
+from eaftdrope.inspection.tokens import measure_tokens
 from eaftdrope.loss import token_statistics
 from eaftdrope.loss.backends import select_backend
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import resolve_gate
 from tests.trainer.tiny import VOCAB, ragged_rows, tiny_model
 
 SMALL = dict(
@@ -36,7 +37,7 @@ def make(name):
 
 
 def some_rows():
-    return [Row(row["input_ids"], row["labels"]) for row in ragged_rows(7)]
+    return [TokenRow(row["input_ids"], row["labels"]) for row in ragged_rows(7)]
 
 
 def by_hand(model, rows):
@@ -59,7 +60,7 @@ def by_hand(model, rows):
 def test_against_the_full_logits(name, gate):
     # tiles of five rows
     model, rows, gate = make(name), some_rows(), resolve_gate(gate)
-    seen = look(model, rows, gate, backend="torch", tile_bytes=5 * VOCAB * 4)
+    seen = measure_tokens(model, rows, gate, backend="torch", tile_bytes=5 * VOCAB * 4)
     logits, labels, row, position, place = by_hand(model, rows)
     expected = token_statistics(logits, labels, k=gate.topk, sequence=row)
     for field in ("nll", "entropy"):
@@ -95,7 +96,7 @@ def test_no_more_logits_than_a_tile_exist(monkeypatch):
         return original(hidden, weight, bias)
 
     monkeypatch.setattr(module.functional, "linear", watched)
-    seen = look(make("tied"), some_rows(), resolve_gate("none"))
+    seen = measure_tokens(make("tied"), some_rows(), resolve_gate("none"))
     assert max(sizes) == 5 and sum(sizes) == len(seen.row)
 
 
@@ -108,8 +109,8 @@ def test_a_sure_and_right_token_keeps_the_digits_of_its_norm():
     with torch.no_grad():
         likeliest = model(input_ids=torch.tensor([ids])).logits[0].argmax(-1).tolist()
     # the model agrees with itself
-    rows = [Row(ids, [-100, *likeliest[:-1]])]
-    seen = look(model, rows, resolve_gate("none"))
+    rows = [TokenRow(ids, [-100, *likeliest[:-1]])]
+    seen = measure_tokens(model, rows, resolve_gate("none"))
     logits, labels, *_ = by_hand(model, rows)
     logits.requires_grad_()
     functional.cross_entropy(logits, labels, reduction="sum").backward()
@@ -133,7 +134,7 @@ def test_the_backend_and_the_tile_that_were_asked_for(monkeypatch):
     monkeypatch.setattr(module, "select_backend", select)
     rows = some_rows()
     count = sum(label != -100 for row in rows for label in row.labels[1:])
-    look(make("tied"), rows, resolve_gate("none"), backend="torch", tile_bytes=7 * VOCAB * 4)
+    measure_tokens(make("tied"), rows, resolve_gate("none"), backend="torch", tile_bytes=7 * VOCAB * 4)
     assert taken == [("torch", 7)] * (count // 7) + ([("torch", count % 7)] if count % 7 else [])
     with pytest.raises(ValueError, match="unknown loss backend 'nosuch'"):
-        look(make("tied"), rows, resolve_gate("none"), backend="nosuch")
+        measure_tokens(make("tied"), rows, resolve_gate("none"), backend="nosuch")

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from eaftdrope.evaluate.likelihood import Row
+from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.inspection.text import copy_key, in_context, shown
 from eaftdrope.inspection.tokens import Tokens
 from eaftdrope.inspection.worst import REASONS, RowFigures, WorstConflicts
@@ -56,7 +56,7 @@ def test_order_of_rows():
 
 def row_of(prompt, answer, tokenizer):
     prompt, answer = tokenizer(prompt).input_ids, tokenizer(answer).input_ids
-    return Row([*prompt, *answer], [-100] * len(prompt) + answer)
+    return TokenRow([*prompt, *answer], [-100] * len(prompt) + answer)
 
 
 def test_what_is_a_copy():

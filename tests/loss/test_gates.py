@@ -165,11 +165,11 @@ REFUSED = [
     (lambda: gates.Focal(gamma=-1), "gamma=-1"),
     (
         lambda: gates.resolve_gate("eaft", alhpa=1),
-        "no option 'alhpa'. Did you mean 'alpha'? It takes: alpha, k, divisor",
+        "no option 'alhpa'. Did you mean 'alpha'? Its options: alpha, k, divisor",
     ),
-    (lambda: gates.resolve_gate("dft", alpha=1), "It takes: no options"),
+    (lambda: gates.resolve_gate("dft", alpha=1), "Its options: none"),
     (lambda: gates.resolve_gate("conflict_mask"), "Did you mean 'conflict-mask'?"),
-    (lambda: gates.resolve_gate(gates.DFT(), alpha=1), "only go with a gate given by name"),
+    (lambda: gates.resolve_gate(gates.DFT(), alpha=1), "belong to a gate given by name"),
     (lambda: gates.resolve_gate(3), "got int"),
 ]
 

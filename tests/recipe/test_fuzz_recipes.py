@@ -9,8 +9,8 @@ import random
 import pytest
 
 from eaftdrope.errors import UserError
+from eaftdrope.loss.gates import ALL_GATE_OPTIONS
 from eaftdrope.recipe import dump_recipe, load_recipe, make_recipe
-from eaftdrope.recipe.gates import ALL_GATE_OPTIONS
 from eaftdrope.recipe.load import section_at
 from eaftdrope.recipe.schema import Recipe
 

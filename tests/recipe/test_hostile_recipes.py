@@ -48,18 +48,18 @@ CASES = {
         None,
         "lora.r: must be at most 65,536, found a whole number of about 482 digits",
     ),
-    "a long model": (with_model("/" + LONG), None, f"model: '/{SHOWN[1:]}' cannot be looked up: File name too long."),
-    "long data": (with_rows(LONG), None, f"data.train: '{SHOWN}' cannot be looked up: File name too long."),
-    "a long folder": (with_dir(LONG), None, f"output.dir: '{SHOWN}' cannot be looked up: File name too long."),
+    "a long model": (with_model("/" + LONG), None, f"model: '/{SHOWN[1:]}' cannot be accessed: File name too long."),
+    "long data": (with_rows(LONG), None, f"data.train: '{SHOWN}' cannot be accessed: File name too long."),
+    "a long folder": (with_dir(LONG), None, f"output.dir: '{SHOWN}' cannot be accessed: File name too long."),
     "no such user": (
         with_dir("~nosuchuser/x"),
         None,
-        "output.dir: '~nosuchuser/x': there is no such user, so ~ cannot be resolved. Write the folder itself.",
+        "output.dir: '~nosuchuser/x': this user does not exist, so ~ cannot be expanded. Write the full path.",
     ),
     "a NUL": (
         with_rows('"a\\0b"'),
         None,
-        "data.train: 'a\\x00b' cannot be the name of a file: it has a character that",
+        "data.train: 'a\\x00b' cannot be a file name: it has a character that",
     ),
     "900 brackets": (GOOD, f"train.steps={'[' * 900}{']' * 900}", "the value is not YAML: nested too deeply"),
     "half a character": (
@@ -145,9 +145,9 @@ def test_what_is_good_steers_no_terminal_either(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (LONG, f"'{SHOWN}' cannot be looked up: File name too long."),
-        ("~nosuchuser/x.yaml", "'~nosuchuser/x.yaml': there is no such user"),
-        ("a\0b", "'a\\x00b' cannot be the name of a file"),
+        (LONG, f"'{SHOWN}' cannot be accessed: File name too long."),
+        ("~nosuchuser/x.yaml", "'~nosuchuser/x.yaml': this user does not exist"),
+        ("a\0b", "'a\\x00b' cannot be a file name"),
         ("\udce9.yaml", "no recipe at \udce9.yaml."),
     ],
 )

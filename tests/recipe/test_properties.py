@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from eaftdrope.errors import RecipeError
+from eaftdrope.loss.gates import GATE_OPTIONS
 from eaftdrope.recipe import Recipe, dump_recipe, load_recipe, make_recipe
-from eaftdrope.recipe.gates import GATE_OPTIONS
 from eaftdrope.recipe.load import section_at
 from eaftdrope.recipe.suggest import FOREIGN_KEYS, did_you_mean, distance, nearest
 from eaftdrope.recipe.yaml_lines import read_value, read_yaml, write_yaml

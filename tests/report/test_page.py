@@ -301,7 +301,7 @@ def test_folders_without_results(tmp_path):
     with pytest.raises(UserError, match="holds no results of eaftdrope"):
         write_report(tmp_path)
     (tmp_path / "eval.json").write_text("{")
-    with pytest.raises(UserError, match=r"eval\.json is no JSON document"):
+    with pytest.raises(UserError, match=r"eval\.json is not a JSON document"):
         write_report(tmp_path)
 
 

@@ -201,7 +201,8 @@ def test_a_file_in_the_way(tmp_path):
     with pytest.raises(UserError) as error:
         RunFolder(tmp_path / "file" / "run", recipe())
     assert str(error.value) == (
-        f"{tmp_path / 'file' / 'run'} cannot be made: {tmp_path / 'file'} is a file. Name another folder with output.dir=..."
+        f"{tmp_path / 'file' / 'run'} cannot be created: {tmp_path / 'file'} is a file. Choose another folder with "
+        "output.dir=..."
     )
 
 
@@ -221,7 +222,7 @@ def test_a_folder_that_can_not_be_written_to(tmp_path):
         if os.geteuid() == 0:
             subprocess.run(["umount", closed], check=True)
     assert str(error.value) == (
-        f"{closed / 'a' / 'run'} cannot be written to: no permission to write in {closed}. Name another folder with "
+        f"{closed / 'a' / 'run'} cannot be written to: no permission to write in {closed}. Choose another folder with "
         "output.dir=..., or change its permissions."
     )
 
@@ -242,11 +243,12 @@ def test_keys_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
     [
         (
             "link",
-            "{path} is a link to {target}, which does not exist. Make that folder, or name another one with output.dir=...",
+            "{path} is a link to {target}, which does not exist. Create that folder, or choose another one with "
+            "output.dir=...",
         ),
-        ("a" * 300, "{path} cannot be made (File name too long). Name another folder with output.dir=..."),
-        ("a\0b", "{path} cannot be made (embedded null byte). Name another folder with output.dir=..."),
-        ("/proc/x", "/proc/x cannot be made (No such file or directory). Name another folder with output.dir=..."),
+        ("a" * 300, "{path} cannot be created (File name too long). Choose another folder with output.dir=..."),
+        ("a\0b", "{path} cannot be created (embedded null byte). Choose another folder with output.dir=..."),
+        ("/proc/x", "/proc/x cannot be created (No such file or directory). Choose another folder with output.dir=..."),
     ],
 )
 def test_a_place_where_no_folder_can_be(tmp_path, path, text):

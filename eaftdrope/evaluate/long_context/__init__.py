@@ -5,7 +5,7 @@
     perplexity_by_length(model, tokenizer, [text], [2048, 4096])[4096].score().value
     attention_on_needle(model, tokenizer, [text], 4096).mean.near              # mean over layers and heads
 
-The model is measured as it is: wrap a call in `as_arm` for another rotary embedding, in `scaled_queries` for a
+The model is measured as it is: wrap a call in `as_variant` for another rotary embedding, in `scaled_queries` for a
 temperature. `eaftdrope probe` is all of this for several models, with figures; `plan` and `run` are behind it.
 """
 
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..texts import shipped_text
-    from .arms import as_arm
     from .attention import attention_on_needle
     from .perplexity import perplexity_by_length, token_losses
     from .retrieval import needle_accuracy
     from .temperature import fit_slope, fit_temperature
+    from .variants import as_variant
 
 # Loaded on first use: the command line looks at names here before torch is worth its second.
 _HOME = {
-    "as_arm": "long_context.arms",
+    "as_variant": "long_context.variants",
     "attention_on_needle": "long_context.attention",
     "fit_slope": "long_context.temperature",
     "fit_temperature": "long_context.temperature",
@@ -32,7 +32,7 @@ _HOME = {
     "token_losses": "long_context.perplexity",
 }
 __all__ = [
-    "as_arm",
+    "as_variant",
     "attention_on_needle",
     "fit_slope",
     "fit_temperature",

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from eaftdrope.errors import UserError
+from eaftdrope.loaded_model import evaluating
 
 from ..likelihood import keeps_logits
-from ..probes.build import evaluating
 from .needles import Hay, Needles
 
 _PREFILL = 2048

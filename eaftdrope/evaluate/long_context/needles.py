@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from eaftdrope.errors import UserError
 
-from ..likelihood import beginning
-from ..texts import evenly
+from ..likelihood import bos_prefix
+from ..texts import evenly_spaced
 
 KINDS = ("niah", "multi-query", "multi-key", "multi-value", "passkey")
 PAIRS = 4
@@ -162,7 +162,7 @@ class Hay:
         def encode(text: str) -> list[int]:
             return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-        self.begin = beginning(tokenizer)
+        self.begin = bos_prefix(tokenizer)
         self.documents = [ids for ids in map(encode, texts) if ids]
         if not self.documents:
             raise UserError("the text is empty, so there is nothing to measure on. Name a file with some pages.")
@@ -186,7 +186,7 @@ class Hay:
         joined = not rows
         if joined:
             rows = self._cut([self.tokens], length)
-        return Windows(evenly(rows, count), joined) if rows else None
+        return Windows(evenly_spaced(rows, count), joined) if rows else None
 
     def _cut(self, documents: list[list[int]], length: int) -> list[list[int]]:
         step = length - len(self.begin)

@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional as F
 
 from eaftdrope.errors import UserError
+from eaftdrope.loaded_model import evaluating
 
-from ..probes.build import evaluating
 from ..scores import Score, score_units
 from .needles import Hay, Windows
 

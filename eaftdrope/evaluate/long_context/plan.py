@@ -18,9 +18,9 @@ from eaftdrope.errors import UserError
 from eaftdrope.models import check_model_reference, load_config, load_tokenizer, resolve_model
 
 from ..texts import SHIPPED, read_texts, shipped_text
-from .arms import AS_IS, BASELINES, arms_of
 from .lengths import parse_lengths
 from .needles import KINDS, Hay, Needles
+from .variants import AS_IS, BASELINES, variants_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ _RULER_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
 
 
 @dataclass(frozen=True)
-class Options:
+class ContextOptions:
     """What was asked for. `lengths` as `parse_lengths` reads them; `text` None is the novel shipped here; `device` and
     `dtype` are what torch calls them."""
 
@@ -54,7 +54,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class PlannedModel:
+class ContextModel:
     """One model of the probe; `name` is what tables and figures call it."""
 
     reference: str
@@ -68,7 +68,7 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ContextCell:
     """`tokens` is how many pass through the model, at most: what the cell costs."""
 
     model: str
@@ -83,17 +83,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ContextPlan:
     """`settings` is what decides the results, as JSON; `notes` is what their reader must know."""
 
-    options: Options
-    models: tuple[PlannedModel, ...]
-    cells: tuple[Cell, ...]
+    options: ContextOptions
+    models: tuple[ContextModel, ...]
+    cells: tuple[ContextCell, ...]
     settings: dict
     notes: tuple[str, ...]
 
 
-def make_plan(options: Options, problems: Sequence[str] = ()) -> Plan:
+def make_plan(options: ContextOptions, problems: Sequence[str] = ()) -> ContextPlan:
     """Check everything that can be checked without weights, and lay out the cells.
 
     Args:
@@ -117,7 +117,7 @@ def make_plan(options: Options, problems: Sequence[str] = ()) -> Plan:
                 problems.append(str(error))
     for reference, config in configs.items():
         problems += _wrong_for(reference, config, options)
-    tell(problems)
+    raise_problems(problems)
 
     models, problems = [], []
     for reference, config in configs.items():
@@ -125,9 +125,9 @@ def make_plan(options: Options, problems: Sequence[str] = ()) -> Plan:
             models.append(_planned(reference, config, options, texts))
         except UserError as error:
             problems.append(f"{reference}: {error}")
-    tell(problems)
+    raise_problems(problems)
     cells = tuple(cell for model in models for cell in _cells(model, options))
-    return Plan(options, tuple(models), cells, _settings(options, models, texts), tuple(_notes(models, options)))
+    return ContextPlan(options, tuple(models), cells, _settings(options, models, texts), tuple(_notes(models, options)))
 
 
 def short_name(reference: str) -> str:
@@ -148,7 +148,7 @@ def fingerprint(reference: str, config: PretrainedConfig) -> str:
     return hashlib.sha256(whole).hexdigest()[:16]
 
 
-def tell(problems: list[str]) -> None:
+def raise_problems(problems: list[str]) -> None:
     """Raises UserError with all problems, if there are any."""
     if len(problems) == 1:
         raise UserError(problems[0])
@@ -156,7 +156,7 @@ def tell(problems: list[str]) -> None:
         raise UserError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
 
 
-def _wrong_names(options: Options) -> list[str]:
+def _wrong_names(options: ContextOptions) -> list[str]:
     problems = []
     for option, names, known in (
         ("--probes", options.probes, PROBES),
@@ -173,7 +173,7 @@ def _wrong_names(options: Options) -> list[str]:
     return problems
 
 
-def _wrong_models(options: Options) -> list[str]:
+def _wrong_models(options: ContextOptions) -> list[str]:
     problems = [problem for problem in map(check_model_reference, options.models) if problem]
     if len(set(options.models)) < len(options.models):
         problems.append("a model is named twice. Name each once; --baselines measures other rotary embeddings on it.")
@@ -213,11 +213,11 @@ def read_given_texts(file: Path | None) -> list[str]:
     return texts
 
 
-def _wrong_for(reference: str, config: PretrainedConfig, options: Options) -> list[str]:
+def _wrong_for(reference: str, config: PretrainedConfig, options: ContextOptions) -> list[str]:
     """What the configuration says against the baselines."""
     problems = []
     try:
-        arms_of(config, tuple(name for name in options.baselines if name in BASELINES))
+        variants_of(config, tuple(name for name in options.baselines if name in BASELINES))
     except UserError as error:
         problems.append(f"--baselines on {reference}: {error}")
     try:
@@ -227,11 +227,11 @@ def _wrong_for(reference: str, config: PretrainedConfig, options: Options) -> li
     return problems
 
 
-def _trained(config: PretrainedConfig, options: Options) -> int:
+def _trained(config: PretrainedConfig, options: ContextOptions) -> int:
     return options.trained_length or trained_length(config)
 
 
-def _planned(reference: str, config: PretrainedConfig, options: Options, texts: list[str]) -> PlannedModel:
+def _planned(reference: str, config: PretrainedConfig, options: ContextOptions, texts: list[str]) -> ContextModel:
     tokenizer = load_tokenizer(reference)
     hay = Hay(tokenizer, texts)
     trained = _trained(config, options)
@@ -246,9 +246,9 @@ def _planned(reference: str, config: PretrainedConfig, options: Options, texts: 
         Needles(kind, tokenizer, hay, shortest, depths=options.depths, seed=options.seed)
     names = [short_name(other) for other in options.models]
     name = short_name(reference) if names.count(short_name(reference)) == 1 else reference
-    arms = tuple(arms_of(config, options.baselines))
+    arms = tuple(variants_of(config, options.baselines))
     identity = fingerprint(reference, config)
-    return PlannedModel(reference, name, trained, tuple(lengths), arms, tokenizer, hay, identity)
+    return ContextModel(reference, name, trained, tuple(lengths), arms, tokenizer, hay, identity)
 
 
 def _kinds(probes: tuple[str, ...]) -> list[str]:
@@ -256,7 +256,7 @@ def _kinds(probes: tuple[str, ...]) -> list[str]:
     return [*kinds, "niah"] if "attention" in probes and "niah" not in kinds else kinds
 
 
-def _cells(model: PlannedModel, options: Options) -> list[Cell]:
+def _cells(model: ContextModel, options: ContextOptions) -> list[ContextCell]:
     cells = []
     for length in model.lengths:
         cut = model.hay.windows(length, options.windows) if "perplexity" in options.probes else None
@@ -272,15 +272,15 @@ def _cells(model: PlannedModel, options: Options) -> list[Cell]:
                 else:
                     cost = options.trials * seen
                 if cost:
-                    cells.append(Cell(model.name, arm, probe, length, cost))
-            cells += [Cell(model.name, arm, suite, length, 0) for suite in options.suites if suite == "ruler"]
+                    cells.append(ContextCell(model.name, arm, probe, length, cost))
+            cells += [ContextCell(model.name, arm, suite, length, 0) for suite in options.suites if suite == "ruler"]
     # LongBench has documents of its own lengths: it is read once, with room for the longest.
     if "longbench" in options.suites:
-        cells += [Cell(model.name, arm, "longbench", model.lengths[-1], 0) for arm in model.arms]
+        cells += [ContextCell(model.name, arm, "longbench", model.lengths[-1], 0) for arm in model.arms]
     return cells
 
 
-def _settings(options: Options, models: list[PlannedModel], texts: list[str]) -> dict:
+def _settings(options: ContextOptions, models: list[ContextModel], texts: list[str]) -> dict:
     return {
         "models": [
             {
@@ -310,7 +310,7 @@ def _settings(options: Options, models: list[PlannedModel], texts: list[str]) ->
     }
 
 
-def _notes(models: list[PlannedModel], options: Options) -> list[str]:
+def _notes(models: list[ContextModel], options: ContextOptions) -> list[str]:
     notes = []
     for model in models:
         tokens = len(model.hay.tokens)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from eaftdrope.loaded_model import evaluating
+
 from ..generation import generate_ids
-from ..probes.build import evaluating
 from .needles import Hay, Needles, Trial, numbers_found
 
 # Tokens of a prompt that go through the model at a time.
@@ -14,7 +15,7 @@ _PREFILL = 2048
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """One trial: how many of the numbers asked for were found, and the answer itself."""
 
     depth: float | None
@@ -33,7 +34,7 @@ class Retrieval:
 
     kind: str
     length: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TrialOutcome, ...]
 
     @property
     def accuracy(self) -> float:
@@ -62,7 +63,7 @@ class Retrieval:
 
     @classmethod
     def from_json(cls, kind: str, length: int, result: dict) -> Retrieval:
-        return cls(kind, length, tuple(Outcome(**outcome) for outcome in result["outcomes"]))
+        return cls(kind, length, tuple(TrialOutcome(**outcome) for outcome in result["outcomes"]))
 
 
 def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -139,7 +140,7 @@ def ask(
             for trial, ids in zip(batch, answers):
                 answer = tokenizer.decode(ids)
                 found = numbers_found(answer, trial.numbers)
-                outcomes.append(Outcome(trial.depth, found, len(trial.numbers), answer))
+                outcomes.append(TrialOutcome(trial.depth, found, len(trial.numbers), answer))
             if progress is not None:
                 progress(len(outcomes), trials)
     return Retrieval(needles.kind, needles.length, tuple(outcomes))

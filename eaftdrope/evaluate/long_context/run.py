@@ -16,20 +16,20 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_model, resolve_model
 
-from .arms import as_arm
 from .attention import needle_attention
 from .needles import Needles
 from .perplexity import window_losses
-from .plan import Cell, Options, Plan, PlannedModel
+from .plan import ContextCell, ContextModel, ContextOptions, ContextPlan
+from .results import ContextResults
 from .retrieval import ask
-from .store import Results
+from .variants import as_variant
 
 
 def run_plan(
-    plan: Plan,
-    results: Results,
+    plan: ContextPlan,
+    results: ContextResults,
     *,
-    started: Callable[[Cell], Callable[[int, int], None]] | None = None,
+    started: Callable[[ContextCell], Callable[[int, int], None]] | None = None,
 ) -> None:
     """Measure what `results` does not have yet.
 
@@ -59,9 +59,9 @@ def run_plan(
         del model
 
 
-def measure(model, planned: PlannedModel, cell: Cell, options: Options, progress=None) -> dict:
+def measure(model, planned: ContextModel, cell: ContextCell, options: ContextOptions, progress=None) -> dict:
     """The result of one cell, as JSON."""
-    with as_arm(model, cell.arm, cell.length, planned.trained) as crop:
+    with as_variant(model, cell.arm, cell.length, planned.trained) as crop:
         if cell.probe in options.suites:
             return run_suite(cell.probe, model, planned, cell.length, crop=crop, options=options)
         if cell.probe == "perplexity":
@@ -88,7 +88,9 @@ def measure(model, planned: PlannedModel, cell: Cell, options: Options, progress
         ).as_json()
 
 
-def run_suite(suite: str, model, planned: PlannedModel, length: int, *, crop: int | None, options: Options) -> dict:
+def run_suite(
+    suite: str, model, planned: ContextModel, length: int, *, crop: int | None, options: ContextOptions
+) -> dict:
     """{"scores": [{task, value, stderr, n}, ...]}: one score a task, its first metric.
 
     RULER makes its prompts for `length` tokens. LongBench has its own, cut to `length` in front.

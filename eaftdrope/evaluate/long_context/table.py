@@ -1,6 +1,6 @@
 """The tables of a probe for the terminal: what it will cost, and what came out.
 
-Results of a probe as rows: what the CSV holds, and what the table and the figures read.
+ContextResults of a probe as rows: what the CSV holds, and what the table and the figures read.
 
 Imports nothing heavy but the probes' own result classes.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..table import error_text
 from .lengths import multiple
-from .plan import PROBES, Plan
+from .plan import PROBES, ContextPlan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ CAPTION = (
 )
 
 
-def cost_table(plan: Plan) -> Table:
+def cost_table(plan: ContextPlan) -> Table:
     """What the plan will measure: cells and tokens by model and length."""
     from rich.table import Table
     from rich.text import Text
@@ -145,7 +145,7 @@ COLUMNS = {
 
 
 def rows_of(document: dict) -> list[dict]:
-    """A row for every number of the document that `Results` stores, with every column of `COLUMNS` (None: has none)."""
+    """A row for every number of the document that `ContextResults` stores, with every column of `COLUMNS` (None: has none)."""
     trained = {model["name"]: model["trained_length"] for model in document["settings"]["models"]}
     rows = []
     for cell in document["cells"]:

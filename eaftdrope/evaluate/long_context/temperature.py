@@ -27,7 +27,7 @@ from ..texts import SHIPPED
 from .lengths import parse_lengths
 from .needles import Hay
 from .perplexity import window_losses
-from .plan import read_given_texts, tell
+from .plan import raise_problems, read_given_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
-class Fit:
+class TemperatureFit:
     """The search at one length.
 
     Attributes:
@@ -79,7 +79,7 @@ class Fit:
 
 def fit_temperature(
     model, tokenizer, texts: list[str], length: int, *, windows: int = 8, batch_tokens: int = 16384, progress=None
-) -> Fit:
+) -> TemperatureFit:
     """Find the beta with the least perplexity on windows of `length` tokens; each beta tried costs a pass over them.
 
     Args:
@@ -103,7 +103,7 @@ def fit_temperature(
     return search(length, measure)
 
 
-def search(length: int, measure: Callable[[float], Score]) -> Fit:
+def search(length: int, measure: Callable[[float], Score]) -> TemperatureFit:
     """Minimise the value of `measure(beta)`: the grid, further steps where the least is at its end, golden section."""
     tried: dict[float, Score] = {}
 
@@ -119,7 +119,7 @@ def search(length: int, measure: Callable[[float], Score]) -> Fit:
     at_edge = best in (LOWEST, HIGHEST)
     if not at_edge:
         _golden_section(value, *_neighbours(tried, best))
-    return Fit(length, _least(tried), dict(sorted(tried.items())), at_edge)
+    return TemperatureFit(length, _least(tried), dict(sorted(tried.items())), at_edge)
 
 
 def fit_slope(betas: dict[float, float]) -> float:
@@ -201,7 +201,7 @@ def plan_temperature(
         if folded != 1.0:
             problems.append(
                 f"{model} has a temperature of {folded:g} folded in already, and a fit on top of it would be no formula of "
-                "the length. Fit on the checkpoint that it was made from."
+                "the length. TemperatureFit on the checkpoint that it was made from."
             )
     except UserError as error:
         problems.append(str(error))
@@ -218,7 +218,7 @@ def plan_temperature(
             f"{fitted[0]:,} tokens are not beyond the trained {trained:,}, where beta is 1. Name longer lengths, or correct "
             "--trained-length."
         )
-    tell(problems)
+    raise_problems(problems)
     tokenizer = load_tokenizer(model)
     hay = Hay(tokenizer, texts)
     cut = {length: hay.windows(length, windows) for length in fitted}
@@ -240,7 +240,7 @@ def fit_all(
     dtype: str,
     batch_tokens: int,
     started: Callable[[str], Callable[[int, int], None]],
-) -> list[Fit]:
+) -> list[TemperatureFit]:
     """Load the model and search at each length. `started(words)` is called before one, and what it returns with
     (passes done, about how many there will be)."""
 
@@ -267,7 +267,7 @@ def fit_all(
     return fits
 
 
-def as_document(plan: TemperaturePlan, fits: list[Fit]) -> dict:
+def as_document(plan: TemperaturePlan, fits: list[TemperatureFit]) -> dict:
     """What temperature.json holds of the fits."""
 
     return {

@@ -29,24 +29,23 @@ from eaftdrope.errors import UserError
 
 from ..generation import generate_ids
 from ..scores import Score, score_units
-from ..texts import evenly
+from ..texts import evenly_spaced
 from .answers import prompt_ids
 
 if TYPE_CHECKING:
     from eaftdrope.data import Example
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from eaftdrope.files import honour_umask
+from eaftdrope.files import honour_umask, replacing
 
-from ..likelihood import Row, batches, logits_at, padded
+from ..likelihood import TokenRow, batches, logits_at, padded
 
 
 @dataclass
-class Agreement:
+class AgreementProbe:
     """Agreement with a base model.
 
     Args:
@@ -90,7 +89,7 @@ class Agreement:
         starts = [0]
         for row in stored.rows:
             starts.append(starts[-1] + len(row.positions))
-        chosen = evenly(range(len(stored.rows)), self.limit)
+        chosen = evenly_spaced(range(len(stored.rows)), self.limit)
         rows = [stored.rows[i] for i in chosen]
         divergence = [0.0] * len(rows)
         same = [0.0] * len(rows)
@@ -105,7 +104,7 @@ class Agreement:
         counts = [float(len(row.positions)) for row in rows]
         return self._scores(list(zip(divergence, counts)), list(zip(same, counts)))
 
-    def subset(self, limit: int) -> Agreement:
+    def subset(self, limit: int) -> AgreementProbe:
         """The same probe on at most `limit` of the prompts, with the same capture."""
         return replace(self, limit=limit if self.limit is None else min(limit, self.limit))
 
@@ -178,7 +177,7 @@ def spread(prompts: list[list[int]], answers: list[list[int]], *, vocabulary: in
     """Prompts and answers as rows, with at most `max_tokens` positions, and no more than fit in `BYTES`."""
     places = [(i, t) for i, (p, a) in enumerate(zip(prompts, answers)) for t in range(len(p) - 1, len(p) + len(a))]
     chosen: dict[int, list[int]] = {}
-    for i, t in evenly(places, min(max_tokens, BYTES // (2 * vocabulary))):
+    for i, t in evenly_spaced(places, min(max_tokens, BYTES // (2 * vocabulary))):
         chosen.setdefault(i, []).append(t)
     return [Answered(prompts[i] + answers[i], positions) for i, positions in chosen.items()]
 
@@ -194,7 +193,7 @@ def predictions(
     done = 0
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
         wanted = sorted({t for i in batch for t in rows[i].positions})
-        input_ids, _, mask = padded([Row(rows[i].input_ids, rows[i].input_ids) for i in batch], model.device)
+        input_ids, _, mask = padded([TokenRow(rows[i].input_ids, rows[i].input_ids) for i in batch], model.device)
         logits = logits_at(model, input_ids, mask, torch.tensor(wanted, device=model.device))
         where = {t: column for column, t in enumerate(wanted)}
         for line, i in enumerate(batch):
@@ -214,9 +213,8 @@ def save(file: Path, rows: list[Answered], log_probs: torch.Tensor, *, of: str) 
     positions = torch.tensor([t for row in rows for t in row.positions], dtype=torch.int32)
     lengths = torch.tensor([[len(row.input_ids), len(row.positions)] for row in rows], dtype=torch.int32)
     tensors = {"ids": ids, "positions": positions, "lengths": lengths, "log_probs": log_probs}
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(tensors, partial, metadata={"of": of})
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        save_file(tensors, partial, metadata={"of": of})
     honour_umask(file.parent)
 
 

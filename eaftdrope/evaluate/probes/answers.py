@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eaftdrope.errors import DataError
 
 from ..generation import generate_ids
-from ..likelihood import beginning
+from ..likelihood import bos_prefix
 from ..scores import Score, score_units
 from ..texts import json_lines
 
@@ -128,7 +128,7 @@ _MORE_THAN_A_QUESTION = ("messages", "completion", "context", "reasoning")
 
 
 @dataclass(frozen=True)
-class Task:
+class AnswerTask:
     """What is asked, as a row whose last turn (or completion) is left to the model, and the text that is right."""
 
     example: Example
@@ -136,11 +136,11 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswersProbe:
     """`name` is one of `READINGS`."""
 
     name: str
-    tasks: list[Task]
+    tasks: list[AnswerTask]
     max_new_tokens: int
     group: str = "target"
 
@@ -188,7 +188,7 @@ def prompt_ids(example: Example, tokenizer) -> list[int]:
     if tokenizer.chat_template or [turn["role"] for turn in turns] != ["user"]:
         return encode_prompt(example, tokenizer)
     text = f"Question: {turns[0]['content']}\nAnswer:"
-    return beginning(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return bos_prefix(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def question(text: str, answer: str = "", *, origin: str = "") -> Example:
@@ -199,15 +199,15 @@ def question(text: str, answer: str = "", *, origin: str = "") -> Example:
     return Example(messages=turns, origin=origin)
 
 
-def held_out_tasks(name: str, examples: list[Example]) -> list[Task]:
+def held_out_tasks(name: str, examples: list[Example]) -> list[AnswerTask]:
     """Those of the held-out rows whose answer this probe can read; yes, no or maybe must be the answer's first word."""
-    tasks = [Task(example, text) for example in examples if (text := _answer_of(example))]
+    tasks = [AnswerTask(example, text) for example in examples if (text := _answer_of(example))]
     if name == "yes_no_maybe":
         return [task for task in tasks if normalised(task.reference).partition(" ")[0] in LABELS]
     return [task for task in tasks if READINGS[name].says(task.reference) not in (None, "")]
 
 
-def read_tasks(name: str, file: Path) -> list[Task]:
+def read_tasks(name: str, file: Path) -> list[AnswerTask]:
     """The rows of a JSONL file: `question` (or `prompt`) and `answer`; or a row as for training, whose last answer is the
     reference where there is no `answer` beside it.
 
@@ -225,7 +225,7 @@ def read_tasks(name: str, file: Path) -> list[Task]:
                 f"{place}: the reference has not {READINGS[name].wanted}, which {name} compares with. A row is "
                 "{question, answer}, or {messages} whose last turn is the reference, beside it `answer` if there is one."
             )
-        tasks.append(Task(example, text))
+        tasks.append(AnswerTask(example, text))
     if not tasks:
         raise DataError(f"{file}: no rows. A line is {{question, answer}} or {{messages}}.")
     return tasks

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eaftdrope.errors import DataError, UserError
+from eaftdrope.loaded_model import evaluating
 
-from ..likelihood import Row
+from ..likelihood import TokenRow
 from ..scores import Score
-from ..texts import asset, evenly, json_lines, read_texts, shipped_text
-from .agreement import Agreement
-from .answers import READINGS, Answers, held_out_tasks, question, read_example, read_tasks
-from .function_calls import CallTask, FunctionCalls, accepted_calls, check_accepted
-from .held_out_loss import HeldOutLoss
-from .instructions import Instructions, shipped_instructions
-from .multiple_choice import MultipleChoice, Question
-from .perplexity import Perplexity
+from ..texts import asset, evenly_spaced, json_lines, read_texts, shipped_text
+from .agreement import AgreementProbe
+from .answers import READINGS, AnswersProbe, held_out_tasks, question, read_example, read_tasks
+from .function_calls import CallTask, FunctionCallsProbe, accepted_calls, check_accepted
+from .held_out_loss import HeldOutLossProbe
+from .instructions import InstructionsProbe, shipped_instructions
+from .multiple_choice import MultipleChoiceProbe, Question
+from .perplexity import PerplexityProbe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Probe -> its options and their defaults, which are those of a recipe; a test compares the two."""
 
 # those that never generate: cheap enough to be measured while training goes on
-_LIKELIHOODS = (HeldOutLoss, Perplexity, MultipleChoice, Agreement)
+_LIKELIHOODS = (HeldOutLoss, Perplexity, MultipleChoice, AgreementProbe)
 
 
 class Probe(Protocol):
@@ -82,7 +82,7 @@ def run_probes(
                 def report(done: int, total: int, name: str = probe.name) -> None:
                     progress(name, done, total)
 
-            if capture is not None and isinstance(probe, Agreement):
+            if capture is not None and isinstance(probe, AgreementProbe):
                 scores += probe.capture(model, tokenizer, capture, batch_tokens=batch_tokens, progress=report)
             else:
                 scores += probe.run(model, tokenizer, batch_tokens=batch_tokens, progress=report)
@@ -138,24 +138,24 @@ def build_probes(
     return probes
 
 
-def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None) -> HeldOutLoss:
+def _held_out_loss(dataset: Dataset | None, group: str, limit: int | None) -> HeldOutLossProbe:
     if dataset is None or len(dataset) == 0:
         raise UserError("the probe held_out_loss needs held-out rows, and there are none. Set `data.held_out`.")
-    indices = evenly(range(len(dataset)), limit)
-    rows = [Row(list(dataset[i]["input_ids"]), list(dataset[i]["labels"])) for i in indices]
-    return HeldOutLoss(rows, group)
+    indices = evenly_spaced(range(len(dataset)), limit)
+    rows = [TokenRow(list(dataset[i]["input_ids"]), list(dataset[i]["labels"])) for i in indices]
+    return HeldOutLossProbe(rows, group)
 
 
 def _function_calls(
     examples: list[Example] | None, group: str, limit: int | None, max_new_tokens: int
-) -> FunctionCalls:
+) -> FunctionCallsProbe:
     tasks = [_call_task(example) for example in examples or [] if _calls_function(example)]
     if not tasks:
         raise UserError(
             "the probe function_calls needs held-out rows whose last answer calls a function (`tool_calls`), and there "
             "are none. Set `data.held_out` to such rows, or leave the probe out."
         )
-    return FunctionCalls(evenly(tasks, limit), max_new_tokens, group)
+    return FunctionCallsProbe(evenly_spaced(tasks, limit), max_new_tokens, group)
 
 
 def _calls_function(example: Example) -> bool:
@@ -171,22 +171,22 @@ def _call_task(example: Example) -> CallTask:
     return CallTask(example.prompt_messages, example.tools, accepted)
 
 
-def _perplexity(group: str, files: list[str] | None, max_tokens: int | None) -> Perplexity:
+def _perplexity(group: str, files: list[str] | None, max_tokens: int | None) -> PerplexityProbe:
     texts = (
         [shipped_text()]
         if files is None
         else [text for file in files for text in read_texts(Path(file), "the perplexity probe")]
     )
-    return Perplexity(texts, max_tokens, group=group)
+    return PerplexityProbe(texts, max_tokens, group=group)
 
 
-def _multiple_choice(group: str, file: str | None, limit: int | None) -> MultipleChoice:
+def _multiple_choice(group: str, file: str | None, limit: int | None) -> MultipleChoiceProbe:
     where = Path(_QUESTIONS if file is None else file)
     text = asset(_QUESTIONS) if file is None else where.read_text(encoding="utf-8")
     questions = [_question(row, place) for place, row in json_lines(text, where)]
     if not questions:
         raise DataError(f"{where}: no questions. A line is {{question, choices, answer}}.")
-    return MultipleChoice(evenly(questions, limit), group)
+    return MultipleChoiceProbe(evenly_spaced(questions, limit), group)
 
 
 def _question(row: dict, place: str) -> Question:
@@ -208,23 +208,23 @@ def _answers(
     file: str | None,
     limit: int | None,
     max_new_tokens: int,
-) -> Answers:
+) -> AnswersProbe:
     tasks = held_out_tasks(name, examples or []) if file is None else read_tasks(name, Path(file))
     if not tasks:
         raise UserError(
             f"the probe {name} needs held-out rows whose last answer has {READINGS[name].wanted}, and there are none. Set "
             "`data.held_out` to such rows, give the probe a `file`, or leave it out."
         )
-    return Answers(name, evenly(tasks, limit), max_new_tokens, group)
+    return AnswersProbe(name, evenly_spaced(tasks, limit), max_new_tokens, group)
 
 
-def _instructions(group: str, limit: int | None, max_new_tokens: int) -> Instructions:
-    return Instructions(shipped_instructions(limit), max_new_tokens, group)
+def _instructions(group: str, limit: int | None, max_new_tokens: int) -> InstructionsProbe:
+    return InstructionsProbe(shipped_instructions(limit), max_new_tokens, group)
 
 
-def _agreement(group: str, file: str | None, limit: int | None, max_tokens: int, max_new_tokens: int) -> Agreement:
+def _agreement(group: str, file: str | None, limit: int | None, max_tokens: int, max_new_tokens: int) -> AgreementProbe:
     prompts = general_prompts() if file is None else read_prompts(Path(file))
-    return Agreement(evenly(prompts, limit), max_tokens, max_new_tokens, group=group)
+    return AgreementProbe(evenly_spaced(prompts, limit), max_tokens, max_new_tokens, group=group)
 
 
 def general_prompts() -> list[Example]:
@@ -242,15 +242,3 @@ def read_prompts(file: Path) -> list[Example]:
     if not prompts:
         raise DataError(f"{file}: no prompts. A line is {{prompt}} or {{messages}}.")
     return prompts
-
-
-@contextlib.contextmanager
-def evaluating(model) -> Iterator[None]:
-    """Evaluation mode, undone module by module: parts that were frozen in evaluation mode stay so."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -44,7 +44,7 @@ class CallTask:
 
 
 @dataclass(frozen=True)
-class FunctionCalls:
+class FunctionCallsProbe:
     tasks: list[CallTask]
     max_new_tokens: int = 96
     group: str = "target"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..likelihood import Row, rows_nll
+from ..likelihood import TokenRow, rows_nll
 from ..scores import Score, score_units
-from ..texts import evenly
+from ..texts import evenly_spaced
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
+class HeldOutLossProbe:
     """`rows` with their labels; the score is nats per labelled token over all rows (long answers weigh more)."""
 
-    rows: list[Row]
+    rows: list[TokenRow]
     group: str = "target"
     name: str = "held_out_loss"
 
@@ -21,6 +21,6 @@ class HeldOutLoss:
         units = rows_nll(model, self.rows, batch_tokens=batch_tokens, progress=progress)
         return [score_units(self.name, self.group, "held-out loss", units, kind="mean", better="lower")]
 
-    def subset(self, limit: int) -> HeldOutLoss:
+    def subset(self, limit: int) -> HeldOutLossProbe:
         """The same probe on at most `limit` of its rows."""
-        return replace(self, rows=evenly(self.rows, limit))
+        return replace(self, rows=evenly_spaced(self.rows, limit))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scores import Score, score_units
-from ..texts import asset, evenly, json_lines
+from ..texts import asset, evenly_spaced, json_lines
 from .answers import answer, final_part, question
 
 SHIPPED = "instructions.jsonl"
@@ -40,7 +40,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Instructions:
+class InstructionsProbe:
     instructions: list[Instruction]
     max_new_tokens: int = 160
     group: str = "general"
@@ -69,7 +69,7 @@ def shipped_instructions(limit: int | None) -> list[Instruction]:
     rows = [row for _, row in json_lines(asset(SHIPPED), Path(SHIPPED))]
     return [
         Instruction(row["prompt"], tuple((name, tuple(values)) for name, *values in row["checks"]))
-        for row in evenly(rows, limit)
+        for row in evenly_spaced(rows, limit)
     ]
 
 

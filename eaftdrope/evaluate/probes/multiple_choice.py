@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..likelihood import IGNORED, Row, beginning, rows_nll
+from ..likelihood import IGNORED, TokenRow, bos_prefix, rows_nll
 from ..scores import Score, score_units
-from ..texts import evenly
+from ..texts import evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoiceProbe:
     questions: list[Question]
     group: str = "general"
     name: str = "multiple_choice"
@@ -44,15 +44,15 @@ class MultipleChoice:
             score_units(self.name, self.group, "multiple choice, plain", plain, kind="share", better="higher"),
         ]
 
-    def subset(self, limit: int) -> MultipleChoice:
+    def subset(self, limit: int) -> MultipleChoiceProbe:
         """The same probe on at most `limit` of its questions."""
-        return replace(self, questions=evenly(self.questions, limit))
+        return replace(self, questions=evenly_spaced(self.questions, limit))
 
 
-def choice_row(tokenizer, question: str, choice: str) -> Row:
+def choice_row(tokenizer, question: str, choice: str) -> TokenRow:
     """The tokens of prompt and choice, labelled on the choice. Tokenised as one text, so that words stay whole."""
     prompt = f"Question: {question}\nAnswer:"
-    begin = beginning(tokenizer)
+    begin = bos_prefix(tokenizer)
     ids = begin + tokenizer(f"{prompt} {choice}", add_special_tokens=False).input_ids
     start = len(begin) + len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    return Row(ids, [IGNORED] * start + ids[start:])
+    return TokenRow(ids, [IGNORED] * start + ids[start:])

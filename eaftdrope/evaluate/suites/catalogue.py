@@ -29,8 +29,8 @@ from eaftdrope.errors import DataError, UserError
 from eaftdrope.files import usable_path
 
 from ..probes.build import Probe, build_probes
-from ..probes.multiple_choice import MultipleChoice, Question
-from ..texts import evenly
+from ..probes.multiple_choice import MultipleChoiceProbe, Question
+from ..texts import evenly_spaced
 
 LM_EVAL = "lm-eval"
 # In the order in which the files of a folder are preferred where several have a part's name.
@@ -52,7 +52,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """What --suite asks for: the parts of each suite, in order, and the tasks of lm-eval."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
@@ -116,13 +116,13 @@ SUITES = {
 _WITH_FILE = {part.name: part for parts in SUITES.values() for part in parts if part.rows}
 
 
-def parse_suites(text: str) -> Wanted:
+def parse_suites(text: str) -> Selection:
     """`general,medical:pubmedqa,lm-eval:mmlu,ifeval` -> what is wanted.
 
     Raises:
         UserError: a name that is none of a suite, a part or a task of lm-eval.
     """
-    wanted, after_lm_eval = Wanted(), False
+    wanted, after_lm_eval = Selection(), False
     for name in filter(None, (word.strip() for word in text.split(","))):
         suite, _, part = name.partition(":")
         if suite == LM_EVAL or (after_lm_eval and suite not in SUITES):
@@ -149,7 +149,7 @@ def parse_suites(text: str) -> Wanted:
     return wanted
 
 
-def find_data(given: Iterable[str], wanted: Wanted) -> dict[str, Path]:
+def find_data(given: Iterable[str], wanted: Selection) -> dict[str, Path]:
     """The files named with --data, by the names of the parts they are for.
 
     `PART=FILE` is for that part; a file alone for the part whose name is in its own; in a folder such files are looked for,
@@ -206,7 +206,7 @@ def build_part(suite: str, part: Part, file: Path | None, limit: int | None) -> 
             raise DataError(problem)
         if part.probe == "multiple_choice":
             questions = [_question(row) for row in iter_rows(source)]
-            return MultipleChoice(evenly(questions, options["limit"]), part.group)
+            return MultipleChoiceProbe(evenly_spaced(questions, options["limit"]), part.group)
         (probe,) = build_probes([(part.probe, part.group, options)], held_out_examples=list(iter_examples(source)))
         return probe
     except UserError as error:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from eaftdrope.errors import UserError
 
 from .. import lm_eval as harness
-from ..long_context.plan import short_name, tell
-from ..probes.agreement import Agreement
+from ..long_context.plan import raise_problems, short_name
+from ..probes.agreement import AgreementProbe
 from ..probes.answers import prompt_ids
 from ..scores import Score
-from .catalogue import LM_EVAL, Part, Wanted, build_part, find_data, parse_suites
+from .catalogue import LM_EVAL, Part, Selection, build_part, find_data, parse_suites
 from .subject import Subject, find_subject
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RecipeProbes = Callable[["PreTrainedTokenizerBase"], "list[Probe]"]
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """What was asked for. `suite` and `data` as suites.py reads them; `recipe` is the name of the recipe whose probes are
     measured too; `device` and `dtype` are what torch calls them."""
 
@@ -49,7 +49,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Step:
+class EvaluationStep:
     """One probe of a model, or one task of lm-eval (then `probe` is None). `suffix` tells its scores from those that the same
     probe has elsewhere."""
 
@@ -66,24 +66,24 @@ class Step:
 
 
 @dataclass(frozen=True)
-class PlannedModel:
+class EvaluatedModel:
     """A model with its steps; `name` is what tables call it."""
 
     subject: Subject
     name: str
     tokenizer: PreTrainedTokenizerBase
-    steps: tuple[Step, ...]
+    steps: tuple[EvaluationStep, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """`base` is what agreement compares with: one of the models or another. `settings` is what decides the results, as JSON;
     `notes` is what their reader must know; `data` is where the rows of each part come from."""
 
-    options: Options
-    models: tuple[PlannedModel, ...]
-    base: PlannedModel | None
-    tasks: harness.Tasks | None
+    options: EvaluationOptions
+    models: tuple[EvaluatedModel, ...]
+    base: EvaluatedModel | None
+    tasks: harness.HarnessTasks | None
     data: dict[str, str]
     settings: dict
     notes: tuple[str, ...]
@@ -93,16 +93,18 @@ class Plan:
         return list(dict.fromkeys(step.suite for model in self.models for step in model.steps))
 
     @property
-    def to_measure(self) -> list[tuple[PlannedModel, Step]]:
+    def to_measure(self) -> list[tuple[EvaluatedModel, EvaluationStep]]:
         """Every step that the cache may have; of the base model, agreement is known."""
         steps = [(model, step) for model in self.models for step in model.steps]
-        return [pair for pair in steps if not (isinstance(pair[1].probe, Agreement) and self.is_base(pair[0]))]
+        return [pair for pair in steps if not (isinstance(pair[1].probe, AgreementProbe) and self.is_base(pair[0]))]
 
-    def is_base(self, model: PlannedModel) -> bool:
+    def is_base(self, model: EvaluatedModel) -> bool:
         return self.base is not None and model.subject == self.base.subject
 
 
-def make_plan(options: Options, problems: Sequence[str] = (), recipe_probes: RecipeProbes | None = None) -> Plan:
+def make_plan(
+    options: EvaluationOptions, problems: Sequence[str] = (), recipe_probes: RecipeProbes | None = None
+) -> EvaluationPlan:
     """Check everything that can be checked without weights, and read all data.
 
     Args:
@@ -119,7 +121,7 @@ def make_plan(options: Options, problems: Sequence[str] = (), recipe_probes: Rec
         problems.append(absent)
     if options.include is not None and not options.include.is_dir():
         problems.append(f"--include-path {options.include}: there is no such folder.")
-    tell(problems)
+    raise_problems(problems)
 
     steps = _steps(wanted, files, options, problems)
     tasks = None
@@ -128,20 +130,20 @@ def make_plan(options: Options, problems: Sequence[str] = (), recipe_probes: Rec
             tasks = harness.find_tasks(wanted.tasks, include=options.include)
         except UserError as error:
             problems.append(str(error))
-    tell(problems)
+    raise_problems(problems)
     return _plan(options, subjects, steps, tasks, wanted, files, recipe_probes)
 
 
-def _read_names(options: Options, problems: list[str]) -> tuple[Wanted, dict[str, Path]]:
+def _read_names(options: EvaluationOptions, problems: list[str]) -> tuple[Selection, dict[str, Path]]:
     try:
-        wanted = parse_suites(options.suite) if options.suite is not None else Wanted()
+        wanted = parse_suites(options.suite) if options.suite is not None else Selection()
         return wanted, find_data(options.data, wanted)
     except UserError as error:
         problems.append(str(error))
-        return Wanted(), {}
+        return Selection(), {}
 
 
-def _find_subjects(options: Options, problems: list[str]) -> dict[str, Subject]:
+def _find_subjects(options: EvaluationOptions, problems: list[str]) -> dict[str, Subject]:
     """By reference; the base model too, where it is none of the models."""
     if len(set(options.models)) < len(options.models):
         problems.append("a model is named twice. Name each once.")
@@ -154,36 +156,38 @@ def _find_subjects(options: Options, problems: list[str]) -> dict[str, Subject]:
     return found
 
 
-def _steps(wanted: Wanted, files: dict[str, Path], options: Options, problems: list[str]) -> list[Step]:
+def _steps(
+    wanted: Selection, files: dict[str, Path], options: EvaluationOptions, problems: list[str]
+) -> list[EvaluationStep]:
     """The steps that are the same for every model."""
     steps = []
     for suite, parts in wanted.parts.items():
         for part in parts:
             try:
                 probe = build_part(suite, part, files.get(part.name), options.limit)
-                steps.append(Step(suite, part.name, probe, "" if suite == "general" else part.name))
+                steps.append(EvaluationStep(suite, part.name, probe, "" if suite == "general" else part.name))
             except UserError as error:
                 problems.append(str(error))
-    return [*steps, *(Step(LM_EVAL, task) for task in wanted.tasks)]
+    return [*steps, *(EvaluationStep(LM_EVAL, task) for task in wanted.tasks)]
 
 
 def _plan(
-    options: Options,
+    options: EvaluationOptions,
     subjects: dict[str, Subject],
-    steps: list[Step],
-    tasks: harness.Tasks | None,
-    wanted: Wanted,
+    steps: list[EvaluationStep],
+    tasks: harness.HarnessTasks | None,
+    wanted: Selection,
     files: dict[str, Path],
     recipe_probes: RecipeProbes | None,
-) -> Plan:
+) -> EvaluationPlan:
     notes: list[str] = []
     tokenizers = {reference: subject.tokenizer() for reference, subject in subjects.items()}
     reference = options.base or (options.models[0] if len(options.models) > 1 else None)
     short = [short_name(model) for model in options.models]
 
-    def planned(model: str, steps: list[Step]) -> PlannedModel:
+    def planned(model: str, steps: list[EvaluationStep]) -> EvaluatedModel:
         name = short_name(model) if short.count(short_name(model)) <= 1 else model
-        return PlannedModel(subjects[model], name, tokenizers[model], tuple(steps))
+        return EvaluatedModel(subjects[model], name, tokenizers[model], tuple(steps))
 
     models, problems = [], []
     for model in options.models:
@@ -198,7 +202,7 @@ def _plan(
         if not own:
             problems.append(f"{model}: nothing is left to measure. {' '.join(notes)}")
         models.append(planned(model, own))
-    tell(problems)
+    raise_problems(problems)
     base = None if reference is None else planned(reference, [])
     data = {part.name: _origin(part, files.get(part.name)) for parts in wanted.parts.values() for part in parts}
     settings = {
@@ -212,25 +216,27 @@ def _plan(
         "chat": options.chat,
         "setting": options.setting,
     }
-    return Plan(options, tuple(models), base, tasks, data, settings, tuple(dict.fromkeys(notes)))
+    return EvaluationPlan(options, tuple(models), base, tasks, data, settings, tuple(dict.fromkeys(notes)))
 
 
-def _recipe_steps(options: Options, recipe_probes: RecipeProbes | None, tokenizer) -> list[Step]:
+def _recipe_steps(options: EvaluationOptions, recipe_probes: RecipeProbes | None, tokenizer) -> list[EvaluationStep]:
     if recipe_probes is None:
         return []
     suffix = "" if options.suite is None else options.recipe
-    return [Step(options.recipe, probe.name, probe, suffix) for probe in recipe_probes(tokenizer)]
+    return [EvaluationStep(options.recipe, probe.name, probe, suffix) for probe in recipe_probes(tokenizer)]
 
 
 def _without_agreement(
-    model: str, base: str | None, steps: list[Step], tokenizers: dict, notes: list[str]
-) -> list[Step]:
+    model: str, base: str | None, steps: list[EvaluationStep], tokenizers: dict, notes: list[str]
+) -> list[EvaluationStep]:
     """The steps, less an agreement that cannot be measured; the notes say why."""
     kept = []
     for step in steps:
-        if isinstance(step.probe, Agreement) and base is None:
+        if isinstance(step.probe, AgreementProbe) and base is None:
             notes.append("agreement is left out: it compares with a base model, which --base names.")
-        elif isinstance(step.probe, Agreement) and not _reads_alike(step.probe, tokenizers[base], tokenizers[model]):
+        elif isinstance(step.probe, AgreementProbe) and not _reads_alike(
+            step.probe, tokenizers[base], tokenizers[model]
+        ):
             notes.append(
                 f"{model}: agreement is left out: its tokenizer or chat template writes the prompts otherwise than that of "
                 f"{base}, so their distributions are not over the same tokens."
@@ -240,7 +246,7 @@ def _without_agreement(
     return kept
 
 
-def _reads_alike(probe: Agreement, one, other) -> bool:
+def _reads_alike(probe: AgreementProbe, one, other) -> bool:
     if one.get_vocab() != other.get_vocab():
         return False
     return all(prompt_ids(example, one) == prompt_ids(example, other) for example in probe.prompts)

@@ -15,22 +15,23 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.files import ResultFolder, cache_dir
+from eaftdrope.loaded_model import evaluating
 
 from .. import lm_eval as harness
-from ..probes.agreement import Agreement
-from ..probes.build import evaluating, run_probes
+from ..probes.agreement import AgreementProbe
+from ..probes.build import run_probes
+from ..score_cache import cached_scores, identity_of, score_key, writable_folder
 from ..scores import Score
-from .cache import identity_of, remembered, score_key, writable_folder
-from .plan import Options, Plan, PlannedModel, Step
+from .plan import EvaluatedModel, EvaluationOptions, EvaluationPlan, EvaluationStep
 
 NAME = "eval.json"
 SCHEMA = 1
 Progress = Callable[[int, int], None]
-Started = Callable[[PlannedModel, Step], Progress]
+Started = Callable[[EvaluatedModel, EvaluationStep], Progress]
 
 
 def run_plan(
-    plan: Plan, results: ResultFolder, started: Started, *, fresh: bool = False
+    plan: EvaluationPlan, results: ResultFolder, started: Started, *, fresh: bool = False
 ) -> dict[str, dict[str, list[Score]]]:
     """Scores by the models' names and the suites'.
 
@@ -62,7 +63,7 @@ def run_plan(
 class _Model:
     """A model that is loaded when something is to be measured, and its fingerprint when that is asked for."""
 
-    def __init__(self, planned: PlannedModel, options: Options):
+    def __init__(self, planned: EvaluatedModel, options: EvaluationOptions):
         self.planned, self._options = planned, options
         self._loaded: Any = None
         self._identity: str | None = None
@@ -83,7 +84,7 @@ class _Model:
         self._loaded = None
 
 
-def _measured(plan: Plan, planned: PlannedModel, model: _Model, started: Started, fresh: bool):
+def _measured(plan: EvaluationPlan, planned: EvaluatedModel, model: _Model, started: Started, fresh: bool):
     """(step, its scores) one after the other."""
     options = plan.options
     for step in planned.steps:
@@ -91,7 +92,7 @@ def _measured(plan: Plan, planned: PlannedModel, model: _Model, started: Started
         what: Any = probe
         if probe is None:
             what = ["lm-eval", step.name, plan.tasks.prints[step.name], options.limit, options.chat]
-        elif isinstance(probe, Agreement):
+        elif isinstance(probe, AgreementProbe):
             file = _captured(plan, step, probe, model, started)
             if plan.is_base(planned):
                 # its own scores are known: nothing is measured
@@ -100,13 +101,13 @@ def _measured(plan: Plan, planned: PlannedModel, model: _Model, started: Started
             what = [replace(probe, captured=None), file.name]
             probe.captured = file
 
-        def measure(step: Step = step) -> list[Score]:
+        def measure(step: EvaluationStep = step) -> list[Score]:
             return _measure(plan, step, model, started(planned, step))
 
-        yield step, remembered(score_key(model.identity, what, options.setting), measure, fresh=fresh)
+        yield step, cached_scores(score_key(model.identity, what, options.setting), measure, fresh=fresh)
 
 
-def _measure(plan: Plan, step: Step, model: _Model, progress: Progress) -> list[Score]:
+def _measure(plan: EvaluationPlan, step: EvaluationStep, model: _Model, progress: Progress) -> list[Score]:
     options, tokenizer = plan.options, model.planned.tokenizer
     try:
         if step.probe is None:
@@ -125,7 +126,7 @@ def _measure(plan: Plan, step: Step, model: _Model, progress: Progress) -> list[
         ) from error
 
 
-def _run_task(plan: Plan, step: Step, model: _Model) -> list[Score]:
+def _run_task(plan: EvaluationPlan, step: EvaluationStep, model: _Model) -> list[Score]:
     options = plan.options
     try:
         found = harness.run_tasks(
@@ -145,7 +146,9 @@ def _run_task(plan: Plan, step: Step, model: _Model) -> list[Score]:
     return harness.harness_scores(found, step.name)
 
 
-def _captured(plan: Plan, step: Step, probe: Agreement, model: _Model, started: Started) -> Path:
+def _captured(
+    plan: EvaluationPlan, step: EvaluationStep, probe: AgreementProbe, model: _Model, started: Started
+) -> Path:
     """The file with what the base model says; it is asked now, if it never was."""
     base = model if plan.is_base(model.planned) else _Model(plan.base, plan.options)
     key = score_key(base.identity, ["capture", replace(probe, captured=None, limit=None)], plan.options.setting)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import cache_dir, honour_umask
+from eaftdrope.files import atomic_folder, cache_dir, honour_umask
 
 from ..loading import load_complete
 
@@ -50,10 +50,8 @@ def dequantised_copy(gguf: Path) -> Path:
     # The lock dies with its process, so whoever holds it may remove what a killed one left.
     with FileLock(f"{final}.lock"):
         if not final.is_dir():
-            partial = final.with_name(final.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _dequantise(gguf, partial)
-            partial.rename(final)
+            with atomic_folder(final) as partial:
+                _dequantise(gguf, partial)
     return final
 
 

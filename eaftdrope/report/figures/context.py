@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from eaftdrope.evaluate.long_context.arms import AS_IS, BASELINES
 from eaftdrope.evaluate.long_context.lengths import multiple, slope_text
 from eaftdrope.evaluate.long_context.needles import KINDS
+from eaftdrope.evaluate.long_context.variants import AS_IS, BASELINES
 
 from ..words import end_of
 from .style import styled

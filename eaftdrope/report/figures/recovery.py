@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from eaftdrope.files import replacing
 
 from .style import BLUE, VERMILION, new_figure, plt, styled
 
@@ -54,7 +55,6 @@ def recovery_figure(*, original: float, points: list[tuple[int, float]], tokens:
 def draw_recovery(path: Path, *, original: float, points: list[tuple[int, float]], tokens: int) -> None:
     """Write the figure as a .png, whole or not at all."""
     figure = recovery_figure(original=original, points=points, tokens=tokens)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=150, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
     plt.close(figure)
-    os.replace(partial, path)

@@ -8,7 +8,6 @@ they are as wide as the screen, and their text must not shrink below what can be
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -23,6 +22,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from eaftdrope.files import replacing, write_atomically
 
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee4"
 # Okabe and Ito's palette: can be told apart without colour vision
@@ -110,12 +111,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
         figure.savefig(svg, format="svg", metadata=nothing)
         # laid out once for both
         figure.set_layout_engine("none")
-        partial = folder / f".{name}.partial"
-        figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
-    os.replace(partial, folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)
-    partial.write_text(svg.getvalue(), encoding="utf-8", errors="replace")
-    os.replace(partial, folder / f"{name}.svg")
+    write_atomically(folder / f"{name}.svg", svg.getvalue().encode("utf-8", "replace"))
     return inline_svg(svg.getvalue(), name)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback
+
+from eaftdrope.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,4 @@ class RecoveryCallback(TrainerCallback):
     def _add(self, point: Point, state) -> None:
         self.curve = self.curve.with_points((*self.curve.points, point))
         if state.is_world_process_zero:
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(self.curve.to_json(), encoding="utf-8")
-            os.replace(partial, self.path)
+            write_atomically(self.path, self.curve.to_json())

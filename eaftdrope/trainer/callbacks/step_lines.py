@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from eaftdrope.errors import UserError
+from eaftdrope.files import write_atomically
 
 
 class StepLines:
@@ -35,15 +35,7 @@ class StepLines:
         """Drop what a run that goes on from `step` will write again (all of it at step 0), and the rows that `again` says
         are among it; an unwritable file is noticed here."""
         with self._told_to_user():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = self._kept(step, again) if step else []
-            rewritten = self.path.with_name(self.path.name + ".new")
-            with open(rewritten, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            # Atomic: killed at any moment, the file is the old one or the new one.
-            os.replace(rewritten, self.path)
+            write_atomically(self.path, b"".join(self._kept(step, again) if step else []), durable=True)
 
     def add(self, row: dict) -> None:
         """Append one line. NaN and infinity are refused: JSON does not have them."""

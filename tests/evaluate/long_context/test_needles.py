@@ -11,7 +11,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import needle_accuracy
 from eaftdrope.evaluate.long_context.needles import KINDS, Hay, Needles, numbers_found, place
-from eaftdrope.evaluate.long_context.retrieval import Outcome, Retrieval, ask, prompt, wilson
+from eaftdrope.evaluate.long_context.retrieval import Retrieval, TrialOutcome, ask, prompt, wilson
 
 TEXT = " ".join(f"Sentence number {word} of the text says nothing at all." for word in "abcdefghijklmnopqrstuvwxyz")
 
@@ -182,7 +182,7 @@ def test_exact_match(answer, numbers, found):
 
 
 def test_accuracy_asks_for_every_number_and_recall_counts_them():
-    outcomes = tuple(Outcome(None, found, 4, "") for found in (4, 3, 0, 4))
+    outcomes = tuple(TrialOutcome(None, found, 4, "") for found in (4, 3, 0, 4))
     retrieval = Retrieval("multi-query", 100, outcomes)
     assert (retrieval.accuracy, retrieval.recall) == (0.5, 11 / 16)
 

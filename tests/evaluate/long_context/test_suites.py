@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.long_context.plan import Options
+from eaftdrope.evaluate.long_context.plan import ContextOptions
 from eaftdrope.evaluate.long_context.run import run_suite, scores_of
 
 RULER = {
@@ -56,7 +56,7 @@ def asked(monkeypatch):
 def suite(name, tmp_path, crop=None):
     (tmp_path / "config.json").write_text("{}")
     planned = SimpleNamespace(reference=str(tmp_path), tokenizer="tokenizer")
-    return run_suite(name, "model", planned, 8192, crop=crop, options=Options((str(tmp_path),), trials=20))
+    return run_suite(name, "model", planned, 8192, crop=crop, options=ContextOptions((str(tmp_path),), trials=20))
 
 
 def test_ruler_is_asked_for_the_length(asked, tmp_path):

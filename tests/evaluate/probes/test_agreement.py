@@ -10,7 +10,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import build_probes, run_probes
 from eaftdrope.evaluate.probes import agreement as capture
-from eaftdrope.evaluate.probes.agreement import Agreement, load, spread
+from eaftdrope.evaluate.probes.agreement import AgreementProbe, load, spread
 from eaftdrope.evaluate.probes.answers import prompt_ids, question
 from eaftdrope.evaluate.probes.build import cheap_probes, general_prompts
 
@@ -18,7 +18,7 @@ PROMPTS = [question(text) for text in ("Hello", "What is the capital of France?"
 
 
 def probe(**options):
-    return Agreement(PROMPTS, **{"max_new_tokens": 12, **options})
+    return AgreementProbe(PROMPTS, **{"max_new_tokens": 12, **options})
 
 
 def drifted(model, amount, seed=1):
@@ -110,7 +110,7 @@ def test_the_base_model_is_asked_once(tiny_llama, byte_tokenizer, tmp_path, monk
     again = probe()
     assert run_probes(tiny_llama, byte_tokenizer, [again], capture=file) == first
     assert again.captured == file and [entry.name for entry in tmp_path.iterdir()] == ["c"]
-    for other in (probe(max_new_tokens=11), Agreement(PROMPTS[:2], max_new_tokens=12)):
+    for other in (probe(max_new_tokens=11), AgreementProbe(PROMPTS[:2], max_new_tokens=12)):
         with pytest.raises(
             UserError, match=r"holds what the base model said to other prompts, or under other settings"
         ):

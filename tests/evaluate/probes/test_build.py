@@ -11,7 +11,7 @@ from eaftdrope.data import Example
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.evaluate import build_probes
 from eaftdrope.evaluate.probes.multiple_choice import Question
-from eaftdrope.evaluate.texts import evenly
+from eaftdrope.evaluate.texts import evenly_spaced
 
 
 def build(name, group="general", **options):
@@ -95,10 +95,10 @@ def test_probes_of_the_target_need_held_out_data():
         build("bleu")
 
 
-def test_evenly():
-    assert evenly(range(10), 3) == [0, 3, 6]
-    assert evenly(range(3), 10) == [0, 1, 2]
-    assert evenly("abc", None) == ["a", "b", "c"]
+def test_evenly_spaced():
+    assert evenly_spaced(range(10), 3) == [0, 3, 6]
+    assert evenly_spaced(range(3), 10) == [0, 1, 2]
+    assert evenly_spaced("abc", None) == ["a", "b", "c"]
 
 
 def test_scores_and_tables_need_no_torch():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question
 from eaftdrope.evaluate.suites.catalogue import SUITES, Part, build_part, find_data, parse_suites
 
 
@@ -144,7 +144,7 @@ def test_questions_as_published(tmp_path):
     arc = {"question": "B?", "choices": {"label": ["1", "2"], "text": ["x", "y"]}, "answer": "2"}
     plain = {"question": "C?", "choices": ["x", "y", "z"], "answer": 0}
     probe = build("medqa", rows(tmp_path / "m.jsonl", letters, arc, plain))
-    assert isinstance(probe, MultipleChoice) and probe.group == "target"
+    assert isinstance(probe, MultipleChoiceProbe) and probe.group == "target"
     assert [(q.question, len(q.choices), q.answer) for q in probe.questions] == [
         ("A?", 2, 1),
         ("B?", 2, 1),

@@ -8,7 +8,8 @@ import torch
 
 from eaftdrope import EAFTTrainer, apply_eaft, gates, pop_metrics
 from eaftdrope.loss import token_statistics
-from eaftdrope.loss.gates import evaluate_gate, resolve_gate
+from eaftdrope.loss.definition import evaluate_gate
+from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.trainer.callbacks.landscape import LandscapeFileCallback
 from tests.loss.test_landscape import distance_to_a_border

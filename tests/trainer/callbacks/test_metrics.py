@@ -126,7 +126,7 @@ def test_the_file_is_replaced_in_one_step(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eaftdrope.trainer.callbacks.step_lines.os.replace", killed)
+    monkeypatch.setattr("eaftdrope.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         _begin(MetricsFileCallback(path), 2)
     assert path.read_text() == before

@@ -58,7 +58,7 @@ def original_config(config: PretrainedConfig) -> PretrainedConfig:
     return original
 
 
-def arms_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[str]:
+def variants_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[str]:
     """The arms of a model: as it is, and the baselines that differ from that.
 
     Raises:
@@ -74,7 +74,7 @@ def arms_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[str]:
 
 
 @contextlib.contextmanager
-def as_arm(model, name: str, length: int, trained: int) -> Iterator[int | None]:
+def as_variant(model, name: str, length: int, trained: int) -> Iterator[int | None]:
     """The live model as an arm, for inputs of `length` tokens; gives how many tokens it may see (None: all).
 
     Raises:

@@ -10,7 +10,7 @@ from eaftdrope.errors import UserError
 from eaftdrope.models import load_tokenizer
 from eaftdrope.models.gguf import copy
 from eaftdrope.models.gguf.tokenizer import read_tokenizer
-from tests.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
+from tests.models.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
 
 TEXT = "tips:\n\n1. Sleep  1234 I'LL aB"
 GPT2 = ["tips", ":", "Ċ", "Ċ", "1", ".", "ĠSleep", "Ġ", "Ġ1234", "ĠI", "'", "LL", "ĠaB"]

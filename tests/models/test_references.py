@@ -322,7 +322,7 @@ def test_the_packaged_model_talks():
     from eaftdrope.data import render_prompt
     from eaftdrope.evaluate import run_probes
     from eaftdrope.evaluate.generation import generate, stop_token_ids
-    from eaftdrope.evaluate.probes.perplexity import Perplexity
+    from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 
     tokenizer, model = models.load_tokenizer(PACKAGE), models.load_model(PACKAGE)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
@@ -333,5 +333,5 @@ def test_the_packaged_model_talks():
     (answer,) = generate(model, tokenizer, [asked], max_new_tokens=20, batch_tokens=500)
     assert answer == "The capital of France is Paris."
     text = "The sun rises in the east and sets in the west, and in between it gives us light and warmth."
-    (score,) = run_probes(model, tokenizer, [Perplexity([text])])
+    (score,) = run_probes(model, tokenizer, [PerplexityProbe([text])])
     assert 3 < score.value < 20

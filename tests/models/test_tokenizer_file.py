@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_tokenizer
-from tests.gguf_files import byte_level_vocabulary
+from tests.models.gguf_files import byte_level_vocabulary
 
 TEXT = "x =  12\n\n34"
 MINE = pre_tokenizers.Sequence(

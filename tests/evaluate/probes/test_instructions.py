@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from eaftdrope.evaluate import build_probes, run_probes
-from eaftdrope.evaluate.probes.instructions import CHECKS, Instruction, Instructions, shipped_instructions
+from eaftdrope.evaluate.probes.instructions import CHECKS, Instruction, InstructionsProbe, shipped_instructions
 
 # name, values, texts that keep it, texts that do not
 SIDES = [
@@ -94,7 +94,7 @@ def test_the_shipped_instructions():
 
 def test_prompts_and_constraints_are_counted(answering, byte_tokenizer):
     model = answering({"A": "one two", "B": "ONE", "C": "<think>x</think>\nyes"})
-    probe = Instructions(
+    probe = InstructionsProbe(
         [
             Instruction("A", (("words_at_most", (2,)), ("lower_case", ()))),
             Instruction("B", (("words_at_most", (2,)), ("lower_case", ()), ("contains", ("two",)))),

@@ -3,13 +3,13 @@
 import pytest
 from datasets import Dataset
 
-from eaftdrope.data.vocabulary import check_token_ids
 from eaftdrope.errors import DataError
+from eaftdrope.loaded_model import check_token_ids
 from tests.models import byte_tokenizer
 
 WAY_OUT = (
-    "and the model's embedding has 260 rows (vocab_size of its config.json): the tokenizer has tokens that the model was not "
-    "given. Use the tokenizer that belongs to the model, or save the model with "
+    "and the model's embedding has 260 rows (vocab_size of its config.json): the tokenizer has more tokens than the model. "
+    "Use the tokenizer that belongs to the model, or save the model with "
     "model.resize_token_embeddings(len(tokenizer)) first."
 )
 

@@ -10,15 +10,15 @@ import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import build_probes, run_probes
-from eaftdrope.evaluate.probes.multiple_choice import MultipleChoice, Question
-from eaftdrope.evaluate.probes.perplexity import Perplexity
-from eaftdrope.evaluate.suites import cache
-from eaftdrope.evaluate.suites.cache import identity_of, plain, remembered, score_key, tokenizer_fingerprint
+from eaftdrope.evaluate import score_cache as cache
+from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
+from eaftdrope.evaluate.score_cache import cached_scores, identity_of, plain, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.suites.subject import find_subject
 from tests.models import byte_tokenizer, save_model
 
-TEXT = Perplexity(["The rain fell on the town, and nobody minded. " * 4], window=64)
-CHOICE = MultipleChoice([Question("Which is wet?", ("rain", "sand"), 0), Question("Two?", ("2", "three"), 0)])
+TEXT = PerplexityProbe(["The rain fell on the town, and nobody minded. " * 4], window=64)
+CHOICE = MultipleChoiceProbe([Question("Which is wet?", ("rain", "sand"), 0), Question("Two?", ("2", "three"), 0)])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def measure(saved, tmp_path, monkeypatch):
 
         for probe in probes:
             key = score_key(identity_of(subject, tokenizer), probe, setting)
-            scores += remembered(key, functools.partial(measured, probe), **options)
+            scores += cached_scores(key, functools.partial(measured, probe), **options)
         return scores, ran
 
     return run
@@ -65,11 +65,11 @@ def test_a_killed_measurement_keeps_what_it_has(measure, monkeypatch):
     def dying(*arguments, **options):
         raise KeyboardInterrupt
 
-    whole = MultipleChoice.run
-    monkeypatch.setattr(MultipleChoice, "run", dying)
+    whole = MultipleChoiceProbe.run
+    monkeypatch.setattr(MultipleChoiceProbe, "run", dying)
     with pytest.raises(KeyboardInterrupt):
         measure()
-    monkeypatch.setattr(MultipleChoice, "run", whole)
+    monkeypatch.setattr(MultipleChoiceProbe, "run", whole)
     assert measure()[1] == ["multiple_choice"]
 
 
@@ -113,9 +113,9 @@ def test_weights_of_an_unknown_commit_are_never_found_again(saved, monkeypatch):
 def test_everything_else_that_counts(measure, monkeypatch):
     measure()
     assert measure(setting="cpu bfloat16")[1] == ["perplexity", "multiple_choice"]
-    shorter = Perplexity(TEXT.texts, window=32)
+    shorter = PerplexityProbe(TEXT.texts, window=32)
     assert measure(probes=[shorter, CHOICE])[1] == ["perplexity"]
-    fewer = MultipleChoice(CHOICE.questions[:1])
+    fewer = MultipleChoiceProbe(CHOICE.questions[:1])
     assert measure(probes=[TEXT, fewer])[1] == ["multiple_choice"]
     template = byte_tokenizer()
     template.chat_template = "{{ messages[0]['content'] }}"

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import usable_path
+from eaftdrope.files import check_unused, check_writable, usable_path
 
 from .survey import Survey
 from .text import in_context, shown
-from .worst import REASONS, Conflict
+from .worst import REASONS, ConfidentConflict
 
 # Of each in inspect.json, which a page is drawn from; the files beside it have more.
 _CONFLICTS, _ROWS, _COMMON = 200, 200, 40
@@ -61,7 +61,7 @@ def write_survey(survey: Survey, tokenizer, folder: Path, *, about: dict, on_pol
     return document
 
 
-def _conflict_rows(survey: Survey, conflicts: list[Conflict], tokenizer) -> Iterator[dict]:
+def _conflict_rows(survey: Survey, conflicts: list[ConfidentConflict], tokenizer) -> Iterator[dict]:
     for conflict in conflicts:
         row, origin, _ = survey.row(conflict.row)
         yield {
@@ -94,7 +94,7 @@ def _ranked_rows(survey: Survey, tokenizer) -> Iterator[dict]:
         }
 
 
-def _common(conflicts: list[Conflict], survey: Survey, tokenizer) -> list[dict]:
+def _common(conflicts: list[ConfidentConflict], survey: Survey, tokenizer) -> list[dict]:
     """Which label stands where the model is sure of which other token, and how often, among the conflicts kept."""
     pairs: Counter[tuple[int, int]] = Counter()
     for conflict in conflicts:
@@ -127,7 +127,6 @@ def _finite(value):
 
 NAME = "inspect.json"
 _FILES = ("conflicts.jsonl", "rows.jsonl", NAME)
-_WAYS_OUT = "Nothing was touched: name another folder with --output"
 
 
 class InspectionFolder:
@@ -140,19 +139,13 @@ class InspectionFolder:
     def __init__(self, path: Path, *, overwrite: bool = False):
         self.path = path
         usable_path(path)
-        place = path
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            why = "no permission to write in" if place.is_dir() else "this is a file:"
-            raise UserError(f"--output {path} cannot be made: {why} {place}. Name another folder.")
-        if (path / NAME).is_file():
-            if not overwrite:
-                raise UserError(
-                    f"{path} holds an inspection. {_WAYS_OUT}, or pass --overwrite to put the new one in its place."
-                )
-        elif path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty and holds no {NAME} of ours. {_WAYS_OUT}.")
+        check_writable(path, "--output")
+        check_unused(path, NAME)
+        if (path / NAME).is_file() and not overwrite:
+            raise UserError(
+                f"{path} holds an inspection. Nothing was changed: choose another folder with --output, or pass --overwrite "
+                "to replace it."
+            )
 
     @contextmanager
     def filled(self) -> Iterator[Path]:

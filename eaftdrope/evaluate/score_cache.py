@@ -1,7 +1,7 @@
 """Scores that were measured once: kept by what was measured and with what, wherever the model's folder lies.
 
     key = score_key(identity_of(subject, tokenizer), probe, "cpu float32")
-    scores = remembered(key, lambda: run_probes(model, tokenizer, [probe]))
+    scores = cached_scores(key, lambda: run_probes(model, tokenizer, [probe]))
 
     key = sha256(weights and configuration, tokenizer, probe with its options and items, setting,
                  our code that reads and measures, the versions of the libraries that it computes with)
@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaftdrope.errors import UserError
-from eaftdrope.files import cache_dir
+from eaftdrope.files import cache_dir, write_atomically
 
-from ..scores import Score, scores_from_json, scores_to_json
+from .scores import Score, scores_from_json, scores_to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .subject import Subject
+    from .suites.subject import Subject
 
 
-PACKAGE = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1]
 _CODE = ("evaluate", "data", "models", "checkpoints/adapters.py")
 """What of our code loads models, reads and renders rows, and measures; report and recipe do neither."""
 
@@ -57,7 +57,7 @@ def score_key(identity: str, measured: Any, setting: str) -> str:
     return _sha256(json.dumps([identity, plain(measured), setting, _code()], sort_keys=True))
 
 
-def remembered(key: str, measure: Callable[[], list[Score]], *, fresh: bool = False) -> list[Score]:
+def cached_scores(key: str, measure: Callable[[], list[Score]], *, fresh: bool = False) -> list[Score]:
     """What is kept under a key, measured and kept where nothing is, or nothing that can be read (`fresh`: in any case).
 
     Raises:
@@ -70,9 +70,7 @@ def remembered(key: str, measure: Callable[[], list[Score]], *, fresh: bool = Fa
     writable_folder(file.parent)
     scores = measure()
     # two processes may measure the same
-    partial = file.with_name(f".{key}.{os.getpid()}.partial")
-    partial.write_text(scores_to_json(scores), encoding="utf-8")
-    os.replace(partial, file)
+    write_atomically(file, scores_to_json(scores), shared=True)
     return scores
 
 

@@ -1,27 +1,48 @@
-"""Encoded rows against the model's embedding: a token that the model has no row for ends in an index error once it is
-trained on."""
+"""Helpers for a loaded model that training and measuring share: evaluation mode, and token ids against its embedding."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from eaftdrope.errors import DataError
+from .errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode for the duration of the block.
+
+    The mode is restored module by module: parts that were frozen in evaluation mode stay in it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def check_token_ids(rows: Dataset, size: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Looks for the largest token of all rows (`input_ids`), and at the one they are padded with.
+    """Check that every token of encoded rows, and the padding token, has a row in the model's embedding.
+
+    Without this check, training ends in an index error of torch at the first such token.
 
     Args:
-        size: rows of the model's embedding, `vocab_size` of its configuration.
+        rows (`Dataset`): with the column `input_ids`.
+        size (`int`): rows of the model's embedding, `vocab_size` of its configuration.
+        tokenizer (`PreTrainedTokenizerBase` or `None`): for the padding token, and for names in the message.
 
     Raises:
         DataError: a token id of at least `size`; names the first such row and the token.
     """
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # comes with datasets, which is optional
 
     pad = None if tokenizer is None else tokenizer.pad_token_id
     if pad is not None and pad >= size:
@@ -43,6 +64,6 @@ def _beyond(token: int, size: int, tokenizer: PreTrainedTokenizerBase | None) ->
     name = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(token)!r})"
     return (
         f"token {token}{name}, and the model's embedding has {size} rows (vocab_size of its config.json): the tokenizer has "
-        "tokens that the model was not given. Use the tokenizer that belongs to the model, or save the model with "
+        "more tokens than the model. Use the tokenizer that belongs to the model, or save the model with "
         "model.resize_token_embeddings(len(tokenizer)) first."
     )

@@ -11,9 +11,9 @@ from eaftdrope.drope import convert
 from eaftdrope.drope.config import trained_length
 from eaftdrope.drope.rope import with_rope
 from eaftdrope.errors import UserError
-from eaftdrope.evaluate.long_context import as_arm
-from eaftdrope.evaluate.long_context.arms import BASELINES, arms_of, original_config
+from eaftdrope.evaluate.long_context import as_variant
 from eaftdrope.evaluate.long_context.lengths import multiple, parse_lengths
+from eaftdrope.evaluate.long_context.variants import BASELINES, original_config, variants_of
 from eaftdrope.models import load_config, load_model
 from tests.models import save_model
 
@@ -50,7 +50,7 @@ def test_a_baseline_is_the_model_loaded_with_that_rope(folders, which, name):
     method = "rope" if name == "crop" else name
     factor = 4.0 if name in ("pi", "ntk", "yarn") else 1.0
     expected = logits(loaded(plain, with_rope(config, method, factor, 512)))
-    with as_arm(model, name, 2048, 512) as crop:
+    with as_variant(model, name, 2048, 512) as crop:
         assert crop == (512 if name == "crop" else None)
         assert torch.equal(logits(model), expected)
     assert torch.equal(logits(model), own)
@@ -68,7 +68,7 @@ def test_the_original_comes_without_the_temperature_that_was_folded_in(folders, 
     wanted = logits(load_model(str(tmp_path / "yarn")).eval())
     assert convert(tmp_path / "yarn", tmp_path / "new").temperature > 1.29
     model = load_model(str(tmp_path / "new")).eval()
-    with as_arm(model, "rope", 90, 128):
+    with as_variant(model, "rope", 90, 128):
         assert (logits(model) - wanted).abs().max() < 1e-5
     assert (logits(model) - wanted).abs().max() > 1e-4
     original = load_config(str(tmp_path / "yarn"))
@@ -89,23 +89,23 @@ def test_trained_lengths_of_each_attention_type():
 def test_as_it_is_changes_nothing(folders):
     model = load_model(str(folders[1])).eval()
     own = logits(model)
-    with as_arm(model, "as is", 2048, 512) as crop:
+    with as_variant(model, "as is", 2048, 512) as crop:
         assert crop is None and torch.equal(logits(model), own)
 
 
 def test_no_stretch_within_the_trained_length(folders):
     model = load_model(str(folders[0])).eval()
     own = logits(model)
-    with as_arm(model, "yarn", 256, 512):
+    with as_variant(model, "yarn", 256, 512):
         assert torch.equal(logits(model), own)
 
 
 def test_arms(folders):
     plain, converted = (load_config(str(folder)) for folder in folders)
-    assert arms_of(plain, ()) == arms_of(converted, ()) == ["as is"]
+    assert variants_of(plain, ()) == variants_of(converted, ()) == ["as is"]
     # on a plain model `rope` is what it is
-    assert arms_of(plain, BASELINES) == ["as is", "pi", "ntk", "yarn", "crop"]
-    assert arms_of(converted, BASELINES) == ["as is", "rope", "pi", "ntk", "yarn", "crop"]
+    assert variants_of(plain, BASELINES) == ["as is", "pi", "ntk", "yarn", "crop"]
+    assert variants_of(converted, BASELINES) == ["as is", "rope", "pi", "ntk", "yarn", "crop"]
     assert original_config(plain) is plain
     assert original_config(converted).rope_parameters == plain.rope_parameters
     assert original_config(converted).max_position_embeddings == 512
@@ -127,8 +127,8 @@ def test_no_baselines_without_a_record(folders, tmp_path):
     with pytest.raises(
         UserError, match=r"it has no rotary embedding, and its config.json does not record the one it had"
     ):
-        arms_of(config, ("crop",))
-    assert arms_of(config, ()) == ["as is"]
+        variants_of(config, ("crop",))
+    assert variants_of(config, ()) == ["as is"]
 
 
 def test_no_baselines_of_layers_that_were_switched_off():
@@ -141,13 +141,13 @@ def test_no_baselines_of_layers_that_were_switched_off():
         "original": {"rope_parameters": rope, "no_rope_layers": [1, 1, 1, 0], "max_position_embeddings": 512},
     }
     with pytest.raises(UserError, match="dropped in some layers only"):
-        arms_of(config, ("rope",))
+        variants_of(config, ("rope",))
 
 
 def test_a_stretched_rope_is_not_stretched_again(folders):
     config = with_rope(load_config(str(folders[0])), "yarn", 2.0)
     with pytest.raises(UserError, match="already of type 'yarn'"):
-        arms_of(config, ("pi",))
+        variants_of(config, ("pi",))
 
 
 def test_trained_lengths(folders):

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from eaftdrope.files import ResultFolder
 
-from .plan import Cell, Plan
+from .plan import ContextCell, ContextPlan
 
 NAME = "probe.json"
 SCHEMA = 1
 
 
-class Results(ResultFolder):
-    """Results of one plan in `folder`. Making one only looks; `begin` is the first to write.
+class ContextResults(ResultFolder):
+    """ContextResults of one plan in `folder`. Making one only looks; `begin` is the first to write.
 
     Raises:
         UserError: the folder holds other results or strangers' files, or cannot be written to.
     """
 
-    def __init__(self, folder: Path, plan: Plan, *, overwrite: bool = False):
+    def __init__(self, folder: Path, plan: ContextPlan, *, overwrite: bool = False):
         super().__init__(folder, NAME, "a probe", plan.settings, schema=SCHEMA, overwrite=overwrite)
         self._plan, self._overwrite = plan, overwrite
         self._cells = {
@@ -51,14 +51,14 @@ class Results(ResultFolder):
             }
             self.save()
 
-    def has(self, cell: Cell) -> bool:
+    def has(self, cell: ContextCell) -> bool:
         return cell.key in self._cells
 
-    def left(self) -> list[Cell]:
+    def left(self) -> list[ContextCell]:
         """The cells that are still to be measured, in the plan's order."""
         return [cell for cell in self._plan.cells if not self.has(cell)]
 
-    def add(self, cell: Cell, result: dict, seconds: float) -> None:
+    def add(self, cell: ContextCell, result: dict, seconds: float) -> None:
         """Store a cell's result: from here on it is not measured again."""
         entry = {"model": cell.model, "arm": cell.arm, "probe": cell.probe, "length": cell.length}
         self._cells[cell.key] = {**entry, "seconds": round(seconds, 2), "result": result}
