@@ -152,7 +152,7 @@ def _eval(
     from eaftdrope.evaluate.suites.plan import make_plan
     from eaftdrope.evaluate.suites.run import NAME, SCHEMA
     from eaftdrope.files import ResultFolder
-    from eaftdrope.report.page import report_or_say
+    from eaftdrope.report.page import try_write_report
 
     from .terminal import make_console, silence_libraries
 
@@ -166,7 +166,7 @@ def _eval(
         found = _run(plan, results, console, fresh=fresh)
         console.print(score_table(found))
         console.print(f"written: {folder / NAME}", highlight=False, markup=False)
-        report_or_say(folder, console)
+        try_write_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 

@@ -45,7 +45,7 @@ def inspect(
 
     from eaftdrope.inspection.results import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
-    from eaftdrope.report.page import report_or_say
+    from eaftdrope.report.page import try_write_report
     from eaftdrope.run.interrupts import told_about_disk
     from eaftdrope.run.machine import training_device
 
@@ -63,7 +63,7 @@ def inspect(
     with bars(console) as start, told_about_disk(str(folder.path)):
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
-    report_or_say(folder.path, console)
+    try_write_report(folder.path, console)
     console.print(f"\nwritten: {folder.path}", highlight=False, markup=False)
 
 

@@ -45,7 +45,7 @@ def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]
     """
     from eaftdrope.checkpoints.merge import merge_adapter
     from eaftdrope.evaluate import comparison
-    from eaftdrope.report.page import report_or_say
+    from eaftdrope.report.page import try_write_report
 
     folder, merged = stage.folder, stage.folder.path / "merged"
     _write_card(stage, recipe, before, after)
@@ -63,7 +63,7 @@ def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]
         console.print()
         console.print(comparison(before, after))
     # the run is complete, whether or not its report can be drawn
-    report_or_say(folder.path, console)
+    try_write_report(folder.path, console)
     (folder.path / CAPTURE_FILE).unlink(missing_ok=True)
     if folder.uploads:
         _push(recipe, folder.path)
@@ -71,12 +71,11 @@ def finish(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]
 
 
 def _write_card(stage: Stage, recipe: Recipe, before: list[Score], after: list[Score]) -> None:
-    from eaftdrope.report.card import write_model_card
+    from eaftdrope.report.card import CardContent, write_model_card
 
     folder, recalibrated, about = stage.folder, stage.name == "recalibrate", stage.folder.about
     is_adapter = recipe.lora is not None
-    write_model_card(
-        folder.path,
+    content = CardContent(
         recipe_yaml=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
         # adapters fit the model that they were trained on and no other, even where that is a stage of ours
         base_model=recipe.model.reference if is_adapter else stage.record.model.reference,
@@ -90,8 +89,9 @@ def _write_card(stage: Stage, recipe: Recipe, before: list[Score], after: list[S
         datasets=[source.path for source in recipe.data.train],
         title=f"{folder.path.resolve().parent.name}: {stage.name}" if stage.heading else None,
         tags=[] if recalibrated and recipe.loss.gate == "none" else ["eaft"],
-        more=[recovery_markdown(read_curve(folder))] if recalibrated else [],
+        sections=[recovery_markdown(read_curve(folder))] if recalibrated else [],
     )
+    write_model_card(folder.path, content)
 
 
 def _method(stage: Stage, recipe: Recipe) -> str:

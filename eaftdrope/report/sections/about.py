@@ -1,15 +1,15 @@
-"""Where, when and with what a result was made."""
+"""The section on provenance: command, date, hardware and versions of a result."""
 
 from __future__ import annotations
 
-from ..blocks import Facts, Folded, Section
+from ..blocks import Facts, Folded, PageSection
 
 
-def about_section(document: dict, *more: tuple[str, str | None]) -> Section:
-    """Command, date, hardware and versions of a JSON document of ours, with its recipe where it has one.
+def about_section(document: dict, *more: tuple[str, str | None]) -> PageSection:
+    """Return the provenance of a result document, with its recipe if it has one.
 
     Args:
-        more: facts that come first; those without a value are left out.
+        more: facts listed first; those without a value are omitted.
     """
     about = document["about"]
     versions = about.get("versions") or {}
@@ -23,5 +23,5 @@ def about_section(document: dict, *more: tuple[str, str | None]) -> Section:
     blocks = [Facts([pair for pair in pairs if pair[1]])]
     recipe = document.get("recipe")
     if isinstance(recipe, str):
-        blocks.append(Folded("The whole recipe", recipe.strip()))
-    return Section("run", "What was run", blocks)
+        blocks.append(Folded("Full recipe", recipe.strip()))
+    return PageSection("run", "How it was run", blocks)
