@@ -66,6 +66,7 @@ test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --output-format min-text --summary none
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -32,6 +32,14 @@ class RecipeError(UserError):
     """A recipe has problems; the text lists every one with its line."""
 
 
+def raise_problems(problems: list[str]) -> None:
+    """Raise one UserError with all problems, if there are any."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with everything escaped that could steer a terminal (`\\x1b`): control and format characters, halves of
     surrogate pairs, separators of lines. What joins emoji stays, and with `lines` line breaks and tabs."""

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, imported only when that verb is asked for."""
+"""The command line: one file per verb, imported only when that verb is asked for."""
 
 from .app import main
 

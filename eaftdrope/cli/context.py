@@ -86,9 +86,10 @@ def _context(
     options: ContextOptions, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool
 ) -> None:
 
-    from eaftdrope.evaluate.long_context.plan import make_plan, short_name
+    from eaftdrope.evaluate.long_context.plan import make_plan
     from eaftdrope.evaluate.long_context.results import ContextResults
     from eaftdrope.evaluate.long_context.table import cost_table, csv_of, result_table, rows_of, suite_table
+    from eaftdrope.models import short_name
     from eaftdrope.report.page import try_write_report
 
     from .measure import run_with_progress

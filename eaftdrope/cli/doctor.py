@@ -70,7 +70,7 @@ def versions() -> list[str]:
 
 
 def tested_versions() -> dict[str, str]:
-    """Package -> version pinned in the source tree's constraints.txt, empty where there is none."""
+    """Package -> version pinned in the source tree's constraints.txt, empty if the file is missing."""
     file = Path(__file__).resolve().parents[2] / "constraints.txt"
     if not file.is_file():
         return {}

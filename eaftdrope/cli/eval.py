@@ -91,8 +91,8 @@ def eval(
     if not sys.stderr.isatty():
         # nothing else turns off the bars of lm-eval; tqdm reads the variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from eaftdrope.evaluate.long_context.plan import short_name
     from eaftdrope.evaluate.suites.plan import EvaluationOptions
+    from eaftdrope.models import short_name
 
     from .measure import device_and_dtype
 

@@ -103,7 +103,7 @@ def run_with_progress(plan: ContextPlan, results: ContextResults, console: Conso
         counted = iter(range(total - left + 1, total + 1))
 
         def started(cell) -> Callable[[int, int], None]:
-            return start(f"{next(counted)}/{total} {cell.model}, {cell.arm}: {cell.probe} at {cell.length:,}")
+            return start(f"{next(counted)}/{total} {cell.model}, {cell.variant}: {cell.probe} at {cell.length:,}")
 
         run_plan(plan, results, started=started)
 

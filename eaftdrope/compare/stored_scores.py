@@ -9,14 +9,14 @@ the others. A file that is damaged, or whose stamp does not match the model (an 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate import Score, scores_from_json
-from eaftdrope.evaluate.score_cache import plain
+from eaftdrope.evaluate import Score
+from eaftdrope.evaluate.score_cache import content_hash
+from eaftdrope.evaluate.scores import scores_from_dicts
 from eaftdrope.files import write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class StoredScores:
     def get(self, key: str, share: float | None = None) -> list[Score] | None:
         """Return the scores of a probe; None if it was not measured."""
         found = self._content["shares"].get(_name(share), {}).get(key)
-        return None if found is None else scores_from_json(json.dumps(found))
+        return None if found is None else scores_from_dicts(found)
 
     def put(self, key: str, scores: list[Score], share: float | None = None) -> None:
         """Store the scores of a probe."""
@@ -52,7 +52,7 @@ def _read(file: Path) -> dict:
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         for scores in (scores for share in kept["shares"].values() for scores in share.values()):
-            scores_from_json(json.dumps(scores))
+            scores_from_dicts(scores)
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return kept
@@ -64,4 +64,4 @@ def _name(share: float | None) -> str:
 
 def probe_key(probe: Probe) -> str:
     """Return an identifier of the probe with its options and items."""
-    return f"{probe.name}-{hashlib.sha256(json.dumps(plain(probe), sort_keys=True).encode()).hexdigest()[:16]}"
+    return f"{probe.name}-{content_hash(probe)[:16]}"

@@ -1,24 +1,34 @@
-"""Greedy answers to many prompts at once: padded on the left, similar lengths together, each cut at its end of turn."""
+"""Greedy answers to many prompts: batches of similar length, padded on the left; each answer ends at its end of turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from eaftdrope.data.chat import template_of
 
-from .likelihood import batches
+from .likelihood import Progress, batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate(
-    model, tokenizer, prompts: list[str], *, max_new_tokens: int, batch_tokens: int, progress=None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    progress: Progress | None = None,
 ) -> list[str]:
-    """Answer every prompt, in order, without the prompt and without the token that ended the answer.
+    """Return the answer to every prompt, in order, without the prompt and without the token that ended the answer.
 
-    The prompts are rendered text: no special token is added. Sampling defaults of the checkpoint are set aside.
+    The prompts are rendered text: no special token is added. The checkpoint's sampling defaults are ignored.
     `progress` counts tokens, `max_new_tokens` for each prompt.
     """
     ids = [tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids for prompt in prompts]
@@ -29,21 +39,21 @@ def generate(
 
 
 def generate_ids(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     *,
     max_new_tokens: int,
     batch_tokens: int,
     prefill_chunk: int | None = None,
     sample: bool = False,
-    progress=None,
+    progress: Progress | None = None,
 ) -> list[list[int]]:
-    """`generate` on tokens: the ids of each answer, cut before the token that ended it.
+    """Return the token ids of each answer, without the token that ended it; see [`generate`].
 
     Args:
-        prefill_chunk: tokens of a prompt that go through the model at a time, for prompts too long for one forward.
-        sample: draw every token from the model's whole distribution, as torch's generator is seeded.
+        prefill_chunk: tokens of a prompt per forward, for prompts too long for one.
+        sample: draw every token from the model's whole distribution, with torch's global generator.
     """
     stops = stop_token_ids(model, tokenizer)
     config = GenerationConfig(
@@ -52,7 +62,7 @@ def generate_ids(
         pad_token_id=tokenizer.pad_token_id,
         prefill_chunk_size=prefill_chunk,
         use_cache=True,
-        # Stated because what is left unset comes from the checkpoint.
+        # Stated because unset options come from the checkpoint.
         do_sample=sample,
         num_beams=1,
         repetition_penalty=1.0,
@@ -75,15 +85,15 @@ def generate_ids(
     return answers
 
 
-def stop_token_ids(model, tokenizer) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, the checkpoint's, and the one its template ends a turn with."""
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every token that ends an answer: the tokenizer's, the checkpoint's, and the chat template's end of turn."""
     stops = {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
     from_checkpoint = model.generation_config.eos_token_id
     stops.update(from_checkpoint if isinstance(from_checkpoint, list) else [from_checkpoint])
     return sorted(stops - {None})
 
 
-def _end_of_turn(tokenizer) -> int | None:
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if tokenizer.chat_template is None:
         return None
     stop = template_of(tokenizer).stop
@@ -91,12 +101,12 @@ def _end_of_turn(tokenizer) -> int | None:
 
 
 class _Tick(StoppingCriteria):
-    """Stops nothing: reports progress after every token of a batch, which may take a minute as a whole."""
+    """Reports progress after every token of a batch, which may take a minute; never stops the generation."""
 
-    def __init__(self, progress, done: int, rows: int, total: int) -> None:
+    def __init__(self, progress: Progress | None, done: int, rows: int, total: int) -> None:
         self.progress, self.done, self.rows, self.total = progress, done, rows, total
 
-    def __call__(self, input_ids, scores):
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
         self.done += self.rows
         if self.progress is not None:
             self.progress(self.done, self.total)
@@ -104,7 +114,9 @@ class _Tick(StoppingCriteria):
 
 
 @torch.no_grad()
-def _generate_batch(model, prompts: list[list[int]], config: GenerationConfig, tick: _Tick) -> list[list[int]]:
+def _generate_batch(
+    model: PreTrainedModel, prompts: list[list[int]], config: GenerationConfig, tick: _Tick
+) -> list[list[int]]:
     width = max(map(len, prompts))
     input_ids = torch.full((len(prompts), width), config.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(input_ids)

@@ -1,6 +1,6 @@
-"""lm-eval (EleutherAI's evaluation harness) on a model that is loaded already; imported here only.
+"""lm-eval (EleutherAI's evaluation harness) on a loaded model; no other file imports it, except one_bos.py.
 
-tasks = find_tasks(["mmlu", "ifeval"], include=None)       # unknown names and data that cannot be had, before any model
+tasks = find_tasks(["mmlu", "ifeval"], include=None)       # refuses unknown names and unavailable data
 found = run_tasks(model, tokenizer, ["mmlu"], batch_size=8, limit=100, manager=tasks.manager)
 scores = harness_scores(found, "mmlu")
 """
@@ -18,12 +18,15 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eaftdrope.errors import UserError
 
 from .score_cache import versions
 from .scores import Score, score_units
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INSTALL = "pip install 'eaftdrope[eval]'"
 PROBE = "lm-eval"
@@ -32,71 +35,77 @@ _TASK_FILES = (".yaml", ".yml", ".py", ".jinja", ".jinja2")
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """HarnessTasks that are there. `prints` tells, by name, what a task asks: its settings and its data."""
+    """Tasks that exist; `fingerprints` has a hash of each one's settings and data, by name."""
 
     names: tuple[str, ...]
     manager: Any
-    prints: dict[str, str]
+    fingerprints: dict[str, str]
 
 
 def missing(why: str) -> str | None:
-    """What to say where lm-eval is not installed."""
+    """Return the message for a missing lm-eval, None if it is installed."""
     if importlib.util.find_spec("lm_eval") is None:
         return f"{why} is measured by lm-eval, which is not installed. Run `{INSTALL}`, or leave it out."
     return None
 
 
 def find_tasks(names: list[str], *, include: Path | None) -> HarnessTasks:
-    """Look the tasks up and fetch their data.
+    """Find the tasks and fetch their data.
 
     Args:
-        include: a folder with task files of one's own (YAML), which win over lm-eval's of the same name.
+        names: of tasks, groups of tasks or tags.
+        include: a folder with the user's own task files (YAML), which take precedence over lm-eval's of the same name.
 
     Raises:
-        UserError: lm-eval does not know a task, or cannot get its data or a package that it needs.
+        UserError: a task does not exist, or its data or a package that it needs is not available.
     """
     from lm_eval.tasks import TaskManager
 
-    # it warns of every default that a task leaves as it is
+    # it warns about every default that a task keeps
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = None
     if include is not None:
-        # without reading the 14,000 files of its own, where they are not needed
+        # without reading its own 14,000 files, which may not be needed
         manager = TaskManager(include_path=str(include), include_defaults=False)
     if manager is None or any(name not in manager.all_tasks for name in names):
         manager = TaskManager(include_path=None if include is None else str(include))
     problems = [_unknown(name, manager) for name in names if name not in manager.all_tasks]
     if problems:
         raise UserError(" ".join(problems))
-    return HarnessTasks(tuple(names), manager, {name: _print(name, manager, include) for name in names})
+    return HarnessTasks(tuple(names), manager, {name: _fingerprint(name, manager, include) for name in names})
 
 
 def run_tasks(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     names: list[str],
     *,
     batch_size: int,
     limit: int | None,
     max_length: int | None = None,
-    manager=None,
+    manager: Any = None,
     metadata: dict | None = None,
     chat: bool = False,
     samples: bool = True,
 ) -> dict:
-    """lm-eval's own result. `manager` has tasks of one's own, `metadata` is what tasks that are made for a length read;
-    `chat` puts the prompts through the chat template.
+    """Return lm-eval's own result.
+
+    Args:
+        manager: lm-eval's task manager, for the user's own tasks.
+        metadata: settings for tasks that are generated for a length.
+        chat: apply the chat template to the prompts.
+        samples: keep the result of every row.
 
     Raises:
-        OSError, ImportError, ValueError: data or a package that cannot be had.
+        OSError, ImportError, ValueError: data or a package is not available.
     """
     import lm_eval
 
     from .one_bos import OneBos
 
-    longest = {} if max_length is None else {"max_length": max_length}
+    longest: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     wrapped = OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **longest)
-    chosen = {"task_manager": manager} if manager is not None else {}
+    chosen: dict[str, Any] = {"task_manager": manager} if manager is not None else {}
     chosen |= {"metadata": metadata} if metadata is not None else {}
     return lm_eval.simple_evaluate(
         model=wrapped,
@@ -110,10 +119,9 @@ def run_tasks(
 
 
 def harness_scores(found: dict, name: str) -> list[Score]:
-    """Every metric of a task. Of a group of tasks the average that lm-eval makes; where it makes none, and of a tag, those of
-    each task.
+    """Return every metric of a task; for a group, lm-eval's average; for a group without one and for a tag, each task's.
 
-    Units are there where a metric is the mean of its rows: two models are then compared row by row.
+    A score has units if the metric is the mean of its rows: two models are then compared row by row.
     """
     groups = found.get("group_subtasks", {})
     children = {child for inside in groups.values() for child in inside}
@@ -122,7 +130,7 @@ def harness_scores(found: dict, name: str) -> list[Score]:
 
 
 def _with_numbers(name: str, found: dict) -> list[str]:
-    """The task or group itself if it has values, else what is in it."""
+    """Return the task or group itself if it has values, else its members."""
     if _numbers(found["results"].get(name, {})):
         return [name]
     return [shown for child in found["group_subtasks"].get(name, []) for shown in _with_numbers(child, found)]
@@ -161,7 +169,7 @@ def _task_scores(name: str, found: dict) -> list[Score]:
 
 
 def _stderr(error: float | None, kind: str, units: tuple[tuple[float, float], ...]) -> float | None:
-    """lm-eval's own; where all rows are right or all are wrong it is 0, and ours is not. None where it is not known."""
+    """Return lm-eval's standard error, or ours where its own is 0: all rows right or all wrong. None if it is unknown."""
     if error and math.isfinite(error):
         return float(error)
     return (
@@ -170,12 +178,12 @@ def _stderr(error: float | None, kind: str, units: tuple[tuple[float, float], ..
 
 
 def _numbers(values: dict) -> dict[str, float]:
-    """ "metric,filter" -> value; the rest of a result is words."""
+    """Return the "metric,filter" -> value entries of a result; the others are text."""
     return {name: value for name, value in values.items() if "," in name and isinstance(value, int | float)}
 
 
 def _units(found: dict, name: str, metric: str, filtered: str, value: float) -> tuple[tuple[float, float], ...]:
-    """(value, 1) of every row, where their mean is the metric; () where it is not made so."""
+    """Return (value, 1) of every row if the metric is their mean, else ()."""
     marks = []
     for leaf in _leaves(name, found):
         rows = [row for row in found.get("samples", {}).get(leaf, []) if row["filter"] == filtered]
@@ -187,36 +195,38 @@ def _units(found: dict, name: str, metric: str, filtered: str, value: float) -> 
     return tuple((float(mark), 1.0) for mark in marks)
 
 
-def _unknown(name: str, manager) -> str:
+def _unknown(name: str, manager: Any) -> str:
     close = difflib.get_close_matches(name, manager.all_tasks, n=2, cutoff=0.6)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return (
-        f"lm-eval has no task {name!r}.{hint} HarnessTasks of your own: --include-path FOLDER, with their YAML files."
-    )
+    return f"lm-eval has no task {name!r}.{hint} For your own tasks, pass --include-path FOLDER with their YAML files."
 
 
-def _print(name: str, manager, include: Path | None) -> str:
-    """A hash of all that decides a task's score, or that of every task of a group: settings, data, task files, libraries."""
+def _fingerprint(name: str, manager: Any, include: Path | None) -> str:
+    """Return a hash of all that determines the score of a task or group: settings, data, task files, libraries."""
     try:
         loaded = manager.load([name])["tasks"]
-    except Exception as error:  # a task file may be anything, and run any Python
+    except Exception as error:  # a task file may run any Python
         raise UserError(cannot_measure(name, error)) from error
-    what: list[Any] = [versions(_requirements()), None if include is None else _files_hash(include)]
+    parts: list[Any] = [versions(_requirements()), None if include is None else _files_hash(include)]
     for task_name, task in sorted(loaded.items()):
         settings = {key: str(value) for key, value in task.dump_config().items()}
-        what.append([task_name, settings, {split: _data_print(rows) for split, rows in (task.dataset or {}).items()}])
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        parts.append(
+            [task_name, settings, {split: _data_fingerprint(rows) for split, rows in (task.dataset or {}).items()}]
+        )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _requirements() -> list[str]:
-    """lm-eval and every package that one of its tasks may score with."""
-    names = (re.match(r"[\w.-]+", requirement).group() for requirement in requires("lm-eval") or [])
-    return ["lm-eval", *sorted(set(names))]
+    """Return lm-eval and every package that one of its tasks may score with."""
+    names = {match[0] for requirement in requires("lm-eval") or [] if (match := re.match(r"[\w.-]+", requirement))}
+    return ["lm-eval", *sorted(names)]
 
 
 def _files_hash(folder: Path) -> str:
-    """A hash of the task files in `folder` and of the Python beside them, which their functions are in. Hidden folders and
-    environments, which a project's folder may have, are passed over."""
+    """Return a hash of the task files in `folder` and of the Python files beside them, which have their functions.
+
+    Hidden folders and environments are left out.
+    """
     digest = hashlib.sha256()
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "site-packages")
@@ -226,18 +236,18 @@ def _files_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _data_print(rows: Any) -> str:
-    """`datasets` knows what its rows were made from; rows of another kind are read."""
-    known = getattr(rows, "_fingerprint", None)
-    return known or hashlib.sha256(json.dumps(list(rows), default=str).encode()).hexdigest()
+def _data_fingerprint(rows: Any) -> str:
+    """Return the fingerprint that `datasets` keeps of its rows; rows of another kind are hashed."""
+    stored = getattr(rows, "_fingerprint", None)
+    return stored or hashlib.sha256(json.dumps(list(rows), default=str).encode()).hexdigest()
 
 
 def cannot_measure(name: str, error: Exception) -> str:
-    """What to say when lm-eval could not get what a task needs, or could not measure it."""
+    """Return the message for a task whose data is not available or whose measurement failed."""
     reason = " ".join(str(error).split())
     if not isinstance(error, OSError | ImportError | ValueError):
         return f"lm-eval cannot measure {name}: {type(error).__name__}: {reason} Correct the task, or leave it out."
     return (
-        f"lm-eval cannot measure {name}: {reason} It downloads a task's data (HF_HUB_OFFLINE must not be set, unless they "
-        "are in the hub's cache), and some tasks need packages of their own, such as `pip install 'lm-eval[ifeval,math]'`."
+        f"lm-eval cannot measure {name}: {reason} It downloads a task's data (HF_HUB_OFFLINE must not be set, unless the "
+        "data is in the hub's cache), and some tasks need more packages, such as `pip install 'lm-eval[ifeval,math]'`."
     )

@@ -1,15 +1,14 @@
-"""Scores that were measured once: kept by what was measured and with what, wherever the model's folder lies.
+"""Cached scores, by content: the same model measured with the same probe is found again, wherever its folder is.
 
-    key = score_key(identity_of(subject, tokenizer), probe, "cpu float32")
+    key = score_key(subject.identity(tokenizer), probe, "cpu float32")
     scores = cached_scores(key, lambda: run_probes(model, tokenizer, [probe]))
 
     key = sha256(weights and configuration, tokenizer, probe with its options and items, setting,
-                 our code that reads and measures, the versions of the libraries that it computes with)
+                 our code that reads and measures, the versions of the libraries that it uses)
 
-One JSON file a key, under `cache_dir()/scores`, written when its probe is done: what a killed command has measured is
-not measured again. A model that is in no file (one in training) has no fingerprint and is never looked up here. How many rows
-the model takes at once is not in the key: it changes a score by rounding only, and a command that ran out of memory resumes
-with fewer.
+One JSON file per key, in `cache_dir()/scores`, written as soon as its probe is done: a command that was killed resumes
+after its last finished probe. A model in training has no files, so it is never cached. The batch size is not in the key: it
+changes a score by rounding only, and a command that ran out of memory resumes with smaller batches.
 """
 
 from __future__ import annotations
@@ -32,14 +31,12 @@ from .scores import Score, scores_from_json, scores_to_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .suites.subject import Subject
-
 
 PACKAGE = Path(__file__).parents[1]
-_CODE = ("evaluate", "data", "models", "checkpoints/adapters.py")
-"""What of our code loads models, reads and renders rows, and measures; report and recipe do neither."""
+_CODE = ("evaluate", "data", "models", "checkpoints/adapters.py", "loaded_model.py")
+"""The code that loads models, reads and renders rows, and measures."""
 
-# A kernel or a package for the attention that is installed is used where a configuration asks for it.
+# A package with an attention kernel is used if it is installed and the configuration names it.
 _LIBRARIES = (
     *("torch", "transformers", "tokenizers", "sentencepiece", "jinja2", "peft", "safetensors", "bitsandbytes"),
     *("kernels", "flash-attn", "flash-linear-attention", "causal-conv1d", "mamba-ssm"),
@@ -47,26 +44,26 @@ _LIBRARIES = (
 _TOKENIZER_SETTINGS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens")
 
 
-def identity_of(subject: Subject, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What is measured: the model's files and the tokenizer as it is now."""
-    return _sha256(subject.fingerprint() + tokenizer_fingerprint(tokenizer))
-
-
 def score_key(identity: str, measured: Any, setting: str) -> str:
-    """The key of one measurement; `measured` is a probe, or plain data that says what is measured."""
-    return _sha256(json.dumps([identity, plain(measured), setting, _code()], sort_keys=True))
+    """Return the key of one measurement; `measured` is a probe, or plain data that identifies the measurement."""
+    return content_hash([identity, measured, setting, _code()])
 
 
 def cached_scores(key: str, measure: Callable[[], list[Score]], *, fresh: bool = False) -> list[Score]:
-    """What is kept under a key, measured and kept where nothing is, or nothing that can be read (`fresh`: in any case).
+    """Return the scores stored under a key; measure and store them if they are missing or damaged.
+
+    Args:
+        key: from [`score_key`].
+        measure: called without arguments to measure the scores.
+        fresh: measure in any case.
 
     Raises:
         UserError: the cache cannot be written to; nothing was measured then.
     """
     file = cache_dir() / "scores" / f"{key}.json"
-    if not fresh and (known := _kept(file)) is not None:
-        return known
-    # before it is measured: what cannot be kept would be lost
+    if not fresh and (stored := _stored(file)) is not None:
+        return stored
+    # checked first: scores that cannot be stored would be lost
     writable_folder(file.parent)
     scores = measure()
     # two processes may measure the same
@@ -75,10 +72,10 @@ def cached_scores(key: str, measure: Callable[[], list[Score]], *, fresh: bool =
 
 
 def writable_folder(folder: Path) -> None:
-    """Make a folder of the cache.
+    """Create a folder of the cache.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,12 +85,12 @@ def writable_folder(folder: Path) -> None:
         reason = None if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
     if reason is not None:
         raise UserError(
-            f"scores are kept in {folder}: {reason}. Set EAFTDROPE_CACHE to a folder that can be written to."
+            f"scores cannot be stored in {folder}: {reason}. Set EAFTDROPE_CACHE to a folder that can be written to."
         )
 
 
-def _kept(file: Path) -> list[Score] | None:
-    """The scores of a file; None where there is none, or it is damaged."""
+def _stored(file: Path) -> list[Score] | None:
+    """Return the scores of a file; None if it is missing or damaged."""
     try:
         return scores_from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, TypeError, KeyError):
@@ -101,26 +98,36 @@ def _kept(file: Path) -> list[Score] | None:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that turns text into ids and back: vocabulary, rules, template, special tokens and settings."""
+    """Return a hash of all that converts text to ids and back: vocabulary, rules, template, special tokens, settings."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:
-        # the pieces' scores and the merges of a tokenizer in Python stand in its files only
+        # the scores of pieces and the merges of a tokenizer in Python are in its files only
         files = [Path(file) for name in tokenizer.vocab_files_names if (file := getattr(tokenizer, name, None))]
         rules: Any = [tokenizer.get_vocab(), [plain(file) for file in files if file.is_file()]]
     else:
         rules = json.loads(core.to_str())
-        for how_called_last in ("padding", "truncation"):
-            rules.pop(how_called_last, None)
+        for state in ("padding", "truncation"):
+            # left from the last call
+            rules.pop(state, None)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     settings = [type(tokenizer).__name__, *(getattr(tokenizer, name, None) for name in _TOKENIZER_SETTINGS)]
-    return _sha256(json.dumps([rules, tokenizer.chat_template, special, settings], sort_keys=True))
+    return content_hash([rules, tokenizer.chat_template, special, settings])
+
+
+def content_hash(value: Any) -> str:
+    """Return the sha256 of plain data, dataclasses (such as probes) and files, by content.
+
+    Raises:
+        TypeError: `value` contains something else.
+    """
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it, the classes of probes and items named.
+    """Return `value` as JSON data; dataclasses are labelled with their class, files replaced by their hash.
 
     Raises:
-        TypeError: something in it cannot be told apart by its content.
+        TypeError: `value` contains something that has no such form.
     """
     if value is None or isinstance(value, str | int | float):
         return value
@@ -133,17 +140,17 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    raise TypeError(f"a {type(value).__name__} in a probe: the cache cannot tell two of them apart")
+    raise TypeError(f"a {type(value).__name__} in a probe: the cache cannot distinguish two of them")
 
 
 @functools.cache
 def _code() -> list:
-    """What measures: a probe that was corrected is measured again, and so is everything under other libraries."""
+    """Return hashes of the code and libraries: a corrected probe is measured again, as is everything under other versions."""
     return [code_hash(PACKAGE / name for name in _CODE), versions(_LIBRARIES)]
 
 
 def code_hash(places: Iterable[Path]) -> str:
-    """A hash of the Python files at `places` (files, or folders with all that is in them), names included."""
+    """Return a hash of the Python files at `places` (files, or folders with their subfolders), names included."""
     digest = hashlib.sha256()
     for place in places:
         for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
@@ -153,7 +160,7 @@ def code_hash(places: Iterable[Path]) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Package -> its version, None where it is not installed."""
+    """Return the version of each package, None if it is not installed."""
     found: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -161,7 +168,3 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

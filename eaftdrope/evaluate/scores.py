@@ -1,4 +1,4 @@
-"""One number of a probe with its uncertainty, and the uncertainty of a change between two runs of the same probe.
+"""A probe's score with its standard error, and the standard error of a change between two runs of the same probe.
 
 A probe measures units (rows, windows of text, questions). Unit i contributes (t_i, w_i): nats and tokens for a loss, 0
 or 1 and 1 for a share. The mean is m = sum t / sum w, and there are three kinds of value:
@@ -7,10 +7,10 @@ or 1 and 1 for a share. The mean is m = sum t / sum w, and there are three kinds
     exp     exp(m)            stderr: the same, times exp(m) (delta method): perplexity
     share   m, w = 1          stderr: sqrt(p (1 - p) / (n + 4)) with p = (hits + 2) / (n + 4)
 
-The plain binomial sqrt(m (1 - m) / n) is 0 for 0 of 12, which would make any change certain; two hits and two misses
-more (Agresti and Coull, The American Statistician 52, 1998) keep it honest at the ends.
+The plain binomial sqrt(m (1 - m) / n) is 0 for 0 of 12, which would make any change certain; two more hits and two more
+misses (Agresti and Coull, The American Statistician 52, 1998) correct this at both ends.
 
-Before and after look at the same units, so the error of the change is taken over the units' differences (a perplexity
+Before and after cover the same units, so the error of the change is computed over the units' differences (a perplexity
 that rises a little in every window has risen). For shares, one gain and one loss are added for the same reason (Bonett
 and Price, Journal of Educational and Behavioral Statistics 37, 2012).
 """
@@ -21,14 +21,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from eaftdrope.errors import UserError
 
 KINDS = ("mean", "exp", "share")
 NOT_A_NUMBER = "not a number"
-# Of a float32 sum over some hundred tokens: rows that are the same differ by so much in batches of other widths.
+# Relative rounding of a float32 sum over some hundred tokens: equal rows differ by this in batches of other widths.
 _ROUNDING = 1e-6
-# Half of the last digit that a table shows of a change: a smaller one is none.
+# Half of the last digit of a change in a table: a smaller change counts as zero.
 RESOLUTION = {"mean": 5e-4, "exp": 5e-3, "share": 5e-4}
 
 
@@ -39,12 +40,12 @@ class Score:
     Attributes:
         probe, group, metric: what was measured; group is "target" or "general".
         value: in the metric's own unit (nats per token, perplexity, share between 0 and 1).
-        stderr: standard error of `value`, None when there are fewer than two units or the value is not finite;
-            0 when all units say the same, which is no certainty: it is never shown as ± 0.
+        stderr: standard error of `value`; None for fewer than two units or a value that is not finite; 0 if all units
+            are equal, which does not mean certainty: it is never shown as ± 0.
         n: number of units.
         better: "lower" or "higher".
         kind: "mean", "exp" or "share" (see the module).
-        units: (total, weight) of every unit, in a fixed order: what a paired comparison needs.
+        units: (total, weight) of every unit, in a fixed order, for paired comparisons.
     """
 
     probe: str
@@ -61,7 +62,7 @@ class Score:
 def score_units(
     probe: str, group: str, metric: str, units: list[tuple[float, float]], *, kind: str, better: str
 ) -> Score:
-    """Make a Score of its units' (total, weight)."""
+    """Return the Score of a probe from its units' (total, weight)."""
     assert kind in KINDS and better in ("lower", "higher") and units
     mean = _mean(units)
     stderr = None
@@ -78,8 +79,10 @@ def score_units(
 
 
 def change_stderr(before: Score, after: Score) -> float | None:
-    """Standard error of `after.value - before.value`: paired where both saw the same units, else independent. None where it
-    is not known, or a value is not finite."""
+    """Return the standard error of `after.value - before.value`: paired if both have the same units, else independent.
+
+    None if it is unknown, or a value is not finite.
+    """
     if before.stderr is None or after.stderr is None or not math.isfinite(after.value - before.value):
         return None
     weights = [weight for _, weight in before.units]
@@ -95,7 +98,10 @@ def change_stderr(before: Score, after: Score) -> float | None:
 
 def verdict(before: Score, after: Score) -> str:
     """Return "better" or "worse" for a change of more than two standard errors that a table can show, else "no clear
-    change"; "not a number" where a value is NaN. What became infinite is worse, or better if that is its good direction."""
+    change".
+
+    "not a number" if a value is NaN. A value that became infinite is worse, or better if that is its good direction.
+    """
     change, stderr = after.value - before.value, change_stderr(before, after)
     if math.isnan(change):
         return NOT_A_NUMBER
@@ -105,33 +111,42 @@ def verdict(before: Score, after: Score) -> str:
 
 
 def refuse_not_a_number(scores: Sequence[Score], model: str) -> None:
-    """Of a model before its training: nothing that is measured later could be compared with it.
+    """Refuse scores before training that are not finite: no later score could be compared with them.
 
     Raises:
-        UserError: names the metrics that are NaN or infinite.
+        UserError: with the metrics that are NaN or infinite.
     """
     bad = [score.metric for score in scores if not math.isfinite(score.value)]
     if bad:
         raise UserError(
-            f"{', '.join(bad)} of {model} is NaN or infinite before any training: no change could be measured, and what is "
-            "trained would not be finite either. Its activations overflow: set train.precision to float32, or use another "
-            "model."
+            f"{', '.join(bad)} of {model} is NaN or infinite before any training: no change could be measured, and the "
+            "trained model would not be finite either. Its activations overflow: set train.precision to float32, or use "
+            "another model."
         )
 
 
 def scores_to_json(scores: list[Score]) -> str:
-    """Write scores as a JSON list; `scores_from_json` reads back equal scores."""
+    """Return scores as a JSON list; `scores_from_json` restores equal scores."""
     return json.dumps([asdict(score) for score in scores])
 
 
 def scores_from_json(text: str) -> list[Score]:
-    rows = json.loads(text)
-    return [Score(**{**row, "units": tuple((total, weight) for total, weight in row["units"])}) for row in rows]
+    """Return the scores that `scores_to_json` wrote."""
+    return scores_from_dicts(json.loads(text))
 
 
-def _mean(units) -> float:
+def scores_from_dicts(rows: list[dict[str, Any]]) -> list[Score]:
+    """Return scores from their `asdict`, which may have been through JSON."""
+    scores = []
+    for row in rows:
+        fields: dict[str, Any] = {**row, "units": tuple((total, weight) for total, weight in row["units"])}
+        scores.append(Score(**fields))
+    return scores
+
+
+def _mean(units: Sequence[tuple[float, float]]) -> float:
     totals = [total for total, _ in units]
-    # fsum refuses infinities of both signs
+    # fsum raises on infinities of both signs
     total = math.fsum(totals) if all(map(math.isfinite, totals)) else sum(totals)
     return total / math.fsum(weight for _, weight in units)
 
@@ -144,14 +159,14 @@ def _exp(value: float) -> float:
 
 
 def _residuals(score: Score) -> list[float]:
-    """Each unit's first-order pull on the value, times the total weight."""
+    """Return each unit's first-order contribution to the value, times the total weight."""
     mean = _mean(score.units)
     slope = score.value if score.kind == "exp" else 1.0
     return [slope * (total - mean * weight) for total, weight in score.units]
 
 
-def _ratio_stderr(residuals: list[float], units) -> float:
-    """0 where the residuals are 0 but for rounding: nothing is known then of the error, and none is shown (`error_text`)."""
+def _ratio_stderr(residuals: list[float], units: Sequence[tuple[float, float]]) -> float:
+    """Return the ratio estimator's standard error; 0 if the residuals are 0 up to rounding (`error_text` then shows none)."""
     n = len(residuals)
     if max(map(abs, residuals)) <= _ROUNDING * max(abs(total) for total, _ in units):
         return 0.0

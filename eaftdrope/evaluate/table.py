@@ -1,4 +1,4 @@
-"""The table before/after, for the terminal and for the model card."""
+"""The before/after table, for the terminal and for the model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTE = "± is one standard error; a change is called better or worse only beyond
 
 
 class Line(NamedTuple):
-    """One row as text. `verdict` is "" when one of the two sides was not measured."""
+    """One row as text; `verdict` is "" if one of the two sides was not measured."""
 
     group: str
     name: str
@@ -26,16 +26,22 @@ class Line(NamedTuple):
     verdict: str
 
 
-def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
-    """Match scores by probe and metric, target first; a score that only one side has is shown with a dash."""
+def paired_scores(before: list[Score], after: list[Score]) -> list[tuple[Score | None, Score | None]]:
+    """Return scores matched by probe and metric, target first; None on the side that was not measured."""
     olds = {(score.probe, score.metric): score for score in before}
     news = {(score.probe, score.metric): score for score in after}
-    lines = [_line(olds.get(key), news.get(key)) for key in {**olds, **news}]
-    return sorted(lines, key=lambda line: list(GROUPS).index(line.group))
+    groups = {key: score.group for key, score in {**news, **olds}.items()}
+    keys = sorted({**olds, **news}, key=lambda key: list(GROUPS).index(groups[key]))
+    return [(olds.get(key), news.get(key)) for key in keys]
+
+
+def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
+    """Return the rows of the table; a score that only one side has is shown with a dash."""
+    return [_line(old, new) for old, new in paired_scores(before, after)]
 
 
 def by_metric(scores: list[Score]) -> dict[str, Score]:
-    """Scores by the name of their metric; one that occurs again (another file) is numbered."""
+    """Return scores by the name of their metric; one that occurs again (another file) is numbered."""
     found: dict[str, Score] = {}
     for score in scores:
         name, number = score.metric, 2
@@ -46,7 +52,7 @@ def by_metric(scores: list[Score]) -> dict[str, Score]:
 
 
 def comparison(before: list[Score], after: list[Score]) -> Table:
-    """The rich table of two runs of the same probes."""
+    """Return the rich table of two runs of the same probes."""
     from rich.table import Table
 
     table = Table(title="Before and after", caption=NOTE, title_justify="left", caption_justify="left")
@@ -66,7 +72,7 @@ def comparison(before: list[Score], after: list[Score]) -> Table:
 
 
 def comparison_markdown(before: list[Score], after: list[Score]) -> str:
-    """The same table as Markdown, ending in a line break."""
+    """Return the same table as Markdown, ending in a line break."""
     rows = ["| | before | after | change | |", "|---|---:|---:|---:|---|"]
     group = None
     for line in comparison_lines(before, after):
@@ -79,6 +85,7 @@ def comparison_markdown(before: list[Score], after: list[Score]) -> str:
 
 def _line(old: Score | None, new: Score | None) -> Line:
     score = old or new
+    assert score is not None, "a pair has at least one side"
     arrow = "↓" if score.better == "lower" else "↑"
     name = f"{score.metric} {arrow}"
     if old is None or new is None:
@@ -100,10 +107,10 @@ def _value(score: Score | None) -> str:
 
 
 def number_text(value: float, kind: str, *, signed: bool = False) -> str:
-    """A score's value, change or standard error, by the score's kind; NaN and infinity in words."""
+    """Return a score's value, change or standard error as text, by the score's kind; NaN and infinity in words."""
     if not math.isfinite(value):
         return NOT_A_NUMBER if math.isnan(value) else "infinite" if value > 0 else "-infinite"
-    # z: what rounds to 0 has no minus
+    # z: a value that rounds to 0 has no minus
     sign = "+z" if signed else "z"
     if kind == "share":
         return f"{100 * value:{sign}.1f} %"
@@ -111,8 +118,10 @@ def number_text(value: float, kind: str, *, signed: bool = False) -> str:
 
 
 def error_text(error: float | None, kind: str) -> str:
-    """` ± 0.012` after a value: a standard error or deviation, with as many digits as it takes not to be 0; "" where it is
-    not known, or 0, which nothing that is measured has."""
+    """Return ` ± 0.012`, a standard error or deviation, with enough digits not to be 0; "" if it is None or 0.
+
+    No measurement has an error of 0: it would be a rounding, or all units equal.
+    """
     if not error:
         return ""
     text = number_text(error, kind)

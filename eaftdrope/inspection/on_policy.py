@@ -1,19 +1,18 @@
-"""The contrast: text that the model samples itself, after the prompts of the same rows.
+"""On-policy text for contrast: answers that the model samples itself, after the prompts of the same rows.
 
-Sampled at temperature 1 from the whole vocabulary, so its tokens are as likely as the model thinks they are: what of them
-lies in the corner of the confident conflicts is chance, and the rest of the data's is not.
+They are sampled at temperature 1 from the whole vocabulary, so their tokens have exactly the model's probabilities: their
+share of confident conflicts is due to chance, and a larger share in the data is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.generation import generate_ids
-from eaftdrope.evaluate.likelihood import IGNORED, TokenRow, batches
+from eaftdrope.evaluate.likelihood import IGNORED, Progress, TokenRow, batches
 from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loss.gates import Gate
 
@@ -22,25 +21,26 @@ from .tokens import measure_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NEW_TOKENS = 128
 
 
 def sampled_rows(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     count: int,
     *,
     seed: int,
     batch_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[TokenRow]:
-    """`count` rows (spread over all) with what comes before their first trained token, and an answer of at most 128
-    sampled tokens in the place of the rest.
+    """Return `count` evenly spaced rows, each cut before its first trained token and continued with at most 128 sampled
+    tokens.
 
     Raises:
-        UserError: the rows begin with a trained token, so there is nothing to ask with.
+        UserError: a row begins with a trained token, so it has no prompt.
     """
     prompts = []
     for number in evenly_spaced(range(len(rows)), count):
@@ -49,7 +49,7 @@ def sampled_rows(
         prompts.append(row["input_ids"][:first])
     if not all(prompts):
         raise UserError(
-            "--on-policy needs rows with a prompt before what is trained; these are trained from their start."
+            "--on-policy needs rows with a prompt before their trained tokens; these are trained from the first token."
         )
     torch.manual_seed(seed)
     answers = generate_ids(
@@ -63,7 +63,7 @@ def sampled_rows(
 
 
 def survey_of_rows(
-    model,
+    model: PreTrainedModel,
     rows: list[TokenRow],
     gate: Gate,
     *,
@@ -71,7 +71,7 @@ def survey_of_rows(
     backend: str = "auto",
     tile_bytes: int | None = None,
 ) -> dict:
-    """`{"tokens", "landscape", "summary"}` of a few rows; for `backend` and `tile_bytes` see [`measure_tokens`]."""
+    """Return `{"tokens", "landscape", "summary"}` of a few rows; `backend` and `tile_bytes` as in [`measure_tokens`]."""
     tally = Tally(["the model itself"])
     for batch in batches([len(row.input_ids) for row in rows], batch_tokens):
         chosen = [rows[i] for i in batch]

@@ -1,10 +1,8 @@
-"""inspect.json, conflicts.jsonl and rows.jsonl from a survey.
+"""The results folder of `eaftdrope inspect`, written completely beside its place and then moved there.
 
-The folder of an inspection: made whole beside its place, then put there.
-
-inspect.json       everything a page is drawn from; written there last
-conflicts.jsonl    the worst confident conflicts, one a line, with their context
-rows.jsonl         every row, those to look at first
+inspect.json       everything that the report is drawn from; moved last
+conflicts.jsonl    the worst confident conflicts, one per line, with their context
+rows.jsonl         every row, the most suspicious first
 report.html, figures/
 """
 
@@ -18,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eaftdrope.errors import UserError
 from eaftdrope.files import check_unused, check_writable, usable_path
@@ -26,15 +25,21 @@ from .survey import Survey
 from .text import in_context, shown
 from .worst import REASONS, ConfidentConflict
 
-# Of each in inspect.json, which a page is drawn from; the files beside it have more.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Entries of each in inspect.json, for the report; the files beside it have more.
 _CONFLICTS, _ROWS, _COMMON = 200, 200, 40
 
 
-def write_survey(survey: Survey, tokenizer, folder: Path, *, about: dict, on_policy: dict | None) -> dict:
-    """Writes the three files into `folder` and returns what inspect.json says.
+def write_survey(
+    survey: Survey, tokenizer: PreTrainedTokenizerBase, folder: Path, *, about: dict, on_policy: dict | None
+) -> dict:
+    """Write the three files into `folder`; return the content of inspect.json.
 
     Args:
-        about: `about`, `command`, `model` and `recipe`, as they are to stand in it.
+        about: `about`, `command`, `model` and `recipe`, for inspect.json.
+        on_policy: as from `survey_of_rows`; None if nothing was sampled.
     """
     conflicts = survey.conflicts.worst_first()
     first_conflicts = _write_lines(folder / "conflicts.jsonl", _conflict_rows(survey, conflicts, tokenizer), _CONFLICTS)
@@ -61,7 +66,9 @@ def write_survey(survey: Survey, tokenizer, folder: Path, *, about: dict, on_pol
     return document
 
 
-def _conflict_rows(survey: Survey, conflicts: list[ConfidentConflict], tokenizer) -> Iterator[dict]:
+def _conflict_rows(
+    survey: Survey, conflicts: list[ConfidentConflict], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict]:
     for conflict in conflicts:
         row, origin, _ = survey.row(conflict.row)
         yield {
@@ -75,7 +82,7 @@ def _conflict_rows(survey: Survey, conflicts: list[ConfidentConflict], tokenizer
         }
 
 
-def _ranked_rows(survey: Survey, tokenizer) -> Iterator[dict]:
+def _ranked_rows(survey: Survey, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict]:
     figures = survey.figures
     duplicates = figures.duplicates()
     for number, reason in zip(*figures.ranked(), strict=True):
@@ -94,8 +101,8 @@ def _ranked_rows(survey: Survey, tokenizer) -> Iterator[dict]:
         }
 
 
-def _common(conflicts: list[ConfidentConflict], survey: Survey, tokenizer) -> list[dict]:
-    """Which label stands where the model is sure of which other token, and how often, among the conflicts kept."""
+def _common(conflicts: list[ConfidentConflict], survey: Survey, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+    """Return the most common pairs of label and confident prediction, with their counts, among the conflicts kept."""
     pairs: Counter[tuple[int, int]] = Counter()
     for conflict in conflicts:
         pairs[survey.row(conflict.row)[0].input_ids[conflict.position], conflict.predicted] += 1
@@ -106,7 +113,7 @@ def _common(conflicts: list[ConfidentConflict], survey: Survey, tokenizer) -> li
 
 
 def _write_lines(path: Path, rows: Iterator[dict], first: int) -> list[dict]:
-    """Writes every row and returns the first ones."""
+    """Write every row; return the first ones."""
     kept = []
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -116,8 +123,8 @@ def _write_lines(path: Path, rows: Iterator[dict], first: int) -> list[dict]:
     return kept
 
 
-def _finite(value):
-    """NaN and infinity, which JSON does not have, as null."""
+def _finite(value: Any) -> Any:
+    """Return `value` with NaN and infinity, which JSON does not have, as None."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -130,13 +137,13 @@ _FILES = ("conflicts.jsonl", "rows.jsonl", NAME)
 
 
 class InspectionFolder:
-    """`path`, looked at; nothing is written before there is something to put there.
+    """The folder of an inspection. The constructor only checks it; nothing is written before there are results.
 
     Raises:
-        UserError: it holds an inspection and is not to be overwritten, holds strangers' files, or cannot be made.
+        UserError: it has an inspection and `overwrite` is not set, has other files, or cannot be created.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False):
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
         usable_path(path)
         check_writable(path, "--output")
@@ -149,16 +156,16 @@ class InspectionFolder:
 
     @contextmanager
     def filled(self) -> Iterator[Path]:
-        """A folder to write the three files into; they are put in their place when the block ends, and are gone if it does
-        not come to its end."""
+        """Yield a folder to write the three files into; they are moved to their place when the block ends, and deleted on an
+        error."""
         partial = self.path.with_name(f".{self.path.name}.partial")
-        # what a killed start left
+        # left by a killed process
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
             self.path.mkdir(exist_ok=True)
-            # a folder with new lines and an old summary must not pass for whole
+            # a folder with new lines and an old summary must not look complete
             (self.path / NAME).unlink(missing_ok=True)
             for name in _FILES:
                 os.replace(partial / name, self.path / name)

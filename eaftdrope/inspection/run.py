@@ -1,28 +1,36 @@
-"""`eaftdrope inspect`: from a recipe to what its model makes of its training rows, before any training."""
+"""`eaftdrope inspect`: from a recipe to statistics of its training rows under its model, before any training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from eaftdrope.data import hold_out
 from eaftdrope.errors import UserError
+from eaftdrope.evaluate.likelihood import Progress
+from eaftdrope.evaluate.texts import evenly_spaced
+from eaftdrope.loaded_model import check_token_ids
+from eaftdrope.loss.gates import Gate, resolve_gate
+from eaftdrope.models import load_config, load_tokenizer
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.schema import Recipe
 from eaftdrope.run.build import build_model, check_backend, encode_rows, tile_bytes
 from eaftdrope.run.machine import gib, keep_freed_memory, precision_line, training_device, uses_bfloat16
 
+from .on_policy import sampled_rows, survey_of_rows
+from .results import InspectionFolder, write_survey
+from .survey import Survey
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-    from transformers import PreTrainedTokenizerBase
-
-    from eaftdrope.loss.gates import Gate
-
-    from .results import InspectionFolder
-    from .survey import Survey
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The worst confident conflicts that are kept with their context.
 CONFLICTS_KEPT = 10_000
@@ -30,11 +38,11 @@ CONFLICTS_KEPT = 10_000
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is to be looked at, everything but the weights read.
+    """A prepared inspection: everything except the weights is loaded.
 
     Args:
-        rows: each row once, with the number of its source in the column `source`.
-        on_policy: rows whose prompts the model is to answer itself.
+        rows: each row once, with the index of its source in the column `source`.
+        on_policy: number of rows whose prompts the model answers itself.
     """
 
     recipe: Recipe
@@ -46,26 +54,26 @@ class Inspection:
 
 
 def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> Inspection:
-    """Reads and encodes the rows that the recipe trains on; of those, `rows` spread evenly.
+    """Read and encode the rows that the recipe trains on.
+
+    Args:
+        recipe: with the section data.
+        rows: evenly spaced rows, at most; None for all.
+        on_policy: number of rows whose prompts the model answers itself.
 
     Raises:
-        UserError: the recipe trains on no rows; the data, the model or the gate can not be used.
+        UserError: the recipe trains on no rows, or the data, the model or the gate cannot be used.
     """
-    from eaftdrope.evaluate.texts import evenly_spaced
-    from eaftdrope.loaded_model import check_token_ids
-    from eaftdrope.loss.gates import resolve_gate
-    from eaftdrope.models import load_config, load_tokenizer
-
     if recipe.data is None:
         raise UserError(
-            "inspect looks at the rows of the section data, and this recipe has none: its stages are "
-            f"{', '.join(recipe.stages)}."
+            "inspect measures the rows of the section data, which this recipe does not have: its stages are "
+            f"{', '.join(recipe.stages or [])}."
         )
     check_backend(recipe)
-    how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
-    tokenizer = load_tokenizer(recipe.model.reference, **how)
+    options = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
+    tokenizer = load_tokenizer(recipe.model.reference, **options)
     found, sources = _training_rows(recipe, tokenizer)
-    check_token_ids(found, load_config(recipe.model.reference, **how).get_text_config().vocab_size, tokenizer)
+    check_token_ids(found, load_config(recipe.model.reference, **options).get_text_config().vocab_size, tokenizer)
     if rows is not None and rows < len(found):
         found = found.select(evenly_spaced(range(len(found)), rows))
     gate = resolve_gate(recipe.loss.gate, **recipe.loss.gate_kwargs())
@@ -73,13 +81,12 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
 
 
 def _training_rows(recipe: Recipe, tokenizer) -> tuple[Dataset, list[str]]:
-    """Each row that is trained on once (a weight above 1 repeats rows, and repeats are no copies to be told about), the
-    number of its source beside it; and the names of the sources."""
-    import numpy as np
+    """Return the training rows with the index of their source, and the names of the sources.
 
-    from eaftdrope.data import hold_out
-
+    Each row appears once: a weight above 1 repeats rows, and repeats must not be reported as copies.
+    """
     data = recipe.data
+    assert data is not None, "prepare_inspection refuses a recipe without data"
     once = [replace(source, weight=min(1.0, source.weight)) for source in data.train_sources()]
     rows, report = encode_rows(recipe, once, tokenizer, max_length=data.max_length)
     counts = [source.rows for source in report.by_source.values()]
@@ -90,7 +97,7 @@ def _training_rows(recipe: Recipe, tokenizer) -> tuple[Dataset, list[str]]:
 
 
 def plan_lines(inspection: Inspection, folder: Path) -> list[tuple[str, str]]:
-    """What will be done, as (name, text) lines."""
+    """Return the plan as (name, text) lines."""
     recipe, rows = inspection.recipe, inspection.rows
     tokens = trained = 0
     for batch in rows.select_columns("labels").iter(1000):
@@ -111,7 +118,7 @@ def plan_lines(inspection: Inspection, folder: Path) -> list[tuple[str, str]]:
     if not inspection.gate.row_local:
         lines.append(("note", f"{inspection.gate.name} compares tokens with each other: here, those of a batch"))
     if recipe.stages:
-        lines.append(("note", f"looked at with {recipe.model.reference} as it is, before the stages"))
+        lines.append(("note", f"measured with {recipe.model.reference} as it is, before the stages"))
     return lines
 
 
@@ -119,30 +126,28 @@ def run_inspection(
     inspection: Inspection,
     folder: InspectionFolder,
     *,
-    about: dict,
+    about: dict[str, Any],
     command: str,
-    start: Callable[[str], Callable[[int, int], None]],
-) -> dict:
-    """Loads the model, looks at every row and fills the folder; returns what inspect.json says.
+    start: Callable[[str], Progress],
+) -> dict[str, Any]:
+    """Load the model, measure every row and fill the folder; return the content of inspect.json.
 
     Args:
-        about: where and with what it is measured.
-        start: begins a progress bar of some words, and gives what moves it.
+        about: the machine and the versions.
+        command: the command line.
+        start: starts a progress bar with a description; returns the function that is called with (done, total).
     """
-    from .results import write_survey
-    from .survey import Survey
-
     recipe = inspection.recipe
     device = training_device().kind
     if device == "cpu":
         keep_freed_memory()
     model = build_model(recipe)
-    # a quantised model is where it was loaded
+    # a quantised model cannot be moved
     model = model.eval() if recipe.model.quantization != "none" else model.eval().to(device)
     with folder.filled() as place, _autocast(recipe, device):
         on_policy = _on_policy(inspection, model, start) if inspection.on_policy else None
         survey = Survey(inspection.rows, inspection.sources, conflicts=CONFLICTS_KEPT)
-        _look(survey, inspection, model, start("looking at rows"))
+        _measure(survey, inspection, model, start("measuring rows"))
         facts = {
             "about": about,
             "command": command,
@@ -152,7 +157,7 @@ def run_inspection(
         return write_survey(survey, inspection.tokenizer, place, about=facts, on_policy=on_policy)
 
 
-def _look(survey: Survey, inspection: Inspection, model, progress) -> None:
+def _measure(survey: Survey, inspection: Inspection, model: PreTrainedModel, progress: Progress) -> None:
     survey.run(
         model,
         inspection.tokenizer,
@@ -163,14 +168,12 @@ def _look(survey: Survey, inspection: Inspection, model, progress) -> None:
     )
 
 
-def _loss_options(recipe: Recipe) -> dict:
-    """What the section `loss` decides beside the gate."""
+def _loss_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the options of the section `loss` other than the gate."""
     return {"backend": recipe.loss.backend, "tile_bytes": tile_bytes(recipe)}
 
 
-def _on_policy(inspection: Inspection, model, start) -> dict:
-    from .on_policy import sampled_rows, survey_of_rows
-
+def _on_policy(inspection: Inspection, model: PreTrainedModel, start: Callable[[str], Progress]) -> dict[str, Any]:
     recipe = inspection.recipe
     batch_tokens = recipe.probes.batch_tokens
     rows = sampled_rows(
@@ -185,13 +188,12 @@ def _on_policy(inspection: Inspection, model, start) -> dict:
     return survey_of_rows(model, rows, inspection.gate, batch_tokens=batch_tokens, **_loss_options(recipe))
 
 
-def _autocast(recipe: Recipe, device: str):
-    """As training computes. One block around everything: its rounded copies of the weights are made once."""
-    import torch
-
+def _autocast(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
+    """Return the autocast of training; one block around everything rounds the weights only once."""
     return torch.autocast(device, torch.bfloat16) if uses_bfloat16(recipe) else nullcontext()
 
 
 def show_plan(inspection: Inspection, folder: Path, console: Console) -> None:
+    """Print the plan."""
     for name, text in plan_lines(inspection, folder):
         console.print(f"{name:10} {text}", highlight=False, markup=False, soft_wrap=True)

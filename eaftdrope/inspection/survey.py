@@ -1,11 +1,11 @@
-"""The pass over all rows: read a window of them, look at it in batches of similar length, keep the figures, let it go."""
+"""The pass over all rows: windows of rows are read, measured in batches of similar length, and dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from eaftdrope.evaluate.likelihood import TokenRow, batches
+from eaftdrope.evaluate.likelihood import Progress, TokenRow, batches
 from eaftdrope.loss.gates import Gate
 
 from .tally import Tally
@@ -15,22 +15,23 @@ from .worst import RowFigures, WorstConflicts
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Rows that are in memory at once, and batched among themselves.
 _WINDOW = 512
 
 
 class Survey:
-    """Everything that was seen of some rows.
+    """The statistics of some rows.
 
     Args:
-        rows (`Dataset`): columns `input_ids`, `labels` (not shifted, a trained one at least in every row), `origin` and
-            `source` (a number).
+        rows (`Dataset`): columns `input_ids`, `labels` (not shifted, at least one trained token per row), `origin` and
+            `source` (an index).
         sources (`list[str]`): the names of the sources.
-        conflicts (`int`): the worst conflicts that are kept.
+        conflicts (`int`): number of the worst conflicts that are kept.
     """
 
-    def __init__(self, rows: Dataset, sources: list[str], *, conflicts: int):
+    def __init__(self, rows: Dataset, sources: list[str], *, conflicts: int) -> None:
         self.rows = rows
         self.tally = Tally(sources)
         self.conflicts = WorstConflicts(conflicts)
@@ -38,17 +39,19 @@ class Survey:
 
     def run(
         self,
-        model,
-        tokenizer,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         gate: Gate,
         *,
         batch_tokens: int,
         backend: str = "auto",
         tile_bytes: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Survey:
-        """Look at every row with a model in evaluation mode; `progress(done, total)` counts rows. For `backend` and
-        `tile_bytes` see [`measure_tokens`]."""
+        """Measure every row with a model in evaluation mode; `progress(done, total)` counts rows.
+
+        `backend` and `tile_bytes` as in [`measure_tokens`].
+        """
         done = 0
         for numbers, rows, sources in self._batches(batch_tokens):
             tokens = measure_tokens(model, rows, gate, backend=backend, tile_bytes=tile_bytes)
@@ -61,7 +64,7 @@ class Survey:
         return self
 
     def row(self, number: int) -> tuple[TokenRow, str, int]:
-        """A row, where it is from, and the number of its source."""
+        """Return a row, its origin, and the index of its source."""
         found = self.rows[int(number)]
         return TokenRow(found["input_ids"], found["labels"]), found["origin"], found["source"]
 

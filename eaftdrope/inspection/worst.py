@@ -1,13 +1,12 @@
-"""What a person should look at: the worst confident conflicts, and the rows that look like bad labels or copied noise.
+"""Candidates for review: the worst confident conflicts, and the rows that look like bad labels or copied noise.
 
-A conflict is worse the less likely the model holds the label. A row is looked at in three ways:
+A conflict is worse the lower the probability of its label. Rows are ranked in three lists:
 
-    conflicts   nats of confident conflict a trained token: sum of nll over its conflicts / trained tokens
-    loss        nats a trained token
+    conflicts   nats of confident conflict per trained token: sum of nll over its conflicts / trained tokens
+    loss        nats per trained token
     copies      other rows with the same text
 
-and stands where the worst of its three places puts it. Of rows that are copies of each other, the first has their place by
-copies.
+and then by the best of their three ranks. Of rows that are copies of each other, only the first is in the third list.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ REASONS = ("conflicts", "loss", "copies")
 
 @dataclass(frozen=True, order=True)
 class ConfidentConflict:
-    """A token that the model is sure is another one. Ordered by badness: nll, then entropy reversed; `row` is the number
-    of the row, `position` the token's place in it."""
+    """A token whose place the model confidently gives to another one.
+
+    Ordered by nll, then by confidence (minus the entropy). `row` is the index of the row, `position` that of the token in it.
+    """
 
     nll: float
     confidence: float
@@ -36,19 +37,20 @@ class ConfidentConflict:
 
     @property
     def entropy(self) -> float:
+        """Entropy of the prediction, in nats."""
         return -self.confidence
 
 
 class WorstConflicts:
-    """Keeps the `limit` worst of all conflicts that it is shown."""
+    """The `limit` worst of all conflicts added; `seen` counts them all."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._heap: list[ConfidentConflict] = []
         self.seen = 0
 
     def add(self, tokens: Tokens, rows: list[int]) -> None:
-        """`rows` has the number of each row of the batch."""
+        """Add the conflicts of a batch; `rows` has the index of each of its rows."""
         at = tokens.conflicts
         columns = (
             tokens.stats.nll[at],
@@ -67,13 +69,14 @@ class WorstConflicts:
         self.seen += len(at)
 
     def worst_first(self) -> list[ConfidentConflict]:
+        """Return the conflicts kept, the worst first."""
         return sorted(self._heap, reverse=True)
 
 
 class RowFigures:
-    """40 bytes of figures for each of `count` rows."""
+    """Figures of `count` rows, 40 bytes each."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int) -> None:
         self.tokens = np.zeros(count, dtype=np.int64)
         self.conflicts = np.zeros(count, dtype=np.int64)
         self.nll = np.zeros(count)
@@ -81,48 +84,48 @@ class RowFigures:
         self.key = np.zeros(count, dtype=np.uint64)
 
     def add(self, tokens: Tokens, rows: list[int], keys: list[int]) -> None:
-        """The rows of a batch: their numbers, and what rows with the same text have in common."""
-        where = tokens.row.cpu().numpy()
+        """Add a batch: the indices of its rows, and their copy keys."""
+        row = tokens.row.cpu().numpy()
         nll = tokens.stats.nll.double().cpu().numpy()
         conflict = tokens.stats.conflict.cpu().numpy()
-        self.tokens[rows] = np.bincount(where, minlength=len(rows))
-        self.conflicts[rows] = np.bincount(where, conflict, minlength=len(rows))
-        self.nll[rows] = np.bincount(where, nll, minlength=len(rows))
-        self.conflict_nll[rows] = np.bincount(where, np.where(conflict, nll, 0), minlength=len(rows))
+        self.tokens[rows] = np.bincount(row, minlength=len(rows))
+        self.conflicts[rows] = np.bincount(row, conflict, minlength=len(rows))
+        self.nll[rows] = np.bincount(row, nll, minlength=len(rows))
+        self.conflict_nll[rows] = np.bincount(row, np.where(conflict, nll, 0), minlength=len(rows))
         self.key[rows] = keys
 
     def duplicates(self) -> np.ndarray:
-        """`[rows]`: how many other rows have the same text."""
+        """Return for each row the number of other rows with the same text."""
         _, inverse, counts = np.unique(self.key, return_inverse=True, return_counts=True)
         return counts[inverse] - 1
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers of the rows, worst first; for each the index in `REASONS` of what put it there)"""
+        """Return the indices of the rows, worst first, and for each the index in `REASONS` of the list that decided."""
         count = len(self.tokens)
-        places = np.stack(
+        ranks = np.stack(
             [
-                _places(-self.conflict_nll / self.tokens, -self.nll / self.tokens, self.conflicts > 0),
-                _places(-self.nll / self.tokens, None, np.ones(count, bool)),
-                _places(-self.duplicates(), None, self._first_copies()),
+                _ranks(-self.conflict_nll / self.tokens, -self.nll / self.tokens, self.conflicts > 0),
+                _ranks(-self.nll / self.tokens, None, np.ones(count, bool)),
+                _ranks(-self.duplicates(), None, self._first_copies()),
             ]
         )
-        reason, best = places.argmin(0), places.min(0)
+        reason, best = ranks.argmin(0), ranks.min(0)
         order = np.lexsort((np.arange(count), reason, best))
         return order, reason[order]
 
     def _first_copies(self) -> np.ndarray:
-        """`[rows]` bool: rows that have copies and are the first of them."""
+        """Return a bool for each row: it has copies and is the first of them."""
         _, first = np.unique(self.key, return_index=True)
         is_first = np.zeros(len(self.key), dtype=bool)
         is_first[first] = True
         return is_first & (self.duplicates() > 0)
 
 
-def _places(badness: np.ndarray, then: np.ndarray | None, listed: np.ndarray) -> np.ndarray:
-    """Each row's place in a list that is sorted by `badness` (smallest first, then by `then`, then in order); rows that
-    are not listed stand behind all others."""
+def _ranks(badness: np.ndarray, then: np.ndarray | None, listed: np.ndarray) -> np.ndarray:
+    """Return each row's rank in a list sorted by `badness` (smallest first, then by `then`, then in order); rows that are
+    not listed come after all others."""
     keys = (badness,) if then is None else (then, badness)
     order = np.lexsort((np.arange(len(badness)), *keys, ~listed))
-    places = np.empty(len(badness), dtype=np.int64)
-    places[order] = np.arange(len(badness))
-    return np.where(listed, places, len(badness))
+    ranks = np.empty(len(badness), dtype=np.int64)
+    ranks[order] = np.arange(len(badness))
+    return np.where(listed, ranks, len(badness))

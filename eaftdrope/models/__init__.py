@@ -109,6 +109,11 @@ def hub_id_of(reference: str) -> str | None:
     return reference if _HUB_ID.fullmatch(reference) and not Path(reference).exists() else None
 
 
+def short_name(reference: str) -> str:
+    """Return a model's name for tables: the last part of its reference."""
+    return reference.removeprefix(PACKAGE_PREFIX).rstrip("/").split("/")[-1].removesuffix(".gguf") or reference
+
+
 def needs_dequantising(reference: str) -> bool:
     """Whether `resolve_model` would dequantise a GGUF file now, which takes half a minute.
 

@@ -83,7 +83,7 @@ def asks(example: Example) -> bool:
 
 def _choose(prepared: Prepared) -> tuple[list[Example], list[str | None]]:
     """What is asked, and what would be right as far as it is known."""
-    from eaftdrope.evaluate.probes.build import general_prompts
+    from eaftdrope.evaluate.probes.agreement import general_prompts
     from eaftdrope.evaluate.texts import evenly_spaced
 
     held_out = evenly_spaced([example for example in prepared.data.held_out_examples if asks(example)], SAMPLES)

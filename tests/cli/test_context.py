@@ -133,7 +133,10 @@ def test_a_killed_probe_goes_on(models, tmp_path, capsys, monkeypatch):
 
     # other settings are another probe
     code, _, err = run(*command, killed, "--trials", "3", "--seed", "1", capsys=capsys)
-    assert code == 2 and "holds a probe with other settings (different: trials, seed). Nothing was changed" in err
+    assert (
+        code == 2
+        and "holds a context measurement with other settings (different: trials, seed). Nothing was changed" in err
+    )
     code, _, err = run(*command, killed, "--lengths", "900", capsys=capsys)
     assert code == 2 and "(different: models.plain.lengths)" in err
     assert cells(killed) == cells(whole)
@@ -221,7 +224,7 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
         "model './nowhere': there is no such file or folder.",
         "--lengths: '2k' is not a length. Write tokens (4096) or a multiple",
         *suites,
-        f"--text {tmp_path / 'no.txt'}: there is no such file.",
+        f"--text {tmp_path / 'no.txt'}: no such file.",
         f"--baselines on {tmp_path / 'bare'}: it has no rotary embedding, and its config.json does not record",
     ]
     assert lines[0] == f"{len(expected)} problems:"
@@ -232,8 +235,8 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{plain}", "{plain}"], "a model is named twice. Name each once"),
-        (["{plain}", "--probes", ","], "--probes is empty. Name some of perplexity, niah"),
+        (["{plain}", "{plain}"], "a model is given twice. Pass each once"),
+        (["{plain}", "--probes", ","], "--probes is empty. Pass some of perplexity, niah"),
         (["{plain}", "--device", "abacus"], "--device abacus: unknown device."),
         (["{plain}", "--lengths", "64", "--probes", "niah"], "64 tokens are too few for the probe niah: question"),
         (["{plain}", "--lengths", "64", "--probes", "attention"], "64 tokens are too few for the probe niah"),
@@ -241,9 +244,9 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
             ["{plain}", "--lengths", "4x", "--baselines", "crop", "--trained-length", "300"],
             "300 tokens are too few for the probe niah",
         ),
-        (["{plain}", "--text", "{empty}"], "the file is empty. Name a file with some pages of text."),
+        (["{plain}", "--text", "{empty}"], "the file is empty. Use a file with some pages of text."),
         (["{plain}", "--text", "{binary}"], "not UTF-8 text"),
-        (["{plain}", "--text", "{rows}"], "rows.jsonl:2: no `text`. The probe reads JSONL rows with a `text` field."),
+        (["{plain}", "--text", "{rows}"], "rows.jsonl:2: no `text`. --text reads JSONL rows with a `text` field."),
         (["{plain}", "--output", "{strangers}"], "is not empty and does not contain probe.json. Nothing was changed"),
         (["{plain}", "--output", "{strangers}", "--overwrite"], "is not empty and does not contain probe.json."),
         (["{plain}", "--output", "{empty}/out"], "is a file. Choose another folder with --output"),
@@ -364,11 +367,11 @@ def test_words_of_a_fit():
     ("arguments", "messages"),
     [
         (["--length", "0.5x"], ["256 tokens are not beyond the trained 512, where beta is 1."]),
-        (["--length", "2x,4x"], ["--length 2x,4x: one length is baked in. Name the others in --lengths."]),
+        (["--length", "2x,4x"], ["--length 2x,4x: only one length is folded in. Pass the others with --lengths."]),
         (["--length", "8000"], ["the text has 5,915 tokens, too few for a window of 8,000."]),
         (
             ["--length", "2k", "--text", "no.txt", "--dtype", "int3", "--device", "moon"],
-            ["4 problems:", "'2k' is not a length", "no.txt: there is no such file", "--dtype int3", "--device moon"],
+            ["4 problems:", "'2k' is not a length", "no.txt: no such file", "--dtype int3", "--device moon"],
         ),
     ],
 )

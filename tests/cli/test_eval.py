@@ -110,14 +110,14 @@ def test_several_models_and_their_changes(eval_in, project):
     # the base, named by itself, is the same capture: nothing is asked again
     code, out, err, alone = eval_in("other", *suite, "--base", "model", name="alone")
     assert code == 0, err
-    assert "2 of 2 came from the cache" in out and "what the base model says" not in out
+    assert "2 of 2 came from the cache" in out and "the base model's answers" not in out
     assert alone["models"][0]["scores"] == document["models"][1]["scores"]
 
 
 def test_agreement_without_a_base_or_with_another_tokenizer(eval_in, project, tmp_path):
     code, out, _, document = eval_in("model", "--suite", "general:perplexity,general:agreement", "--device", "cpu")
     assert code == 0 and list(values(document)) == ["perplexity"]
-    assert "note: agreement is left out: it compares with a base model, which --base names." in out
+    assert "note: agreement is left out: it compares with a base model, which --base sets." in out
     code, _, err, _ = eval_in("model", "--suite", "general:agreement", text=False, name="none")
     assert code == 2 and "model: nothing is left to measure. agreement is left out" in err
     stranger = shutil.copytree(project / "model", tmp_path / "stranger")
@@ -127,7 +127,8 @@ def test_agreement_without_a_base_or_with_another_tokenizer(eval_in, project, tm
     )
     assert code == 0 and list(values(document)) == ["perplexity"]
     assert (
-        "agreement is left out: its tokenizer or chat template writes the prompts otherwise than that of model" in out
+        "agreement is left out: its tokenizer or chat template renders the prompts differently from that of model"
+        in out
     )
 
 
@@ -206,9 +207,9 @@ def test_everything_that_is_wrong_is_told_at_once(eval_in, tmp_path):
         text=False,
     )
     assert (code, document) == (2, None)
-    assert err.startswith("4 problems:\n") and "- a model is named twice" in err
+    assert err.startswith("4 problems:\n") and "- a model is given twice" in err
     assert "--dtype int8: not one of float32, bfloat16, auto." in err and "model 'gone' is neither" in err
-    assert "- --include-path gone: there is no such folder." in err
+    assert "- --include-path gone: no such folder." in err
     code, _, err, _ = eval_in("model", "--suite", "medical:medqa,math", text=False)
     assert code == 2 and err.startswith("2 problems:\n- medical:medqa cannot be measured: ")
     assert "- math:gsm8k cannot be measured: " in err and "--data gsm8k=FILE" in err
@@ -306,7 +307,8 @@ def test_tasks_of_lm_eval(eval_in, lm_eval, project):
 def test_tasks_that_cannot_be_had(eval_in, lm_eval):
     code, _, err, _ = eval_in("model", "--suite", "lm-eval:mnie", text=False)
     assert (
-        code == 2 and "lm-eval has no task 'mnie'. Did you mean mine? Tasks of your own: --include-path FOLDER" in err
+        code == 2
+        and "lm-eval has no task 'mnie'. Did you mean mine? For your own tasks, pass --include-path FOLDER" in err
     )
     code, _, err, _ = eval_in("model", "--suite", "lm-eval:mmlu", text=False)
     assert code == 2 and "lm-eval cannot measure mmlu: no route to the hub It downloads a task's data" in err
@@ -318,7 +320,7 @@ def test_chat_without_a_template(eval_in, lm_eval, project, tmp_path):
     code, _, err, _ = eval_in(plain, "--suite", "lm-eval:mine", "--chat", text=False)
     assert (code, err) == (
         2,
-        f"--chat: {plain} has no chat template. Leave --chat out, or name a model that has one.\n",
+        f"--chat: {plain} has no chat template. Leave --chat out, or choose a model that has one.\n",
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from eaftdrope.data import Example, parse_tool_calls, render_prompt
 from eaftdrope.evaluate import build_probes, run_probes
 from eaftdrope.evaluate.generation import generate, stop_token_ids
+from tests.evaluate.probe_options import probe_options
 
 PROMPTS = ["Hello there", "a", "What is the capital of France?", "xyz" * 20]
 
@@ -144,7 +145,9 @@ def answering(tiny_llama, byte_tokenizer, monkeypatch):
 
 
 def test_function_calls_are_scored(answering, byte_tokenizer):
-    (probe,) = build_probes([("function_calls", "target", {"max_new_tokens": 200})], held_out_examples=EXAMPLES)
+    (probe,) = build_probes(
+        [("function_calls", "target", probe_options("function_calls", max_new_tokens=200))], held_out_examples=EXAMPLES
+    )
     exact, right = run_probes(answering, byte_tokenizer, [probe], batch_tokens=500)
     assert [hit for hit, _ in exact.units] == [1.0, 1.0, 0.0, 1.0]
     assert [hit for hit, _ in right.units] == [1.0, 1.0, 1.0, 1.0]
@@ -153,7 +156,7 @@ def test_function_calls_are_scored(answering, byte_tokenizer):
 
 
 def test_an_answer_longer_than_the_bound_is_wrong(answering, byte_tokenizer):
-    options = {"max_new_tokens": 40, "limit": 1}
+    options = probe_options("function_calls", max_new_tokens=40, limit=1)
     (probe,) = build_probes([("function_calls", "target", options)], held_out_examples=EXAMPLES)
     exact, right = run_probes(answering, byte_tokenizer, [probe])
     assert (exact.n, exact.value, right.value) == (1, 0.0, 0.0)

@@ -131,13 +131,13 @@ def test_perplexity_windows_are_spread_and_bounded(byte_tokenizer):
 def test_perplexity_windows_begin_with_bos_where_texts_do(word_tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    plain = PerplexityProbe(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
+    plain = PerplexityProbe(["w4 w5 w6 w7 w8"], 4096, window=3).windows(word_tokenizer)
     assert [row.input_ids for row in plain] == [[4, 5, 6], [7, 8]]
     backend = word_tokenizer.backend_tokenizer
     before = backend.post_processor
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     try:
-        rows = PerplexityProbe(["w4 w5 w6 w7 w8"], window=3).windows(word_tokenizer)
+        rows = PerplexityProbe(["w4 w5 w6 w7 w8"], 4096, window=3).windows(word_tokenizer)
         assert [(row.input_ids, row.labels) for row in rows] == [
             ([1, 4, 5], [-100, 4, 5]),
             ([1, 6, 7], [-100, 6, 7]),
@@ -151,7 +151,7 @@ def test_perplexity_windows_begin_with_bos_where_texts_do(word_tokenizer):
 
 def test_perplexity_of_nothing_is_refused(byte_tokenizer):
     with pytest.raises(UserError, match=r"the perplexity probe has no text: its files are empty\."):
-        PerplexityProbe([""]).windows(byte_tokenizer)
+        PerplexityProbe([""], 4096).windows(byte_tokenizer)
 
 
 QUESTIONS = [
@@ -216,7 +216,7 @@ def test_model_is_left_as_it_came(tiny_llama, byte_tokenizer):
 def test_modes_come_back_after_an_error(tiny_llama, byte_tokenizer):
     tiny_llama.train()
     with pytest.raises(UserError):
-        run_probes(tiny_llama, byte_tokenizer, [PerplexityProbe([""])])
+        run_probes(tiny_llama, byte_tokenizer, [PerplexityProbe([""], 4096)])
     assert tiny_llama.training
 
 

@@ -289,11 +289,11 @@ def test_all_right_is_no_certainty():
     assert harness_scores(found([1.0, 0.0], 0.3), "t")[0].stderr == 0.3
 
 
-def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
+def test_a_task_is_identified_by_its_rows_and_files(folder):
     from eaftdrope.evaluate.lm_eval import find_tasks
 
     def prints():
-        return find_tasks(["one", "both", "halves"], include=folder).prints
+        return find_tasks(["one", "both", "halves"], include=folder).fingerprints
 
     before = prints()
     assert prints() == before and before["one"] != before["both"]
@@ -316,14 +316,14 @@ def test_what_a_task_asks_is_known_by_its_rows_and_files(folder):
     assert prints() == before
 
 
-def test_what_a_task_scores_with_is_in_its_print(folder, monkeypatch):
+def test_what_a_task_scores_with_is_in_its_fingerprint(folder, monkeypatch):
     from eaftdrope.evaluate import score_cache as cache
     from eaftdrope.evaluate.lm_eval import find_tasks
 
-    before, real = find_tasks(["one"], include=folder).prints, cache.version
+    before, real = find_tasks(["one"], include=folder).fingerprints, cache.version
     for name in ("lm-eval", "sacrebleu"):
         monkeypatch.setattr(cache, "version", lambda package, name=name: "0.1" if package == name else real(package))
-        assert find_tasks(["one"], include=folder).prints != before, name
+        assert find_tasks(["one"], include=folder).fingerprints != before, name
         monkeypatch.undo()
 
 

@@ -13,11 +13,11 @@ from eaftdrope.evaluate import build_probes, run_probes
 from eaftdrope.evaluate import score_cache as cache
 from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question
 from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
-from eaftdrope.evaluate.score_cache import cached_scores, identity_of, plain, score_key, tokenizer_fingerprint
+from eaftdrope.evaluate.score_cache import cached_scores, plain, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.suites.subject import find_subject
 from tests.models import byte_tokenizer, save_model
 
-TEXT = PerplexityProbe(["The rain fell on the town, and nobody minded. " * 4], window=64)
+TEXT = PerplexityProbe(["The rain fell on the town, and nobody minded. " * 4], 4096, window=64)
 CHOICE = MultipleChoiceProbe([Question("Which is wet?", ("rain", "sand"), 0), Question("Two?", ("2", "three"), 0)])
 
 
@@ -41,7 +41,7 @@ def measure(saved, tmp_path, monkeypatch):
             return found
 
         for probe in probes:
-            key = score_key(identity_of(subject, tokenizer), probe, setting)
+            key = score_key(subject.identity(tokenizer), probe, setting)
             scores += cached_scores(key, functools.partial(measured, probe), **options)
         return scores, ran
 
@@ -57,8 +57,8 @@ def test_what_was_measured_is_found_again(measure, saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     turned, ran = measure(copy, (CHOICE, TEXT))
     assert (turned, ran) == ([*first[1:], first[0]], [])
-    anew, ran = measure(fresh=True)
-    assert (anew, ran) == (first, ["perplexity", "multiple_choice"])
+    again, ran = measure(fresh=True)
+    assert (again, ran) == (first, ["perplexity", "multiple_choice"])
 
 
 def test_a_killed_measurement_keeps_what_it_has(measure, monkeypatch):
@@ -113,7 +113,7 @@ def test_weights_of_an_unknown_commit_are_never_found_again(saved, monkeypatch):
 def test_everything_else_that_counts(measure, monkeypatch):
     measure()
     assert measure(setting="cpu bfloat16")[1] == ["perplexity", "multiple_choice"]
-    shorter = PerplexityProbe(TEXT.texts, window=32)
+    shorter = PerplexityProbe(TEXT.texts, 4096, window=32)
     assert measure(probes=[shorter, CHOICE])[1] == ["perplexity"]
     fewer = MultipleChoiceProbe(CHOICE.questions[:1])
     assert measure(probes=[TEXT, fewer])[1] == ["multiple_choice"]
@@ -147,7 +147,13 @@ def test_all_code_that_reads_and_measures_is_in_the_key(copied_code):
 
     files = sorted(copied_code.rglob("*.py"))
     names = {str(file.relative_to(copied_code)) for file in files}
-    assert {"evaluate/scores.py", "evaluate/long_context/needles.py", "data/encoding.py", "models/__init__.py"} <= names
+    assert {
+        "evaluate/scores.py",
+        "evaluate/long_context/needles.py",
+        "data/encoding.py",
+        "models/__init__.py",
+        "loaded_model.py",
+    } <= names
     before = key()
     for file in files:
         text = file.read_bytes()
@@ -180,7 +186,9 @@ def test_a_damaged_file_of_scores_is_measured_again(measure, tmp_path):
 def test_a_cache_that_cannot_be_written_is_known_before_measuring(measure, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EAFTDROPE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"scores are kept in .*file/scores: Not a directory\. Set EAFTDROPE_CACHE to"):
+    with pytest.raises(
+        UserError, match=r"scores cannot be stored in .*file/scores: Not a directory\. Set EAFTDROPE_CACHE"
+    ):
         measure()
 
 
@@ -197,7 +205,10 @@ def test_a_tokenizer_is_the_same_however_it_was_called():
 
 
 def test_probes_as_plain_data(tmp_path):
-    wanted = [("perplexity", "general", {}), ("multiple_choice", "general", {"limit": 2})]
+    wanted = [
+        ("perplexity", "general", {"files": None, "max_tokens": 4096}),
+        ("multiple_choice", "general", {"file": None, "limit": 2}),
+    ]
     text, choice = build_probes(wanted)
     assert json.loads(json.dumps(plain(choice)))[1]["questions"][0][1]["question"].endswith("?")
     assert plain(text) != plain(choice)
@@ -206,7 +217,7 @@ def test_probes_as_plain_data(tmp_path):
     before = plain(file)
     file.write_text("b")
     assert plain(file) != before
-    with pytest.raises(TypeError, match="a Tensor in a probe: the cache cannot tell"):
+    with pytest.raises(TypeError, match="a Tensor in a probe: the cache cannot distinguish"):
         plain({"x": [torch.zeros(1)]})
 
 

@@ -12,6 +12,7 @@ from eaftdrope.cli import main
 from eaftdrope.evaluate.likelihood import TokenRow
 from eaftdrope.inspection.run import prepare_inspection
 from eaftdrope.inspection.survey import Survey
+from eaftdrope.inspection.tokens import measure_tokens
 from eaftdrope.loss import token_statistics
 from eaftdrope.loss.gates import EAFT
 from eaftdrope.loss.landscape import Landscape
@@ -215,7 +216,7 @@ def test_the_sums_are_those_of_the_full_logits(inspected, project):
     assert [entry["rows"] for entry in found["sources"]] == [30, 18]
 
 
-def test_what_else_is_told(inspected, project):
+def test_the_rest_of_the_document(inspected, project):
     found = document_of(inspected)
     assert found["kind"] == "inspect" and found["model"] == str(project.parent / "model")
     assert set(found["about"]) == {"date", "device", "versions"} and found["command"].startswith("eaftdrope ")
@@ -243,10 +244,26 @@ def test_some_rows_and_a_second_look_at_the_same_folder(project, tmp_path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_gate_that_compares_tokens_is_said_to(project, tmp_path, capsys):
+def test_a_gate_that_compares_tokens_is_noted(project, tmp_path, capsys):
     code, output = run(project, "loss.gate=conflict-mask", "--output", tmp_path / "out", "--dry-run", capsys=capsys)
     assert code == 0 and "conflict-mask compares tokens with each other: here, those of a batch" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_backend_and_the_tile_of_the_recipe_are_used(project, tmp_path, capsys, monkeypatch):
+    """In the pass over the rows and in that over the sampled text."""
+    used = []
+
+    def measured(*arguments, **options):
+        used.append((options["backend"], options["tile_bytes"]))
+        return measure_tokens(*arguments, **options)
+
+    for module in ("survey", "on_policy"):
+        monkeypatch.setattr(f"eaftdrope.inspection.{module}.measure_tokens", measured)
+    options = ("loss.backend=torch", "loss.tile_mb=3", "--rows", 4, "--on-policy", 2, "--output", tmp_path / "out")
+    code, output = run(project, *options, capsys=capsys)
+    assert code == 0, output
+    assert len(used) >= 2 and set(used) == {("torch", 3 << 20)}
 
 
 def test_dry_run_loads_no_weights_and_writes_nothing(project, tmp_path, capsys, monkeypatch):
@@ -281,7 +298,7 @@ def test_rows_without_a_prompt_have_no_contrast(project, tmp_path, capsys):
     save(tmp_path / "text.jsonl", [{"text": f"The {noun} is {colour}."} for noun, colour in FACTS.items()])
     arguments = (project, f"data.train={tmp_path / 'text.jsonl'}", "--output", tmp_path / "out")
     code, output = run(*arguments, "--on-policy", 2, capsys=capsys)
-    assert code == 2 and "--on-policy needs rows with a prompt before what is trained" in output
+    assert code == 2 and "--on-policy needs rows with a prompt before their trained tokens" in output
     assert not (tmp_path / "out").exists()
     assert run(*arguments, capsys=capsys)[0] == 0
 
@@ -296,7 +313,7 @@ def test_a_recipe_that_trains_on_no_rows(project, tmp_path, capsys):
     path = tmp_path / "drope.yaml"
     path.write_text(yaml.safe_dump(recipe))
     code, output = run(path, capsys=capsys)
-    assert code == 2 and "this recipe has none: its stages are drope" in output
+    assert code == 2 and "which this recipe does not have: its stages are drope" in output
 
 
 def test_memory_does_not_grow_with_the_rows(project, monkeypatch):

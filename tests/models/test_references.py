@@ -333,5 +333,5 @@ def test_the_packaged_model_talks():
     (answer,) = generate(model, tokenizer, [asked], max_new_tokens=20, batch_tokens=500)
     assert answer == "The capital of France is Paris."
     text = "The sun rises in the east and sets in the west, and in between it gives us light and warmth."
-    (score,) = run_probes(model, tokenizer, [PerplexityProbe([text])])
+    (score,) = run_probes(model, tokenizer, [PerplexityProbe([text], 4096)])
     assert 3 < score.value < 20

@@ -6,11 +6,26 @@
     attention_on_needle(model, tokenizer, [text], 4096).mean.near              # mean over layers and heads
 
 The model is measured as it is: wrap a call in `as_variant` for another rotary embedding, in `scaled_queries` for a
-temperature. `eaftdrope probe` is all of this for several models, with figures; `plan` and `run` are behind it.
+temperature. `eaftdrope context` does all of this for several models, with figures.
+
+Reading order:
+
+    needles.py       texts as tokens, windows of them, and trials with hidden needles
+    perplexity.py    loss by length and by position
+    retrieval.py     needles found
+    attention.py     attention on the needle
+    variants.py      a model with another rotary embedding
+    lengths.py       lengths as users write them
+    plan.py          `eaftdrope context`: models, variants and lengths, checked
+    run.py           measuring the plan
+    results.py       its folder
+    table.py         its tables and CSV
+    temperature.py   `eaftdrope drope temperature`: the softmax temperature that suits a length
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from eaftdrope.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ..texts import shipped_text
@@ -18,20 +33,21 @@ if TYPE_CHECKING:
     from .perplexity import perplexity_by_length, token_losses
     from .retrieval import needle_accuracy
     from .temperature import fit_slope, fit_temperature
-    from .variants import as_variant
+    from .variants import as_arm, as_variant
 
-# Loaded on first use: the command line looks at names here before torch is worth its second.
-_HOME = {
-    "as_variant": "long_context.variants",
-    "attention_on_needle": "long_context.attention",
-    "fit_slope": "long_context.temperature",
-    "fit_temperature": "long_context.temperature",
-    "needle_accuracy": "long_context.retrieval",
-    "perplexity_by_length": "long_context.perplexity",
-    "shipped_text": "texts",
-    "token_losses": "long_context.perplexity",
+_LAZY = {
+    "as_arm": "variants",
+    "as_variant": "variants",
+    "attention_on_needle": "attention",
+    "fit_slope": "temperature",
+    "fit_temperature": "temperature",
+    "needle_accuracy": "retrieval",
+    "perplexity_by_length": "perplexity",
+    "shipped_text": ".texts",
+    "token_losses": "perplexity",
 }
 __all__ = [
+    "as_arm",
     "as_variant",
     "attention_on_needle",
     "fit_slope",
@@ -41,9 +57,4 @@ __all__ = [
     "shipped_text",
     "token_losses",
 ]
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"eaftdrope.evaluate.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -1,24 +1,30 @@
-"""How much attention the answer position pays to the needle, head by head.
+"""Attention from the answer position to the needle, head by head.
 
-The prompt but its last token goes into the cache in chunks, with whatever attention is fast; the last token, from which
-the number is predicted, then takes one step with eager attention. That row of weights is the same as the last row of the
-whole T x T matrix, and costs layers x heads x T numbers instead.
+The prompt without its last token is read into the cache in chunks, with the model's fast attention; the last token, from
+which the number is predicted, follows with eager attention. Its row of weights is the last row of the whole S x S matrix,
+and costs layers x heads x S numbers.
+
+Shapes: S tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
 
-from ..likelihood import keeps_logits
+from ..likelihood import Progress, keeps_logits
 from .needles import Hay, Needles
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _PREFILL = 2048
-# Tokens on either side that still count as the needle, and that no longer count as elsewhere.
+# Tokens on either side that count as the needle, and that do not yet count as outside.
 _NEAR, _FAR = 1, 4
 
 
@@ -39,8 +45,13 @@ class Mass:
 
 @dataclass(frozen=True)
 class NeedleAttention:
-    """`mean` is over layers, heads and trials; `best` is of the head with the most mass near the needle, over trials;
-    `uniform` is what `near` would be if all tokens had the same weight."""
+    """Attention on needles of one length.
+
+    Attributes:
+        mean: over layers, heads and trials.
+        best: of the head with the most mass near the needle, over trials; `best_layer` and `best_head` are its indices.
+        uniform: `near` if all tokens had the same weight.
+    """
 
     length: int
     trials: int
@@ -50,18 +61,29 @@ class NeedleAttention:
     best_head: int
     uniform: float
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
+        """Return the document that `from_json` reads."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, result: dict) -> NeedleAttention:
-        return cls(**{**result, "mean": Mass(**result["mean"]), "best": Mass(**result["best"])})
+    def from_json(cls, result: dict[str, Any]) -> NeedleAttention:
+        """Return the attention that `as_json` wrote."""
+        fields: dict[str, Any] = {**result, "mean": Mass(**result["mean"]), "best": Mass(**result["best"])}
+        return cls(**fields)
 
 
 def attention_on_needle(
-    model, tokenizer, texts: list[str], length: int, *, trials: int = 4, depths: int = 4, seed: int = 0, progress=None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    length: int,
+    *,
+    trials: int = 4,
+    depths: int = 4,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> NeedleAttention:
-    """Attention of the position that predicts the number, on the needle, over `trials` prompts of the kind `niah`.
+    """Return the attention on the needle of the position that predicts the number, over `trials` prompts of kind `niah`.
 
     Raises:
         UserError: `length` is too short, or the model has no eager attention that returns weights.
@@ -70,9 +92,12 @@ def attention_on_needle(
     return needle_attention(model, needles, trials, progress=progress)
 
 
-def needle_attention(model, needles: Needles, trials: int, *, progress=None) -> NeedleAttention:
-    """`attention_on_needle` of needles that are made already."""
-    total, near_uniform = None, 0.0
+def needle_attention(
+    model: PreTrainedModel, needles: Needles, trials: int, *, progress: Progress | None = None
+) -> NeedleAttention:
+    """Return the same for existing needles; see [`attention_on_needle`]."""
+    total: torch.Tensor | None = None
+    near_uniform = 0.0
     with evaluating(model):
         for i in range(trials):
             trial = needles.trial(i)
@@ -81,6 +106,7 @@ def needle_attention(model, needles: Needles, trials: int, *, progress=None) -> 
             near_uniform += (trial.span[1] - trial.span[0] + 2 * _NEAR) / len(trial.ids) / trials
             if progress is not None:
                 progress(i + 1, trials)
+    assert total is not None, "at least one trial"
     by_head = total / trials
     layer, head = divmod(by_head[1].argmax().item(), by_head.shape[2])
     mean = Mass(*by_head.mean(dim=(1, 2)).tolist())
@@ -89,12 +115,13 @@ def needle_attention(model, needles: Needles, trials: int, *, progress=None) -> 
 
 
 @torch.no_grad()
-def last_weights(model, ids: list[int]) -> list[torch.Tensor]:
-    """Attention of the last token of `ids`: a float tensor [heads, keys] a layer; layers with a sliding window have fewer
-    keys than there are tokens, the last ones.
+def last_weights(model: PreTrainedModel, ids: list[int]) -> list[torch.Tensor]:
+    """Return the attention of the last token of `ids`, a float tensor [heads, keys] per layer.
+
+    Layers with a sliding window have only the last keys, fewer than tokens.
 
     Raises:
-        UserError: the model returns no weights.
+        UserError: the model returns no attention weights.
     """
     row = torch.tensor([ids], device=model.device)
     keep = {"logits_to_keep": 1} if keeps_logits(model) else {}
@@ -114,10 +141,10 @@ def last_weights(model, ids: list[int]) -> list[torch.Tensor]:
 
 
 def head_masses(weights: list[torch.Tensor], length: int, span: tuple[int, int]) -> torch.Tensor:
-    """[3, layers, heads]: peak, near and outside of each head for a needle at tokens span[0] to span[1] - 1."""
+    """Return [3, layers, heads]: peak, near and outside of each head for a needle at tokens span[0] to span[1] - 1."""
     rows = []
     for layer in weights:
-        # A key that a sliding window has dropped has no weight.
+        # A key outside of a sliding window has no weight.
         full = torch.zeros(layer.shape[0], length)
         full[:, length - layer.shape[1] :] = layer
         start, stop = span

@@ -1,4 +1,4 @@
-"""Lengths: in tokens, or in multiples of the length that a model was trained on. Nothing heavy is imported here."""
+"""Lengths in tokens, or in multiples of the length that a model was trained on. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LENGTH = re.compile(r"(\d+)|(\d+(?:\.\d+)?)x")
 
 
 def parse_lengths(text: str, trained: int) -> list[int]:
-    """`2048,4096` or `1x,2x,4x` (times `trained`) -> tokens, ascending, each once.
+    """Parse `2048,4096` or `1x,2x,4x` (times `trained`); return tokens, ascending, each once.
 
     Raises:
-        UserError: a part that is neither, or not a length.
+        UserError: a part has neither form, or is below 2 tokens.
     """
     lengths = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -27,10 +27,10 @@ def parse_lengths(text: str, trained: int) -> list[int]:
 
 
 def multiple(length: int, trained: int) -> str:
-    """`2x`, or `1.5x`, of the trained length."""
+    """Return a length in multiples of the trained one, such as `1.5x`."""
     return f"{length / trained:.3g}x"
 
 
 def slope_text(slope: float, stretch: str) -> str:
-    """The temperature as a formula of what `stretch` names: `1 + 0.103 ln(s)`."""
+    """Return the temperature as a formula of `stretch`, such as `1 + 0.103 ln(s)`."""
     return f"1 {'-' if slope < 0 else '+'} {abs(slope):.3f} ln({stretch})"

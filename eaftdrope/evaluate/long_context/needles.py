@@ -1,17 +1,16 @@
-"""Needles: sentences with a random number, hidden in a long text, and the question for them behind it.
+"""Needles: sentences with a random number, hidden in a long text ("hay") and followed by a question about them.
 
     niah          one needle at a depth; as many trials at every depth
-    multi-query   four needles with a key each, at random places; all four numbers are asked for
-    multi-key     the same; the number of one key is asked for
-    multi-value   four needles with the same key; all four numbers are asked for
+    multi-query   four needles with a key each, at random places; the question is for all four numbers
+    multi-key     the same; the question is for the number of one key
+    multi-value   four needles with the same key; the question is for all four numbers
     passkey       a pass key of five digits in the filler text of Mohtashami and Jaggi (arXiv 2305.16300)
 
 The numbers have seven digits and there are always four (key, number) pairs, as in the DroPE paper (arXiv 2512.12167); the
-wording follows RULER (arXiv 2404.06654). A trial is right when the first numbers of a greedy answer are exactly those asked
-for, in any order. Nothing of the tokenizer's chat template is used: base and instruction models are asked alike, by a text
-to go on with.
+wording follows RULER (arXiv 2404.06654). A trial is right if the first numbers of a greedy answer are exactly the requested
+ones, in any order. The chat template is not used: base and instruction models get the same text to continue.
 
-Tokens of the texts that probes read: windows for the loss, and hay to hide a needle in.
+`Hay` has the tokens of the texts: windows for the loss, and stretches to hide needles in.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from eaftdrope.errors import UserError
 
 from ..likelihood import bos_prefix
 from ..texts import evenly_spaced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("niah", "multi-query", "multi-key", "multi-value", "passkey")
 PAIRS = 4
@@ -61,7 +63,14 @@ _PASSKEY_QUESTION = "\nWhat is the pass key? The pass key is"
 
 @dataclass(frozen=True)
 class Trial:
-    """`ids` is the prompt; `span` is where the (first asked) needle stands in it; `depth` is None where it is random."""
+    """A prompt with needles.
+
+    Attributes:
+        ids: the prompt.
+        numbers: the requested numbers.
+        span: the first and one past the last token of the (first requested) needle in the prompt.
+        depth: of the needle, None if it is random.
+    """
 
     ids: list[int]
     numbers: tuple[str, ...]
@@ -70,44 +79,47 @@ class Trial:
 
 
 class Needles:
-    """Trials of one kind and length, each made when it is asked for.
+    """Trials of one kind and length, each created on request.
 
     Args:
         kind: one of `KINDS`.
         hay: the text around the needles (passkey brings its own).
         length: tokens of prompt and answer together.
-        depths: how many depths `niah` has, from 0 (the beginning) to 1 (just before the question).
-        seed: of keys, numbers, places and which part of the text is taken; trial i is the same for every model that
-            has the same tokenizer.
+        depths: number of depths of `niah`, from 0 (the beginning) to 1 (just before the question).
+        seed: of keys, numbers, places and the part of the text; trial i is the same for every model with the same
+            tokenizer.
 
     Raises:
         UserError: `length` leaves no room for hay.
     """
 
-    def __init__(self, kind: str, tokenizer, hay: Hay, length: int, *, depths: int = 10, seed: int = 0):
+    def __init__(
+        self, kind: str, tokenizer: PreTrainedTokenizerBase, hay: Hay, length: int, *, depths: int = 10, seed: int = 0
+    ) -> None:
         assert kind in KINDS and depths >= 1
         self.kind, self.length, self.depths = kind, length, depths
         self._tokenizer, self._seed = tokenizer, seed
         self._hay = Hay(tokenizer, [_PASSKEY_HAY], between="") if kind == "passkey" else hay
-        self.begin = self._hay.begin
-        self.asked = PAIRS if kind in ("multi-query", "multi-value") else 1
-        # Room for the numbers and for some words around them, the same in every trial so that prompts are equally long.
-        self.answer_tokens = len(self._encode(", ".join([" 8362917"] * self.asked))) + 4 * self.asked + 4
+        self.prefix = self._hay.prefix
+        self.requested = PAIRS if kind in ("multi-query", "multi-value") else 1
+        # Room for the numbers and some words around them, the same in every trial so that prompts are equally long.
+        self.answer_tokens = len(self._encode(", ".join([" 8362917"] * self.requested))) + 4 * self.requested + 4
         self.trial(0)
 
     def trial(self, index: int) -> Trial:
+        """Create trial number `index`."""
         random = Random(f"{self._seed} {self.kind} {self.length} {index}")
         intro, needles, question, numbers = self._texts(random)
-        head = [*self._hay.begin, *self._encode(intro)]
+        head = [*self._hay.prefix, *self._encode(intro)]
         tail, pieces = self._encode(question), [self._encode(needle) for needle in needles]
         room = self.length - self.answer_tokens - len(head) - len(tail) - sum(map(len, pieces))
-        # The first trial is made before anything is measured; others differ from it by the tokens of some keys.
+        # The first trial is created before anything is measured; others differ from it by the tokens of some keys.
         if room < (_SHORTEST_HAY if index == 0 else 1):
             raise UserError(
-                f"{self.length} tokens are too few for the probe {self.kind}: question, needles and answer alone take "
-                f"{self.length - room}. Name longer lengths, or leave it out of --probes."
+                f"{self.length} tokens are too few for the probe {self.kind}: question, needles and answer need "
+                f"{self.length - room}. Choose longer lengths, or leave it out of --probes."
             )
-        hay, stops = self._hay.take(room, random)
+        hay, stops = self._hay.cut(room, random)
         depth = None
         if self.kind == "niah":
             depth = index % self.depths / (self.depths - 1) if self.depths > 1 else 0.5
@@ -124,7 +136,7 @@ class Needles:
         return Trial(ids, numbers, span, depth)
 
     def _texts(self, random: Random) -> tuple[str, list[str], str, tuple[str, ...]]:
-        """Introduction, needles (an asked one first), question, and the numbers asked for."""
+        """Return introduction, needles (a requested one first), question, and the requested numbers."""
         if self.kind == "passkey":
             number = str(random.randrange(10_000, 100_000))
             return _PASSKEY_INTRO, [_PASSKEY_NEEDLE.format(number=number)], _PASSKEY_QUESTION, (number,)
@@ -134,7 +146,7 @@ class Needles:
             keys = keys[:1] * PAIRS
         numbers = [str(number) for number in random.sample(range(1_000_000, 10_000_000), count)]
         needles = [_NEEDLE.format(key=key, number=number) for key, number in zip(keys, numbers)]
-        if self.asked == 1:
+        if self.requested == 1:
             return _INTRO, needles, _ONE.format(keys=keys[0]), (numbers[0],)
         names = f"{', '.join(keys[:-1])} and {keys[-1]}" if self.kind == "multi-query" else keys[0]
         return _INTRO, needles, _ALL.format(keys=names), tuple(numbers)
@@ -144,59 +156,69 @@ class Needles:
 
 
 def numbers_found(answer: str, numbers: tuple[str, ...]) -> int:
-    """How many of `numbers` are among the first len(numbers) numbers of the answer, digit for digit."""
+    """Count those of `numbers` that are among the first len(numbers) numbers of the answer, digit for digit."""
     return len(set(re.findall(r"\d+", answer)[: len(numbers)]) & set(numbers))
 
 
 class Windows(NamedTuple):
-    """Token ids of equal length. `joined`: no document was long enough, so they were cut from all documents in a row."""
+    """Token ids of equal length; `joined`: cut from all documents in a row, because no document was long enough."""
 
     rows: list[list[int]]
     joined: bool
 
 
 class Hay:
-    """Texts as tokens: `documents` apart, `tokens` in a row with `between` between two of them; `begin` (BOS) in neither."""
+    """Texts as tokens.
 
-    def __init__(self, tokenizer, texts: list[str], *, between: str = "\n\n"):
+    Attributes:
+        prefix: the tokens that begin every text (BOS, or none); not part of the others.
+        documents: the tokens of each text.
+        tokens: all of them in a row, with `between` between two texts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, between: str = "\n\n") -> None:
         def encode(text: str) -> list[int]:
             return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-        self.begin = bos_prefix(tokenizer)
+        self.prefix = bos_prefix(tokenizer)
         self.documents = [ids for ids in map(encode, texts) if ids]
         if not self.documents:
-            raise UserError("the text is empty, so there is nothing to measure on. Name a file with some pages.")
+            raise UserError("the text is empty, so nothing can be measured. Use a file with some pages.")
         self._between = encode(between)
         row = [token for ids in self.documents for token in (*ids, *self._between)]
         self.tokens = row[: len(row) - len(self._between)]
         ends = {token: _ends_sentence(tokenizer.decode([token])) for token in set(self.tokens)}
-        # Where a sentence has just ended; the text's own beginning counts.
+        # Positions right after a sentence; the beginning of the text is one of them.
         self._stops = [0, *(i + 1 for i, token in enumerate(self.tokens) if ends[token])]
-        # Only these can be where a trial's hay begins: something stands behind them.
+        # Positions where a trial's hay can begin: text follows them.
         self._starts = [stop for stop in self._stops if stop < len(self.tokens)]
 
     def repeats(self, length: int) -> bool:
-        """Whether hay of `length` tokens holds some of the text twice."""
+        """Return True if hay of `length` tokens contains some of the text twice."""
         return length > len(self.tokens)
 
     def windows(self, length: int, count: int) -> Windows | None:
-        """At most `count` windows of exactly `length` tokens (`begin` included) that do not overlap, spread evenly.
-        None where the texts have fewer tokens than one window: a repeated text would measure copying."""
-        rows = self._cut(self.documents, length)
+        """Return at most `count` evenly spaced windows of exactly `length` tokens (prefix included) that do not overlap.
+
+        None if the texts have fewer tokens than one window: a repeated text would measure copying.
+        """
+        rows = self._windows(self.documents, length)
         joined = not rows
         if joined:
-            rows = self._cut([self.tokens], length)
+            rows = self._windows([self.tokens], length)
         return Windows(evenly_spaced(rows, count), joined) if rows else None
 
-    def _cut(self, documents: list[list[int]], length: int) -> list[list[int]]:
-        step = length - len(self.begin)
+    def _windows(self, documents: list[list[int]], length: int) -> list[list[int]]:
+        step = length - len(self.prefix)
         return [
-            self.begin + ids[start : start + step] for ids in documents for start in range(0, len(ids) - step + 1, step)
+            self.prefix + ids[start : start + step]
+            for ids in documents
+            for start in range(0, len(ids) - step + 1, step)
         ]
 
-    def take(self, count: int, random) -> tuple[list[int], list[int]]:
-        """`count` tokens from a random beginning of a sentence on, going on at the text's beginning where it ends; and the
-        places in them (0 to `count`) where a sentence has just ended."""
+    def cut(self, count: int, random: Random) -> tuple[list[int], list[int]]:
+        """Return `count` tokens from the beginning of a random sentence, continued at the beginning of the text, and the
+        positions in them (0 to `count`) right after a sentence."""
         start = random.choice(self._starts)
         tokens, stops, offset = [], [], -start
         while offset < count:
@@ -208,7 +230,7 @@ class Hay:
 
 
 def place(depth: float, count: int, stops: list[int]) -> int:
-    """Where a needle at `depth` (0 to 1) of `count` tokens goes: behind the last sentence that ends before it."""
+    """Return the position of a needle at `depth` (0 to 1) of `count` tokens: after the last sentence that ends before it."""
     target = round(depth * count)
     if target == count:
         return count

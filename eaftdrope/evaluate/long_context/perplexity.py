@@ -1,18 +1,20 @@
 """Perplexity by the length of the window, and by the position inside it.
 
-A window's loss is the mean over all its tokens but the first, so a longer window has a larger share of tokens with much
-before them: a model that uses its context gets better with length, one that is lost beyond its trained length gets worse.
-A cropped model holds its perplexity too: it proves nothing about reach by itself.
+A window's loss is the mean over all its tokens except the first, so a longer window has a larger share of tokens with a
+long context: a model that uses its context gets better with length, one that fails beyond its trained length gets worse.
+A cropped model keeps its perplexity too: perplexity does not prove that a long context is used.
 
-The loss of every token of long windows, in flat memory: tokens pass through the model in chunks, over its cache.
+The loss of every token of a long window is computed in constant memory: tokens pass through the model in chunks, over its
+cache.
 
-Shapes: B windows, T tokens, V vocabulary. Logits exist for one chunk at a time, [B, chunk, V].
+Shapes: B windows, S tokens, V vocabulary. Logits exist for one chunk at a time, [B, chunk, V].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -20,27 +22,31 @@ from torch.nn import functional as F
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
 
+from ..likelihood import Progress
 from ..scores import Score, score_units
 from .needles import Hay, Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUCKETS = 16
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Sums over the parts of each window: `sums[w][b]` is (nats, tokens) of part b of window w."""
+    """Losses of the parts of each window: `sums[w][b]` is (nats, tokens) of part b of window w."""
 
     length: int
     joined: bool
     sums: tuple[tuple[tuple[float, int], ...], ...]
 
     def score(self) -> Score:
-        """Perplexity over all tokens; the standard error is over windows."""
+        """Return the perplexity over all tokens; its standard error is over windows."""
         units = [(sum(nll for nll, _ in parts), float(sum(n for _, n in parts))) for parts in self.sums]
         return score_units("perplexity", "general", f"perplexity at {self.length}", units, kind="exp", better="lower")
 
     def by_position(self) -> list[tuple[int, int, Score]]:
-        """(first position, position behind the last, perplexity of the tokens there), in order."""
+        """Return (first position, one past the last, perplexity of the tokens there) of each part, in order."""
         edges = bucket_edges(self.length)
         scores = []
         for b, (start, stop) in enumerate(pairwise(edges)):
@@ -51,31 +57,33 @@ class WindowLosses:
             )
         return scores
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
+        """Return the document that `from_json` reads."""
         return {"joined": self.joined, "sums": self.sums}
 
     @classmethod
-    def from_json(cls, length: int, result: dict) -> WindowLosses:
+    def from_json(cls, length: int, result: dict[str, Any]) -> WindowLosses:
+        """Return the losses that `as_json` wrote."""
         sums = tuple(tuple((nll, count) for nll, count in parts) for parts in result["sums"])
         return cls(length, result["joined"], sums)
 
 
 def perplexity_by_length(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     lengths: list[int],
     *,
     windows: int = 8,
     crop: int | None = None,
     batch_tokens: int = 16384,
-    progress=None,
+    progress: Progress | None = None,
 ) -> dict[int, WindowLosses]:
-    """The losses of at most `windows` windows of each length.
+    """Return the losses of at most `windows` windows of each length.
 
     Args:
-        texts: documents. Where none is as long as a window, windows are cut from all of them in a row.
-        crop: the model sees only so many tokens at once (`losses.cropped_losses`).
+        texts: documents. If no document is as long as a window, windows are cut from all of them in a row.
+        crop: number of tokens that the model sees at once (see `cropped_losses`); None: all.
         batch_tokens: tokens in the cache at once (at least one window).
         progress: called with (windows done, windows) of each length.
 
@@ -88,18 +96,24 @@ def perplexity_by_length(
         cut = hay.windows(length, windows)
         if cut is None:
             raise UserError(
-                f"the text has {len(hay.tokens)} tokens, too few for a window of {length}. Name a longer text."
+                f"the text has {len(hay.tokens)} tokens, too few for a window of {length}. Use a longer text."
             )
         measured[length] = window_losses(
-            model, cut, begin=len(hay.begin), crop=crop, batch_tokens=batch_tokens, progress=progress
+            model, cut, prefix=len(hay.prefix), crop=crop, batch_tokens=batch_tokens, progress=progress
         )
     return measured
 
 
 def window_losses(
-    model, windows: Windows, *, begin: int = 0, crop: int | None = None, batch_tokens: int = 16384, progress=None
+    model: PreTrainedModel,
+    windows: Windows,
+    *,
+    prefix: int = 0,
+    crop: int | None = None,
+    batch_tokens: int = 16384,
+    progress: Progress | None = None,
 ) -> WindowLosses:
-    """The losses of windows that are cut already; `begin` tokens of each stand at the beginning of every text."""
+    """Return the losses of windows; the first `prefix` tokens of each are those that begin every text."""
     rows, length = windows.rows, len(windows.rows[0])
     size = max(1, batch_tokens // length)
     edges = bucket_edges(length)
@@ -110,7 +124,7 @@ def window_losses(
             if crop is None or crop >= length:
                 losses = token_losses(model, ids)
             else:
-                losses = cropped_losses(model, ids, crop, begin=begin)
+                losses = cropped_losses(model, ids, crop, prefix=prefix)
             # Entry t is of token t + 1: the first token of a window has no loss.
             parts = [losses[:, max(0, a - 1) : b - 1] for a, b in pairwise(edges)]
             sums += [tuple((part[w].sum().item(), part.shape[1]) for part in parts) for w in range(len(ids))]
@@ -120,27 +134,27 @@ def window_losses(
 
 
 def bucket_edges(length: int) -> list[int]:
-    """Borders of the parts of a window, all of (nearly) the same size; the first part lacks the first token's loss."""
+    """Return the borders of the parts of a window, of (nearly) equal size; the first part lacks the first token's loss."""
     count = min(BUCKETS, length // 2)
     return [round(b * length / count) for b in range(count + 1)]
 
 
 # Positions whose logits exist at once: 512 x 152k x 4 bytes = 311 MB.
 CHUNK = 512
-# Rows of logits turned to float32 at a time.
+# Rows of logits converted to float32 at once.
 _ROWS = 256
 
 
 @torch.no_grad()
-def token_losses(model, input_ids: torch.Tensor, *, chunk: int = CHUNK) -> torch.Tensor:
-    """Cross-entropy of every token given all before it in its window.
+def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int = CHUNK) -> torch.Tensor:
+    """Return the cross-entropy of every token given all before it in its window.
 
     Args:
-        input_ids: int64 [B, T], no padding.
-        chunk: positions of a forward.
+        input_ids: int64 [B, S], no padding.
+        chunk: positions per forward.
 
     Returns:
-        float64 [B, T - 1] in nats, on the CPU: entry t is of token t + 1.
+        float64 [B, S - 1] in nats, on the CPU: entry t is of token t + 1.
     """
     cache = None
     losses = []
@@ -153,23 +167,25 @@ def token_losses(model, input_ids: torch.Tensor, *, chunk: int = CHUNK) -> torch
     return torch.cat(losses, dim=1)
 
 
-def cropped_losses(model, input_ids: torch.Tensor, crop: int, *, begin: int = 0, chunk: int = CHUNK) -> torch.Tensor:
-    """`token_losses` of a model that never sees more than `crop` tokens.
+def cropped_losses(
+    model: PreTrainedModel, input_ids: torch.Tensor, crop: int, *, prefix: int = 0, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Return the losses of a model that never sees more than `crop` tokens, as [`token_losses`] does.
 
     A window that slides by one token would cost a forward of `crop` tokens for each loss, so it slides by half of them:
-    beyond the first `crop`, every token is predicted from at least (crop - begin) / 2 and less than `crop` tokens before it.
+    beyond the first `crop`, every token is predicted from at least (crop - prefix) / 2 and fewer than `crop` tokens.
 
     Args:
-        input_ids: int64 [B, T].
-        crop: tokens that the model sees, at least `begin` + 2.
-        begin: how many tokens stand at the beginning of every text (BOS); a crop keeps them.
+        input_ids: int64 [B, S].
+        crop: tokens that the model sees, at least `prefix` + 2.
+        prefix: number of tokens that begin every text (BOS); a crop keeps them.
     """
-    assert crop >= begin + 2
+    assert crop >= prefix + 2
     losses = [token_losses(model, input_ids[:, :crop], chunk=chunk)]
-    done, stride = min(crop, input_ids.shape[1]), max(1, (crop - begin) // 2)
+    done, stride = min(crop, input_ids.shape[1]), max(1, (crop - prefix) // 2)
     while done < input_ids.shape[1]:
         stop = min(done + stride, input_ids.shape[1])
-        seen = torch.cat([input_ids[:, :begin], input_ids[:, stop - (crop - begin) : stop]], dim=1)
+        seen = torch.cat([input_ids[:, :prefix], input_ids[:, stop - (crop - prefix) : stop]], dim=1)
         losses.append(token_losses(model, seen, chunk=chunk)[:, done - stop :])
         done = stop
     return torch.cat(losses, dim=1)

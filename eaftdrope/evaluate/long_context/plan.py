@@ -1,5 +1,7 @@
-"""What `eaftdrope probe` will measure: models, arms and lengths, cell by cell, with every mistake found before a model is
-loaded. A cell is one probe of one arm of one model at one length.
+"""The plan of `eaftdrope context`: models, variants and lengths, cell by cell; every mistake is found before a model is
+loaded.
+
+A cell is one probe of one variant of one model at one length.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.drope.config import trained_length
-from eaftdrope.errors import UserError
-from eaftdrope.models import check_model_reference, load_config, load_tokenizer, resolve_model
+from eaftdrope.errors import UserError, raise_problems
+from eaftdrope.models import check_model_reference, load_config, load_tokenizer, resolve_model, short_name
 
 from ..texts import SHIPPED, read_texts, shipped_text
 from .lengths import parse_lengths
@@ -27,14 +29,19 @@ if TYPE_CHECKING:
 
 PROBES = ("perplexity", *KINDS, "attention")
 SUITES = ("ruler", "longbench")
-# What lm-eval's RULER tasks have a metric for.
+# The lengths that lm-eval's RULER tasks have a metric for.
 _RULER_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
 
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """What was asked for. `lengths` as `parse_lengths` reads them; `text` None is the novel shipped here; `device` and
-    `dtype` are what torch calls them."""
+    """The options of `eaftdrope context`.
+
+    Attributes:
+        lengths: as `parse_lengths` reads them.
+        text: a file; None for the shipped novel.
+        device, dtype: torch's names.
+    """
 
     models: tuple[str, ...]
     lengths: str = "1x,2x,4x"
@@ -55,13 +62,13 @@ class ContextOptions:
 
 @dataclass(frozen=True)
 class ContextModel:
-    """One model of the probe; `name` is what tables and figures call it."""
+    """A model to measure; `name` is its name in tables and figures."""
 
     reference: str
     name: str
     trained: int
     lengths: tuple[int, ...]
-    arms: tuple[str, ...]
+    variants: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase
     hay: Hay
     identity: str
@@ -69,22 +76,23 @@ class ContextModel:
 
 @dataclass(frozen=True)
 class ContextCell:
-    """`tokens` is how many pass through the model, at most: what the cell costs."""
+    """One probe of one variant of one model at one length; `tokens` pass through the model, at most: its cost."""
 
     model: str
-    arm: str
+    variant: str
     probe: str
     length: int
     tokens: int
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        return self.model, self.arm, self.probe, self.length
+        """What identifies the cell in the results."""
+        return self.model, self.variant, self.probe, self.length
 
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """`settings` is what decides the results, as JSON; `notes` is what their reader must know."""
+    """A checked plan; `settings` is what determines the results, as JSON, `notes` are remarks for their reader."""
 
     options: ContextOptions
     models: tuple[ContextModel, ...]
@@ -94,10 +102,10 @@ class ContextPlan:
 
 
 def make_plan(options: ContextOptions, problems: Sequence[str] = ()) -> ContextPlan:
-    """Check everything that can be checked without weights, and lay out the cells.
+    """Check everything that can be checked without weights, and list the cells.
 
     Args:
-        problems: what the caller has found wrong already; told with the rest.
+        problems: those that the caller has found; reported with the rest.
 
     Raises:
         UserError: with every problem that was found.
@@ -130,13 +138,8 @@ def make_plan(options: ContextOptions, problems: Sequence[str] = ()) -> ContextP
     return ContextPlan(options, tuple(models), cells, _settings(options, models, texts), tuple(_notes(models, options)))
 
 
-def short_name(reference: str) -> str:
-    """What a table calls a model: the last part of its reference."""
-    return reference.removeprefix("package:").rstrip("/").split("/")[-1].removesuffix(".gguf") or reference
-
-
 def fingerprint(reference: str, config: PretrainedConfig) -> str:
-    """Changes when the checkpoint behind a reference does: the hub's commit, or configuration and weight files."""
+    """Return an identifier of the checkpoint: the hub's commit, or a hash of configuration and weight files."""
     source = resolve_model(reference)
     if source.kind == "hub":
         return str(getattr(config, "_commit_hash", None))
@@ -146,14 +149,6 @@ def fingerprint(reference: str, config: PretrainedConfig) -> str:
     ]
     whole = (folder / "config.json").read_bytes() + json.dumps(weights).encode()
     return hashlib.sha256(whole).hexdigest()[:16]
-
-
-def raise_problems(problems: list[str]) -> None:
-    """Raises UserError with all problems, if there are any."""
-    if len(problems) == 1:
-        raise UserError(problems[0])
-    if problems:
-        raise UserError("\n".join([f"{len(problems)} problems:", *(f"- {problem}" for problem in problems)]))
 
 
 def _wrong_names(options: ContextOptions) -> list[str]:
@@ -169,14 +164,14 @@ def _wrong_names(options: ContextOptions) -> list[str]:
                 hint = f" Did you mean {close[0]}?" if close else ""
                 problems.append(f"{option}: {name!r} is not one of {', '.join(known)}.{hint}")
     if not options.probes and not options.suites:
-        problems.append(f"--probes is empty. Name some of {', '.join(PROBES)}, or a --suite.")
+        problems.append(f"--probes is empty. Pass some of {', '.join(PROBES)}, or a --suite.")
     return problems
 
 
 def _wrong_models(options: ContextOptions) -> list[str]:
     problems = [problem for problem in map(check_model_reference, options.models) if problem]
     if len(set(options.models)) < len(options.models):
-        problems.append("a model is named twice. Name each once; --baselines measures other rotary embeddings on it.")
+        problems.append("a model is given twice. Pass each once; --baselines measures other rotary embeddings on it.")
     try:
         parse_lengths(options.lengths, options.trained_length or 1024)
     except UserError as error:
@@ -195,26 +190,26 @@ def _missing_suites(suites: tuple[str, ...]) -> list[str]:
 
 
 def read_given_texts(file: Path | None) -> list[str]:
-    """The documents of --text, or the novel shipped here.
+    """Read the documents of --text; without a file, the shipped novel.
 
     Raises:
-        UserError: no such file, not text, or nothing in it.
+        UserError: no such file, not text, or empty.
     """
     if file is None:
         return [shipped_text()]
     if not file.is_file():
-        raise UserError(f"--text {file}: there is no such file.")
+        raise UserError(f"--text {file}: no such file.")
     try:
-        texts = read_texts(file, "the probe")
+        texts = read_texts(file, "--text")
     except UnicodeDecodeError as error:
         raise UserError(f"--text {file}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     if not any(text.strip() for text in texts):
-        raise UserError(f"--text {file}: the file is empty. Name a file with some pages of text.")
+        raise UserError(f"--text {file}: the file is empty. Use a file with some pages of text.")
     return texts
 
 
 def _wrong_for(reference: str, config: PretrainedConfig, options: ContextOptions) -> list[str]:
-    """What the configuration says against the baselines."""
+    """Return the problems of a model's configuration with the options."""
     problems = []
     try:
         variants_of(config, tuple(name for name in options.baselines if name in BASELINES))
@@ -239,16 +234,16 @@ def _planned(reference: str, config: PretrainedConfig, options: ContextOptions, 
     others = [str(length) for length in lengths if length not in _RULER_LENGTHS]
     if "ruler" in options.suites and others:
         known = ", ".join(map(str, _RULER_LENGTHS))
-        raise UserError(f"--suite ruler: lm-eval has it at {known} tokens, not at {', '.join(others)}. Name --lengths.")
+        raise UserError(f"--suite ruler: lm-eval has it at {known} tokens, not at {', '.join(others)}. Pass --lengths.")
     for kind in _kinds(options.probes):
-        # The shortest prompt must fit, and what a crop leaves of the others.
+        # The shortest prompt must fit, and the others after a crop.
         shortest = min(lengths[0], trained if "crop" in options.baselines else lengths[0])
         Needles(kind, tokenizer, hay, shortest, depths=options.depths, seed=options.seed)
     names = [short_name(other) for other in options.models]
     name = short_name(reference) if names.count(short_name(reference)) == 1 else reference
-    arms = tuple(variants_of(config, options.baselines))
+    variants = tuple(variants_of(config, options.baselines))
     identity = fingerprint(reference, config)
-    return ContextModel(reference, name, trained, tuple(lengths), arms, tokenizer, hay, identity)
+    return ContextModel(reference, name, trained, tuple(lengths), variants, tokenizer, hay, identity)
 
 
 def _kinds(probes: tuple[str, ...]) -> list[str]:
@@ -260,23 +255,25 @@ def _cells(model: ContextModel, options: ContextOptions) -> list[ContextCell]:
     cells = []
     for length in model.lengths:
         cut = model.hay.windows(length, options.windows) if "perplexity" in options.probes else None
-        for arm in model.arms:
-            seen = min(length, model.trained) if arm == "crop" else length
+        for variant in model.variants:
+            seen = min(length, model.trained) if variant == "crop" else length
             for probe in options.probes:
                 if probe == "perplexity":
-                    # A cropped window slides by half of what is seen.
+                    # A cropped window slides by half of the tokens seen.
                     cost = 0 if cut is None else len(cut.rows) * (2 * length - seen)
                 elif probe == "attention":
-                    # What a crop has cut off gets no attention: nothing to measure.
-                    cost = 0 if arm == "crop" else options.attention_trials * length
+                    # A needle that a crop cuts off gets no attention: nothing to measure.
+                    cost = 0 if variant == "crop" else options.attention_trials * length
                 else:
                     cost = options.trials * seen
                 if cost:
-                    cells.append(ContextCell(model.name, arm, probe, length, cost))
-            cells += [ContextCell(model.name, arm, suite, length, 0) for suite in options.suites if suite == "ruler"]
-    # LongBench has documents of its own lengths: it is read once, with room for the longest.
+                    cells.append(ContextCell(model.name, variant, probe, length, cost))
+            cells += [
+                ContextCell(model.name, variant, suite, length, 0) for suite in options.suites if suite == "ruler"
+            ]
+    # LongBench has documents of its own lengths: it is measured once, with room for the longest.
     if "longbench" in options.suites:
-        cells += [ContextCell(model.name, arm, "longbench", model.lengths[-1], 0) for arm in model.arms]
+        cells += [ContextCell(model.name, variant, "longbench", model.lengths[-1], 0) for variant in model.variants]
     return cells
 
 
@@ -289,7 +286,7 @@ def _settings(options: ContextOptions, models: list[ContextModel], texts: list[s
                 "checkpoint": model.identity,
                 "trained_length": model.trained,
                 "lengths": list(model.lengths),
-                "arms": list(model.arms),
+                "arms": list(model.variants),
                 "text_tokens": len(model.hay.tokens),
             }
             for model in models
@@ -318,7 +315,7 @@ def _notes(models: list[ContextModel], options: ContextOptions) -> list[str]:
         if longer and _kinds(options.probes):
             notes.append(
                 f"{model.name}: the text has {tokens:,} tokens, so the hay of {', '.join(longer)} tokens repeats it. "
-                "--text takes a longer one."
+                "Pass a longer one with --text."
             )
         if "perplexity" in options.probes:
             cut = {length: model.hay.windows(length, options.windows) for length in model.lengths}
@@ -327,12 +324,12 @@ def _notes(models: list[ContextModel], options: ContextOptions) -> list[str]:
             if missing:
                 notes.append(
                     f"{model.name}: no perplexity at {', '.join(missing)}: the text has {tokens:,} tokens, and a repeated "
-                    "text would measure copying. --text takes a longer one."
+                    "text would measure copying. Pass a longer one with --text."
                 )
             if joined and len(model.hay.documents) > 1:
                 notes.append(
                     f"{model.name}: no document has {', '.join(joined)} tokens: windows cross documents there."
                 )
-        if "rope" in options.baselines and "rope" not in model.arms:
+        if "rope" in options.baselines and "rope" not in model.variants:
             notes.append(f"{model.name}: the baseline rope is this model as it is ({AS_IS}), measured once.")
     return notes

@@ -1,22 +1,27 @@
-"""Whether a model finds the needles: greedy answers, exact match of the numbers, and how certain the share is."""
+"""Needles found: greedy answers, exact match of the numbers, and a confidence interval of the share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from eaftdrope.loaded_model import evaluating
 
 from ..generation import generate_ids
+from ..likelihood import Progress
 from .needles import Hay, Needles, Trial, numbers_found
 
-# Tokens of a prompt that go through the model at a time.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Tokens of a prompt per forward.
 _PREFILL = 2048
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """One trial: how many of the numbers asked for were found, and the answer itself."""
+    """One trial: the requested numbers, how many of them were found, and the answer."""
 
     depth: float | None
     found: int
@@ -25,6 +30,7 @@ class TrialOutcome:
 
     @property
     def right(self) -> bool:
+        """True if every number was found."""
         return self.found == self.asked
 
 
@@ -43,31 +49,33 @@ class Retrieval:
 
     @property
     def recall(self) -> float:
-        """Share of the numbers asked for that were found; where one number is asked for, the accuracy."""
+        """Share of the requested numbers that were found; the accuracy if one number is requested."""
         return sum(o.found for o in self.outcomes) / sum(o.asked for o in self.outcomes)
 
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy."""
+        """Return the 95 % Wilson interval of the accuracy."""
         return wilson(sum(outcome.right for outcome in self.outcomes), len(self.outcomes))
 
     def by_depth(self) -> dict[float, Retrieval]:
-        """The trials at each depth, in order (of `niah`; the other kinds have random places)."""
+        """Return the trials at each depth, in order (for `niah`; the other kinds have random places)."""
         depths = sorted({outcome.depth for outcome in self.outcomes if outcome.depth is not None})
         return {
             depth: Retrieval(self.kind, self.length, tuple(o for o in self.outcomes if o.depth == depth))
             for depth in depths
         }
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
+        """Return the document that `from_json` reads."""
         return {"outcomes": [asdict(outcome) for outcome in self.outcomes]}
 
     @classmethod
-    def from_json(cls, kind: str, length: int, result: dict) -> Retrieval:
+    def from_json(cls, kind: str, length: int, result: dict[str, Any]) -> Retrieval:
+        """Return the trials that `as_json` wrote."""
         return cls(kind, length, tuple(TrialOutcome(**outcome) for outcome in result["outcomes"]))
 
 
 def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (Journal of the American Statistical Association 22, 1927); z = 1.96 is 95 %."""
+    """Return Wilson's score interval of a share (J. American Statistical Association 22, 1927); z = 1.96 is 95 %."""
     share, square = hits / trials, z * z / trials
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
@@ -77,8 +85,8 @@ def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def needle_accuracy(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     length: int,
     *,
@@ -88,21 +96,21 @@ def needle_accuracy(
     seed: int = 0,
     crop: int | None = None,
     batch_tokens: int = 16384,
-    progress=None,
+    progress: Progress | None = None,
 ) -> Retrieval:
-    """Hide needles in `texts` and ask for them, `trials` times.
+    """Hide needles in `texts` and test if the model finds them, `trials` times.
 
     Args:
         length: tokens of prompt and answer together.
-        kind: one of `needles.KINDS`; `niah` has its trials spread over `depths` depths.
+        kind: one of `needles.KINDS`; the trials of `niah` are spread over `depths` depths.
         crop: the model sees only the last `crop` tokens (of prompt and answer together).
-        batch_tokens: tokens of prompts that are answered at once, and so are in the cache at once (at least one prompt).
+        batch_tokens: tokens of the prompts of a batch, which are in the cache together (at least one prompt).
         progress: called with (trials done, trials).
 
     Raises:
         UserError: `length` is too short for the kind.
     """
-    return ask(
+    return find_needles(
         model,
         tokenizer,
         Needles(kind, tokenizer, Hay(tokenizer, texts), length, depths=depths, seed=seed),
@@ -113,17 +121,17 @@ def needle_accuracy(
     )
 
 
-def ask(
-    model,
-    tokenizer,
+def find_needles(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     needles: Needles,
     trials: int,
     *,
     crop: int | None = None,
     batch_tokens: int = 16384,
-    progress=None,
+    progress: Progress | None = None,
 ) -> Retrieval:
-    """`needle_accuracy` of needles that are made already."""
+    """Return the same for existing needles; see [`needle_accuracy`]."""
     size = max(1, batch_tokens // min(needles.length, crop or needles.length))
     outcomes = []
     with evaluating(model):
@@ -147,8 +155,8 @@ def ask(
 
 
 def prompt(trial: Trial, needles: Needles, crop: int | None) -> list[int]:
-    """The tokens that the model is given: all, or the beginning and the last of them that leave room for the answer."""
+    """Return the tokens that the model gets: all, or the prefix and the last ones that leave room for the answer."""
     if crop is None or crop >= needles.length:
         return trial.ids
-    begin = needles.begin
-    return begin + trial.ids[len(trial.ids) - (crop - needles.answer_tokens - len(begin)) :]
+    prefix = needles.prefix
+    return prefix + trial.ids[len(trial.ids) - (crop - needles.answer_tokens - len(prefix)) :]

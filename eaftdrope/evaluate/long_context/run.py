@@ -1,40 +1,44 @@
 """Measuring the cells of a plan, one model after the other; each cell is stored before the next begins.
 
-RULER and LongBench through lm-eval, on the live model with whatever rotary embedding it has at the moment.
-
-lm-eval brings the tasks and downloads their data. A crop is its own `max_length`: it keeps the
-last tokens of a longer prompt.
+RULER and LongBench run through lm-eval, on the live model with the variant's rotary embedding. lm-eval has the tasks and
+downloads their data. A crop is its `max_length`: it keeps the last tokens of a longer prompt.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eaftdrope.errors import UserError
 from eaftdrope.models import load_model, resolve_model
 
+from ..likelihood import Progress
+from ..lm_eval import run_tasks
 from .attention import needle_attention
 from .needles import Needles
 from .perplexity import window_losses
 from .plan import ContextCell, ContextModel, ContextOptions, ContextPlan
 from .results import ContextResults
-from .retrieval import ask
+from .retrieval import find_needles
 from .variants import as_variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run_plan(
     plan: ContextPlan,
     results: ContextResults,
     *,
-    started: Callable[[ContextCell], Callable[[int, int], None]] | None = None,
+    started: Callable[[ContextCell], Progress] | None = None,
 ) -> None:
-    """Measure what `results` does not have yet.
+    """Measure the cells that `results` does not have yet.
 
     Args:
-        started: called before a cell; what it returns is called with (done, total) in it.
+        started: called before each cell; returns the function that is called with (done, total).
 
     Raises:
         UserError: a model cannot be loaded or measured, or the device has too little memory.
@@ -51,24 +55,33 @@ def run_plan(
                 result = measure(model, planned, cell, plan.options, progress)
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    f"out of memory at {cell.length:,} tokens ({cell.model}, {cell.arm}, {cell.probe}). What was measured "
-                    f"is kept: lower --batch-tokens ({plan.options.batch_tokens:,}) goes on, shorter --lengths begin anew."
+                    f"out of memory at {cell.length:,} tokens ({cell.model}, {cell.variant}, {cell.probe}). Cells measured "
+                    f"so far are kept: pass a lower --batch-tokens ({plan.options.batch_tokens:,}) to resume, or shorter "
+                    "--lengths to start again."
                 ) from error
             results.add(cell, result, time.perf_counter() - start)
-        # Before the next one is loaded: two may not fit.
+        # freed before the next one is loaded: two may not fit
         del model
 
 
-def measure(model, planned: ContextModel, cell: ContextCell, options: ContextOptions, progress=None) -> dict:
-    """The result of one cell, as JSON."""
-    with as_variant(model, cell.arm, cell.length, planned.trained) as crop:
+def measure(
+    model: PreTrainedModel,
+    planned: ContextModel,
+    cell: ContextCell,
+    options: ContextOptions,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return the result of one cell, as JSON."""
+    with as_variant(model, cell.variant, cell.length, planned.trained) as crop:
         if cell.probe in options.suites:
             return run_suite(cell.probe, model, planned, cell.length, crop=crop, options=options)
         if cell.probe == "perplexity":
             windows = planned.hay.windows(cell.length, options.windows)
-            begin = len(planned.hay.begin)
-            size = options.batch_tokens
-            return window_losses(model, windows, begin=begin, crop=crop, batch_tokens=size, progress=progress).as_json()
+            assert windows is not None, "a length without windows has no cell"
+            prefix, size = len(planned.hay.prefix), options.batch_tokens
+            return window_losses(
+                model, windows, prefix=prefix, crop=crop, batch_tokens=size, progress=progress
+            ).as_json()
         if cell.probe == "attention":
             # Few trials: spread them over as many depths.
             depths = min(options.depths, options.attention_trials)
@@ -77,7 +90,7 @@ def measure(model, planned: ContextModel, cell: ContextCell, options: ContextOpt
         needles = Needles(
             cell.probe, planned.tokenizer, planned.hay, cell.length, depths=options.depths, seed=options.seed
         )
-        return ask(
+        return find_needles(
             model,
             planned.tokenizer,
             needles,
@@ -91,15 +104,13 @@ def measure(model, planned: ContextModel, cell: ContextCell, options: ContextOpt
 def run_suite(
     suite: str, model, planned: ContextModel, length: int, *, crop: int | None, options: ContextOptions
 ) -> dict:
-    """{"scores": [{task, value, stderr, n}, ...]}: one score a task, its first metric.
+    """Return {"scores": [{task, value, stderr, n}, ...]}: one score per task, its first metric.
 
-    RULER makes its prompts for `length` tokens. LongBench has its own, cut to `length` in front.
+    RULER generates its prompts for `length` tokens. LongBench has its own, cut to their last `length` tokens.
 
     Raises:
-        UserError: lm-eval cannot get the suite's data or a package that it needs.
+        UserError: the suite's data or a package that it needs is not available.
     """
-    from ..lm_eval import run_tasks
-
     longest = length if crop is None else min(crop, length)
     # RULER counts its prompts' tokens with a tokenizer that it loads itself.
     metadata = {"tokenizer": resolve_model(planned.reference).path, "max_seq_lengths": [length]}
@@ -118,16 +129,16 @@ def run_suite(
         reason = " ".join(str(error).split())
         raise UserError(
             f"--suite {suite}: lm-eval cannot measure it: {reason} It downloads the suite's data, and needs "
-            f"`pip install 'lm-eval[hf,{suite}]'`. What was measured so far is kept; the same command goes on."
+            f"`pip install 'lm-eval[hf,{suite}]'`. Cells measured so far are kept; the same command resumes."
         ) from error
     return {"scores": scores_of(found, str(length) if suite == "ruler" else None)}
 
 
-def scores_of(found: dict, metric: str | None) -> list[dict]:
-    """One score a task of lm-eval's result: the metric of that name, None for the task's first."""
+def scores_of(found: dict[str, Any], metric: str | None) -> list[dict[str, Any]]:
+    """Return one score per task of lm-eval's result: the metric of that name, None for the task's first."""
     scores = []
     for task, values in found["results"].items():
-        # "metric,filter" -> value; errors are "metric_stderr,filter", the rest is words.
+        # "metric,filter" -> value; errors are "metric_stderr,filter", the rest is text.
         numbers = {name: value for name, value in values.items() if "," in name and isinstance(value, int | float)}
         names = [name for name in numbers if "_stderr," not in name and metric in (None, name.split(",")[0])]
         if not names:

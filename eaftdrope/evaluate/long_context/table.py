@@ -1,22 +1,22 @@
-"""The tables of a probe for the terminal: what it will cost, and what came out.
+"""The tables of `eaftdrope context`: its cost and its results, in the terminal and as CSV.
 
-ContextResults of a probe as rows: what the CSV holds, and what the table and the figures read.
-
-Imports nothing heavy but the probes' own result classes.
+`rows_of` turns the document into one row per number, which the CSV, the table and the figures read; a variant is called
+`arm` there.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import csv
+import io
+from typing import TYPE_CHECKING, Any
 
+from ..scores import Score
 from ..table import error_text
 from .lengths import multiple
 from .plan import PROBES, ContextPlan
 
 if TYPE_CHECKING:
     from rich.table import Table
-import csv
-import io
 
 from .attention import NeedleAttention
 from .needles import KINDS
@@ -24,34 +24,36 @@ from .perplexity import WindowLosses
 from .retrieval import Retrieval
 
 CAPTION = (
-    "Shares in % with 95 % Wilson intervals; a trial is right when every number asked for is. ± is one standard error. "
+    "Shares in % with 95 % Wilson intervals; a trial is right if every requested number is found. ± is one standard error. "
     "attention: mass within one token of the needle, mean over heads / best head."
 )
 
 
 def cost_table(plan: ContextPlan) -> Table:
-    """What the plan will measure: cells and tokens by model and length."""
+    """Return the table of a plan: cells and tokens by model and length."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title="What will be measured", title_justify="left")
     for column in ("model", "length"):
         table.add_column(column)
-    for column in ("arms", "cells", "tokens"):
+    for column in ("variants", "cells", "tokens"):
         table.add_column(column, justify="right")
     for model in plan.models:
         for length in model.lengths:
             cells = [cell for cell in plan.cells if (cell.model, cell.length) == (model.name, length)]
-            arms = ", ".join(dict.fromkeys(cell.arm for cell in cells))
+            variants = ", ".join(dict.fromkeys(cell.variant for cell in cells))
             words = f"{length:,} ({multiple(length, model.trained)})"
-            table.add_row(Text(model.name), words, arms, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}")
+            table.add_row(
+                Text(model.name), words, variants, f"{len(cells):,}", f"{sum(cell.tokens for cell in cells):,}"
+            )
     table.add_section()
     table.add_row("all", "", "", f"{len(plan.cells):,}", f"{sum(cell.tokens for cell in plan.cells):,}")
     return table
 
 
 def result_table(rows: list[dict]) -> Table:
-    """One line an arm and length; a column a probe that was measured."""
+    """Return the table of results: one line per variant and length, one column per probe that was measured."""
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +72,7 @@ def result_table(rows: list[dict]) -> Table:
 
 
 def result_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The columns' names, and lines of text; a line of one heads a model's."""
+    """Return the names of the columns and the lines; a line with one entry heads those of a model."""
     whole = [row for row in rows if row["at"] is None]
     probes = [probe for probe in PROBES if any(row["probe"] == probe for row in whole)]
     lines = []
@@ -79,17 +81,17 @@ def result_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
         if not of_model:
             continue
         lines.append([f"{name}, trained {of_model[0]['trained_length']:,}"])
-        for arm in dict.fromkeys(row["arm"] for row in of_model):
+        for variant in dict.fromkeys(row["arm"] for row in of_model):
             for length in sorted({row["length"] for row in of_model}):
-                found = [row for row in of_model if (row["arm"], row["length"]) == (arm, length)]
+                found = [row for row in of_model if (row["arm"], row["length"]) == (variant, length)]
                 shown = [_text(probe, [row for row in found if row["probe"] == probe]) for probe in probes]
                 if found:
-                    lines.append([arm, f"{length:,} ({found[0]['multiple']})", *shown])
-    return ["arm", "length", *probes], lines
+                    lines.append([variant, f"{length:,} ({found[0]['multiple']})", *shown])
+    return ["variant", "length", *probes], lines
 
 
 def suite_table(rows: list[dict]) -> Table | None:
-    """Scores of lm-eval's suites, None where none was measured."""
+    """Return the table of lm-eval's suites; None if no suite was measured."""
     from rich.table import Table
     from rich.text import Text
 
@@ -105,13 +107,13 @@ def suite_table(rows: list[dict]) -> Table | None:
 
 
 def suite_lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """The columns' names, and lines of text."""
+    """Return the names of the columns and the lines of `suite_table`."""
     lines = []
     for row in rows:
         if row["probe"] not in PROBES:
             score = f"{row['value']:.3f}{error_text(row['stderr'], 'mean')}"
             lines.append([row["model"], row["arm"], row["probe"], row["metric"], f"{row['length']:,}", score])
-    return ["model", "arm", "suite", "task", "length", "score"], lines
+    return ["model", "variant", "suite", "task", "length", "score"], lines
 
 
 def _text(probe: str, rows: list[dict]) -> str:
@@ -139,25 +141,26 @@ COLUMNS = {
     "value": "",
     "low": "95 % Wilson interval of a share",
     "high": "the same",
-    "stderr": "of a perplexity, over windows; of a suite, as lm-eval gives it",
+    "stderr": "of a perplexity, over windows; of a suite, lm-eval's",
     "n": "trials or windows",
 }
 
 
 def rows_of(document: dict) -> list[dict]:
-    """A row for every number of the document that `ContextResults` stores, with every column of `COLUMNS` (None: has none)."""
+    """Return a row per number of the document of `ContextResults`, with every column of `COLUMNS` (None: empty)."""
     trained = {model["name"]: model["trained_length"] for model in document["settings"]["models"]}
     rows = []
     for cell in document["cells"]:
-        known = {name: cell[name] for name in ("model", "arm", "probe", "length")}
-        known["trained_length"] = trained[cell["model"]]
-        known["multiple"] = multiple(cell["length"], trained[cell["model"]])
+        common = {name: cell[name] for name in ("model", "arm", "probe", "length")}
+        common["trained_length"] = trained[cell["model"]]
+        common["multiple"] = multiple(cell["length"], trained[cell["model"]])
         for numbers in _numbers(cell):
-            rows.append({column: {**known, **numbers}.get(column) for column in COLUMNS})
+            rows.append({column: {**common, **numbers}.get(column) for column in COLUMNS})
     return rows
 
 
 def csv_of(rows: list[dict]) -> str:
+    """Return rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -178,7 +181,7 @@ def _numbers(cell: dict) -> list[dict]:
 
 
 def _perplexities(losses: WindowLosses) -> list[dict]:
-    def row(score, at=None) -> dict:
+    def row(score: Score, at: str | None = None) -> dict:
         return {"metric": "perplexity", "at": at, "value": score.value, "stderr": score.stderr, "n": score.n}
 
     parts = [row(score, f"{start}-{stop}") for start, stop, score in losses.by_position()]
@@ -186,7 +189,7 @@ def _perplexities(losses: WindowLosses) -> list[dict]:
 
 
 def _shares(retrieval: Retrieval) -> list[dict]:
-    def row(part: Retrieval, at=None) -> dict:
+    def row(part: Retrieval, at: str | None = None) -> dict:
         low, high = part.interval()
         return {
             "metric": "accuracy",
@@ -204,7 +207,7 @@ def _shares(retrieval: Retrieval) -> list[dict]:
 
 
 def _masses(attention: NeedleAttention) -> list[dict]:
-    numbers = {"uniform": attention.uniform}
+    numbers: dict[str, Any] = {"uniform": attention.uniform}
     for name in ("peak", "near", "outside"):
         numbers[f"{name}, mean"] = getattr(attention.mean, name)
         numbers[f"{name}, best head"] = getattr(attention.best, name)

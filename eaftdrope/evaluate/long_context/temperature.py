@@ -1,12 +1,12 @@
-"""The softmax temperature that a length wants: beta with the least loss there, and the slope that joins the lengths.
+"""The softmax temperature for a length: the beta with the least loss there, and the slope over several lengths.
 
     beta(s) = 1 + c ln(s),  s = length / trained length        (arXiv 2512.12167, appendix C.2)
 
 For each length beta is found by a coarse grid and a golden-section search on the mean loss of held-out windows; c is the
-least-squares slope through beta = 1 at s = 1. Windows are the same for every beta, so the error of a gain is taken over the
-windows' differences. The gain is that of the best beta on the windows that chose it, and flatters it a little.
+least-squares slope through beta = 1 at s = 1. Windows are the same for every beta, so the error of a gain is computed over
+the windows' differences. The gain is measured on the windows that selected the best beta, so it is slightly optimistic.
 
-What `eaftdrope drope temperature` does, with every mistake found before the model is loaded.
+`plan_temperature` is the plan of `eaftdrope drope temperature`: every mistake is found before the model is loaded.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.drope.config import RECORD, trained_length
 from eaftdrope.drope.temperature import scaled_queries
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, raise_problems
 from eaftdrope.models import load_config, load_model, load_tokenizer
 
+from ..likelihood import Progress
 from ..scores import Score, change_stderr, verdict
 from ..texts import SHIPPED
 from .lengths import parse_lengths
-from .needles import Hay
+from .needles import Hay, Windows
 from .perplexity import window_losses
-from .plan import raise_problems, read_given_texts
+from .plan import read_given_texts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GRID = (0.9, 1.0, 1.1, 1.25, 1.45, 1.7)
-# Nobody has seen a beta outside; a search that ends here has found no minimum.
+# No published beta lies outside; a search that ends here has found no minimum.
 LOWEST, HIGHEST = 0.5, 4.0
 _TOLERANCE = 0.01
-# The grid and golden section: more where the least is far from 1.
+# Grid and golden section; more if the minimum is far from 1.
 USUAL_PASSES = 16
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -73,14 +73,21 @@ class TemperatureFit:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the best beta is better than 1 by more than two standard errors."""
+        """True if the best beta is better than 1 by more than two standard errors."""
         return verdict(self.plain, self.best) == "better"
 
 
 def fit_temperature(
-    model, tokenizer, texts: list[str], length: int, *, windows: int = 8, batch_tokens: int = 16384, progress=None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    length: int,
+    *,
+    windows: int = 8,
+    batch_tokens: int = 16384,
+    progress: Callable[[float, float], None] | None = None,
 ) -> TemperatureFit:
-    """Find the beta with the least perplexity on windows of `length` tokens; each beta tried costs a pass over them.
+    """Return the beta with the least perplexity on windows of `length` tokens; each beta tried costs a pass over them.
 
     Args:
         progress: called with (beta, perplexity) after each pass.
@@ -91,11 +98,11 @@ def fit_temperature(
     hay = Hay(tokenizer, texts)
     cut = hay.windows(length, windows)
     if cut is None:
-        raise UserError(f"the text has {len(hay.tokens)} tokens, too few for a window of {length}. Name a longer text.")
+        raise UserError(f"the text has {len(hay.tokens)} tokens, too few for a window of {length}. Use a longer text.")
 
     def measure(beta: float) -> Score:
         with scaled_queries(model, beta):
-            score = window_losses(model, cut, begin=len(hay.begin), batch_tokens=batch_tokens).score()
+            score = window_losses(model, cut, prefix=len(hay.prefix), batch_tokens=batch_tokens).score()
         if progress is not None:
             progress(beta, score.value)
         return score
@@ -104,7 +111,7 @@ def fit_temperature(
 
 
 def search(length: int, measure: Callable[[float], Score]) -> TemperatureFit:
-    """Minimise the value of `measure(beta)`: the grid, further steps where the least is at its end, golden section."""
+    """Minimise the value of `measure(beta)`: the grid, further steps if the minimum is at its end, golden section."""
     tried: dict[float, Score] = {}
 
     def value(beta: float) -> float:
@@ -123,7 +130,7 @@ def search(length: int, measure: Callable[[float], Score]) -> TemperatureFit:
 
 
 def fit_slope(betas: dict[float, float]) -> float:
-    """c of beta = 1 + c ln(s) by least squares; `betas` is s -> beta, and s = 1 says nothing about c.
+    """Return c of beta = 1 + c ln(s) by least squares; `betas` is s -> beta; entries with s = 1 do not matter.
 
     Raises:
         UserError: no s above 1.
@@ -145,10 +152,10 @@ def _neighbours(tried: dict[float, Score], beta: float) -> tuple[float, float]:
 
 
 def _golden_section(value: Callable[[float], float], low: float, high: float) -> None:
-    """Narrow [low, high], which holds a minimum, down to `_TOLERANCE`; what was tried stays in the caller's memory."""
+    """Narrow [low, high], which contains a minimum, down to `_TOLERANCE`; `value` remembers what it computed."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     while high - low > _TOLERANCE:
-        # Rounded so that what is printed is what was tried.
+        # Rounded so that printed values are the values tried.
         left, right = round(left, 4), round(right, 4)
         if value(left) <= value(right):
             high, right = right, left
@@ -160,7 +167,7 @@ def _golden_section(value: Callable[[float], float], low: float, high: float) ->
 
 @dataclass(frozen=True)
 class TemperaturePlan:
-    """`target` is the length to serve, `lengths` all that are fitted; `announced` is `max_position_embeddings`."""
+    """A checked fit; `target` is the length to serve, `lengths` are fitted, `announced` is `max_position_embeddings`."""
 
     model: str
     target: int
@@ -183,7 +190,7 @@ def plan_temperature(
     trained: int | None = None,
     problems: list[str] | None = None,
 ) -> TemperaturePlan:
-    """Check what was asked for; `problems` are what the caller has found wrong already.
+    """Check the options of `eaftdrope drope temperature`; `problems` are those that the caller has found.
 
     Raises:
         UserError: with every problem that was found.
@@ -200,8 +207,8 @@ def plan_temperature(
         folded = (getattr(config, RECORD, None) or {}).get("temperature", 1.0)
         if folded != 1.0:
             problems.append(
-                f"{model} has a temperature of {folded:g} folded in already, and a fit on top of it would be no formula of "
-                "the length. TemperatureFit on the checkpoint that it was made from."
+                f"{model} has a temperature of {folded:g} folded in already, so a further fit would not be a formula of the "
+                "length. Fit on the checkpoint that it was converted from."
             )
     except UserError as error:
         problems.append(str(error))
@@ -212,23 +219,24 @@ def plan_temperature(
     except UserError as error:
         problems.append(f"--length and --lengths: {error}")
     except ValueError:
-        problems.append(f"--length {length}: one length is baked in. Name the others in --lengths.")
+        problems.append(f"--length {length}: only one length is folded in. Pass the others with --lengths.")
     if trained and fitted and fitted[0] <= trained:
         problems.append(
-            f"{fitted[0]:,} tokens are not beyond the trained {trained:,}, where beta is 1. Name longer lengths, or correct "
-            "--trained-length."
+            f"{fitted[0]:,} tokens are not beyond the trained {trained:,}, where beta is 1. Choose longer lengths, or "
+            "correct --trained-length."
         )
     raise_problems(problems)
+    assert config is not None and trained is not None, "a missing configuration is a problem"
     tokenizer = load_tokenizer(model)
     hay = Hay(tokenizer, texts)
     cut = {length: hay.windows(length, windows) for length in fitted}
     if missing := [f"{length:,}" for length, found in cut.items() if found is None]:
         raise UserError(
-            f"the text has {len(hay.tokens):,} tokens, too few for a window of {', '.join(missing)}. Name a longer one with "
-            "--text: held-out text, that the model was not trained on."
+            f"the text has {len(hay.tokens):,} tokens, too few for a window of {', '.join(missing)}. Pass a longer one with "
+            "--text: held-out text, which the model was not trained on."
         )
     announced = getattr(config.get_text_config(), "max_position_embeddings", None) or trained
-    notes = tuple(_notes(cut, len(hay.documents)))
+    notes = tuple(_notes({length: found for length, found in cut.items() if found is not None}, len(hay.documents)))
     name = SHIPPED if text is None else text.name
     return TemperaturePlan(model, target, tuple(fitted), trained, announced, windows, name, texts, tokenizer, notes)
 
@@ -239,17 +247,21 @@ def fit_all(
     device: str,
     dtype: str,
     batch_tokens: int,
-    started: Callable[[str], Callable[[int, int], None]],
+    started: Callable[[str], Progress],
 ) -> list[TemperatureFit]:
-    """Load the model and search at each length. `started(words)` is called before one, and what it returns with
-    (passes done, about how many there will be)."""
+    """Load the model and search at each length.
 
+    Args:
+        started: called with a description before each length; returns the function that is called with (passes done,
+            estimated passes).
+    """
     model = load_model(plan.model, dtype=dtype).to(device)
     fits = []
     for length in plan.lengths:
-        step, done = started(f"fitting at {length:,} tokens"), []
+        step = started(f"fitting at {length:,} tokens")
+        done: list[float] = []
 
-        def progress(beta: float, perplexity: float, step=step, done=done) -> None:
+        def progress(beta: float, perplexity: float, step: Progress = step, done: list[float] = done) -> None:
             done.append(beta)
             step(len(done), max(len(done), USUAL_PASSES))
 
@@ -268,8 +280,7 @@ def fit_all(
 
 
 def as_document(plan: TemperaturePlan, fits: list[TemperatureFit]) -> dict:
-    """What temperature.json holds of the fits."""
-
+    """Return the content of temperature.json."""
     return {
         "schema": 1,
         "model": plan.model,
@@ -299,11 +310,11 @@ def as_document(plan: TemperaturePlan, fits: list[TemperatureFit]) -> dict:
     }
 
 
-def _notes(cut: dict, documents: int) -> list[str]:
+def _notes(cut: dict[int, Windows], documents: int) -> list[str]:
     notes = []
     joined = [f"{length:,}" for length, found in cut.items() if found.joined]
     if joined and documents > 1:
         notes.append(f"no document has {', '.join(joined)} tokens: windows cross documents there.")
     if few := [f"{length:,}" for length, found in cut.items() if len(found.rows) < 4]:
-        notes.append(f"fewer than four windows at {', '.join(few)}: what comes out is hardly certain.")
+        notes.append(f"fewer than four windows at {', '.join(few)}: the result is uncertain.")
     return notes

@@ -1,12 +1,12 @@
-"""Arms: what one checkpoint is measured as. As it is, or with another rotary embedding in stock terms on its weights.
+"""Variants of one checkpoint: as it is, or with another rotary embedding in stock terms on its weights.
 
-    as is    the model as it was loaded
-    rope     its original rotary embedding (of a converted checkpoint; otherwise that is what it is)
+    as is           the model as it was loaded
+    rope            its original rotary embedding (of a converted checkpoint; otherwise the same as "as is")
     pi, ntk, yarn   the original one, stretched to each length (factor = length / trained length)
-    crop     the original one, and the model sees only the last tokens, as many as it was trained on
+    crop            the original one, and the model sees only the last tokens, as many as it was trained on
 
 Baselines of a recalibrated checkpoint have its weights, which are no longer those that its rotary embedding was trained
-with. For a fair baseline name the original model as another model of the probe.
+with. For a fair baseline, measure the original model beside it.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 BASELINES = ("rope", "pi", "ntk", "yarn", "crop")
 AS_IS = "as is"
 _STRETCHED = ("pi", "ntk", "yarn")
-# A rotary embedding stretched beyond this is none: conversions write 1e30.
+# A rotary embedding stretched beyond this does not rotate: conversions write 1e30.
 _NO_ROTATION = 1e12
 
 
 def original_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with the rotary embedding that the weights were trained with: `config` itself, or what a
-    conversion recorded.
+    """Return the configuration with the rotary embedding that the weights were trained with: `config` itself, or the one
+    recorded by a conversion.
 
     Raises:
-        UserError: the checkpoint has no rotation, and no record of the one it had.
+        UserError: the checkpoint has no rotation and no record of its original one, or it cannot be restored in a live model.
     """
     if getattr(config, RECORD, None) is None:
         if _has_no_rotation(config):
             raise UserError(
                 "it has no rotary embedding, and its config.json does not record the one it had (`drope`), so "
-                "baselines cannot be made of it. Name the original model as another MODEL."
+                "it has no baselines. Pass the original model as another MODEL."
             )
         return config
     original = type(config).from_dict(before(config.to_dict()))
     if getattr(original, "no_rope_layers", None) != getattr(config, "no_rope_layers", None):
         raise UserError(
-            "its rotary embedding was dropped in some layers only, by the layers' own switch, which cannot be turned in a "
-            "live model. Name the original model as another MODEL."
+            "its rotary embedding was dropped in some layers only, by the layers' own switch, which cannot be changed "
+            "in a live model. Pass the original model as another MODEL."
         )
     if any(rope.get("mscale_all_dim") for rope in layer_ropes(original).values()):
         raise UserError(
-            "its original rotary embedding came with a factor on the scores that the class sets once, when it is made "
+            "its original rotary embedding had a factor on the scores that the class sets only when it is created "
             "(mscale_all_dim). Pass the original model as another MODEL."
         )
     return original
 
 
 def variants_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[str]:
-    """The arms of a model: as it is, and the baselines that differ from that.
+    """Return the variants of a model: as it is, and the baselines that differ from that.
 
     Raises:
-        UserError: a baseline cannot be made of this checkpoint; what to do is said.
+        UserError: this checkpoint cannot have a baseline; the message has the way out.
     """
     if not baselines:
         return [AS_IS]
@@ -74,11 +74,20 @@ def variants_of(config: PretrainedConfig, baselines: tuple[str, ...]) -> list[st
 
 
 @contextlib.contextmanager
-def as_variant(model, name: str, length: int, trained: int) -> Iterator[int | None]:
-    """The live model as an arm, for inputs of `length` tokens; gives how many tokens it may see (None: all).
+def as_variant(model: PreTrainedModel, name: str, length: int, trained: int) -> Iterator[int | None]:
+    """Turn the live model into a variant for the duration of the block, and yield the number of tokens it may see.
+
+    Args:
+        model: the model as it was loaded.
+        name: "as is" or one of `BASELINES`.
+        length: tokens of the inputs.
+        trained: the length that the model was trained on.
+
+    Yields:
+        The number of tokens that the model may see, None for all.
 
     Raises:
-        UserError: the arm cannot be made of this model.
+        UserError: this model cannot have the variant.
     """
     assert name in (AS_IS, *BASELINES)
     if name == AS_IS:
@@ -87,11 +96,15 @@ def as_variant(model, name: str, length: int, trained: int) -> Iterator[int | No
     method = name if name in _STRETCHED else "rope"
     factor = max(1.0, length / trained) if name in _STRETCHED else 1.0
     changed = with_rope(original_config(model.config), method, factor, trained)
-    # a temperature that was folded in is no part of the original: YaRN's comes back with its rotary embedding
+    # a temperature that was folded in is not part of the original; YaRN's comes back with its rotary embedding
     folded = (getattr(model.config, RECORD, None) or {}).get("temperature", 1.0)
     scores = scaled_queries(model, 1.0 / folded) if folded != 1.0 else contextlib.nullcontext()
     with swapped_rope(model, changed), scores:
         yield trained if name == "crop" else None
+
+
+as_arm = as_variant
+"""The former name of [`as_variant`]."""
 
 
 def _has_no_rotation(config: PretrainedConfig) -> bool:

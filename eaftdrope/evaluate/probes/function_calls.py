@@ -1,20 +1,20 @@
-"""Function calls by generation: held-out prompts are answered greedily, and the calls compared with those asked for.
+"""Function calls by generation: held-out prompts are answered greedily, and the calls compared with the expected ones.
 
 Scores: the share of rows whose calls are all exact (names and arguments, in any order), and the share with the right
 functions whatever the arguments.
 
-Are these function calls the ones that were asked for? Same rules as the checker of the Berkeley leaderboard (BFCL):
+The rules are those of the checker of the Berkeley leaderboard (BFCL):
 
 - calls may come in any order, none too many, none too few; names are compared exactly;
 - an argument must equal one of its accepted values; "" among them means that it may be left out;
-- strings are compared in lower case without blanks and , . / - _ * ^, and with ' read as ";
-- 5 equals 5.0, but a boolean never equals a number; lists keep their order; a dict has a list of accepted values a key.
+- strings are compared in lower case without spaces and , . / - _ * ^, and with ' read as ";
+- 5 equals 5.0, but a boolean never equals a number; lists keep their order; a dict has a list of accepted values per key.
 
-Looser than BFCL's, because the functions' schemas are not looked at: types come from the values (BFCL refuses 5.0 for an
-integer), and whether an argument may be left out is said by its accepted values alone. An argument with no accepted value at
-all must be left out (BFCL accepts no answer to its two rows that have one).
+They are looser than BFCL's because the functions' schemas are not used: types come from the values (BFCL refuses 5.0 for an
+integer), and only the accepted values decide if an argument may be left out. An argument with no accepted value at all must
+be left out (BFCL accepts no answer to its two rows that have one).
 
-This matcher is used whether or not bfcl-eval is installed, so that a score does not depend on what else is: bfcl-eval pins an
+This matcher is used even if bfcl-eval is installed, so that a score does not depend on the environment: bfcl-eval pins an
 old numpy, and its checker cannot be imported without the clients of every vendor. The tests compare the two on BFCL's own
 examples, right answers and spoilt ones: of 34,694 verdicts 60 differ, in 22 of 2,327 rows. In 20 of these BFCL refuses
 its own reference, whose accepted values contradict the schema; the others are its greedy pairing of calls, and upper case
@@ -26,17 +26,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eaftdrope.errors import DataError
+from eaftdrope.data import Example, parse_tool_calls, render_prompt
+from eaftdrope.errors import DataError, UserError
 
 from ..generation import generate
 from ..scores import Score, score_units
+from ..texts import evenly_spaced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..likelihood import Progress
+    from .base import HeldOut
+
+Accepted = dict[str, dict[str, list[Any]]]
+"""One required call: {function: {argument: [accepted value, ...]}}, the form of BFCL's `ground_truth`."""
 
 
 @dataclass(frozen=True)
 class CallTask:
-    """The turns before the answer, the tools on offer, and the calls that are right (any order)."""
+    """The turns before the answer, the tools on offer, and the expected calls (in any order)."""
 
     messages: list[dict]
     tools: list[dict] | None
@@ -45,21 +56,39 @@ class CallTask:
 
 @dataclass(frozen=True)
 class FunctionCallsProbe:
+    """Shares of `tasks` with exact calls and with the right functions."""
+
     tasks: list[CallTask]
-    max_new_tokens: int = 96
+    max_new_tokens: int
     group: str = "target"
     name: str = "function_calls"
 
-    def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
-        from eaftdrope.data import parse_tool_calls, render_prompt
+    @classmethod
+    def from_options(cls, options: dict[str, Any], held_out: HeldOut, *, name: str, group: str) -> FunctionCallsProbe:
+        """Build the probe; options: `limit` and `max_new_tokens`. It uses the held-out rows whose answer has calls."""
+        tasks = [_call_task(example) for example in held_out.examples or [] if _has_calls(example)]
+        if not tasks:
+            raise UserError(
+                f"the probe {name} needs held-out rows whose last answer calls a function (`tool_calls`), and none were "
+                "found. Set `data.held_out` to such rows, or leave the probe out."
+            )
+        return cls(evenly_spaced(tasks, options["limit"]), options["max_new_tokens"], group)
 
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int = 2048,
+        progress: Progress | None = None,
+    ) -> list[Score]:
         prompts = [render_prompt(task.messages, task.tools, tokenizer) for task in self.tasks]
         answers = generate(
             model,
             tokenizer,
             prompts,
             max_new_tokens=self.max_new_tokens,
-            # Generation keeps the logits of one position a row, so it can hold more tokens than a likelihood.
+            # Generation keeps the logits of one position per row, so more tokens fit than in a likelihood.
             batch_tokens=4 * batch_tokens,
             progress=progress,
         )
@@ -72,17 +101,30 @@ class FunctionCallsProbe:
         ]
 
 
-# One required call: {function: {argument: [accepted value, ...]}}, the form of BFCL's `ground_truth`.
-Accepted = dict[str, dict[str, list[Any]]]
+def _has_calls(example: Example) -> bool:
+    answers = [message for message in example.messages or [] if message["role"] == "assistant"]
+    return bool(answers) and bool(answers[-1].get("tool_calls"))
+
+
+def _call_task(example: Example) -> CallTask:
+    accepted = accepted_calls(example.expected_calls)
+    if example.ground_truth is not None:
+        accepted = example.ground_truth
+        check_accepted(accepted, example.origin)
+    return CallTask(example.prompt_messages, example.tools, accepted)
 
 
 def accepted_calls(calls: list[dict]) -> list[Accepted]:
-    """Turn reference calls `{"name", "arguments"}` into the accepted form, each argument as the reference has it."""
+    """Return reference calls `{"name", "arguments"}` in the accepted form, with the reference's value for each argument."""
     return [{call["name"]: {key: [_accepted(value)] for key, value in call["arguments"].items()}} for call in calls]
 
 
 def check_accepted(accepted: Any, origin: str) -> None:
-    """Raise DataError unless `accepted` is a list of {function: {argument: [accepted value, ...]}}."""
+    """Check that `accepted` is a list of {function: {argument: [accepted value, ...]}}.
+
+    Raises:
+        DataError: it is not.
+    """
     well_formed = isinstance(accepted, list) and all(
         isinstance(call, dict)
         and len(call) == 1
@@ -93,12 +135,12 @@ def check_accepted(accepted: Any, origin: str) -> None:
     if not well_formed:
         raise DataError(
             f"{origin}: `ground_truth` is not a list of {{function: {{argument: [accepted value, ...]}}}}, one function"
-            " each. Correct it, or remove it: the calls of the answer itself are then what is right."
+            " each. Correct it, or remove it: the calls of the answer are then the expected ones."
         )
 
 
 def calls_match(calls: list[dict] | None, accepted: list[Accepted]) -> bool:
-    """Whether `calls` ({"name", "arguments"} each) satisfy the accepted calls one to one, in any order."""
+    """Return True if `calls` ({"name", "arguments"} each) satisfy the accepted calls one to one, in any order."""
     if calls is None or len(calls) != len(accepted):
         return False
     if not accepted:
@@ -110,7 +152,7 @@ def calls_match(calls: list[dict] | None, accepted: list[Accepted]) -> bool:
 
 
 def functions_match(calls: list[dict] | None, accepted: list[Accepted]) -> bool:
-    """Whether the right functions are called, each as often as asked, whatever the arguments."""
+    """Return True if the right functions are called, each as often as expected, whatever the arguments."""
     names = Counter(name for call in accepted for name in call)
     return calls is not None and Counter(call["name"] for call in calls) == names
 

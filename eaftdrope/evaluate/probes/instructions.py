@@ -1,14 +1,12 @@
-"""Instructions whose keeping a program can verify (after IFEval, Zhou et al., arXiv 2311.07911): short prompts that ask for a
-form (so many words, bullets, lower case, JSON, ...), answered greedily.
+"""Instructions whose fulfilment a program can verify (after IFEval, Zhou et al., arXiv 2311.07911): short prompts that ask
+for a form (so many words, bullets, lower case, JSON, ...), answered greedily.
 
-Scores: the share of prompts with every constraint kept, and the share of all constraints that are kept. The prompts are our
-own and few, so the scores are not IFEval's.
+Scores: the share of prompts with every constraint met, and the share of all constraints met. The prompts are our own and
+few, so the scores are not IFEval's.
 
-What an instruction asks of the form of an answer, and whether the answer keeps it: one small function a kind.
-
-Each takes the answer and the values that its instruction names. None of them judges what the answer says, so that nobody
-has to. A word is what stands between blanks; sentences end in . ! or ? before a blank or the end; paragraphs have an empty
-line between them; a bullet is a line that begins with -, * or •.
+Each constraint is one small function of the answer and the values in its instruction; it checks the form, never the
+content. A word is what stands between white space; sentences end in . ! or ? before white space or the end; paragraphs have
+an empty line between them; a bullet is a line that begins with -, * or •.
 """
 
 from __future__ import annotations
@@ -18,35 +16,56 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..scores import Score, score_units
 from ..texts import asset, evenly_spaced, json_lines
 from .answers import answer, final_part, question
 
-SHIPPED = "instructions.jsonl"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..likelihood import Progress
+    from .base import HeldOut
+
+_SHIPPED = "instructions.jsonl"
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`checks`: the name of one of `CHECKS` and the values it takes."""
+    """A prompt with its constraints: the name of one of `CHECKS` and its values, each."""
 
     prompt: str
     checks: tuple[tuple[str, tuple[Any, ...]], ...]
 
     def kept(self, text: str) -> list[bool]:
+        """Return for each constraint if an answer meets it."""
         text = final_part(text).strip()
         return [CHECKS[name](text, *values) for name, values in self.checks]
 
 
 @dataclass(frozen=True)
 class InstructionsProbe:
+    """Shares of `instructions` and of their constraints that the model's answers meet."""
+
     instructions: list[Instruction]
-    max_new_tokens: int = 160
+    max_new_tokens: int
     group: str = "general"
     name: str = "instructions"
 
-    def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
+    @classmethod
+    def from_options(cls, options: dict[str, Any], held_out: HeldOut, *, name: str, group: str) -> InstructionsProbe:
+        """Build the probe; options: `limit` and `max_new_tokens`."""
+        return cls(shipped_instructions(options["limit"]), options["max_new_tokens"], group)
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int = 2048,
+        progress: Progress | None = None,
+    ) -> list[Score]:
         answers = answer(
             model,
             tokenizer,
@@ -65,8 +84,8 @@ class InstructionsProbe:
 
 
 def shipped_instructions(limit: int | None) -> list[Instruction]:
-    """At most `limit` of the instructions that come with us."""
-    rows = [row for _, row in json_lines(asset(SHIPPED), Path(SHIPPED))]
+    """Return at most `limit` of the instructions that eaftdrope ships (None: all)."""
+    rows = [row for _, row in json_lines(asset(_SHIPPED), Path(_SHIPPED))]
     return [
         Instruction(row["prompt"], tuple((name, tuple(values)) for name, *values in row["checks"]))
         for row in evenly_spaced(rows, limit)
@@ -91,7 +110,7 @@ def paragraphs(text: str, count: int) -> bool:
 
 
 def lines(text: str, count: int) -> bool:
-    """Lines that are not empty."""
+    """Check the number of lines that are not empty."""
     return len([line for line in text.splitlines() if line.strip()]) == count
 
 
@@ -100,7 +119,7 @@ def bullets(text: str, count: int) -> bool:
 
 
 def numbered(text: str, count: int) -> bool:
-    """A list numbered 1, 2, ... `count`."""
+    """Check for a list numbered 1, 2, ... `count`."""
     found = re.findall(r"^\s*(\d+)[.)]\s+\S", text, re.MULTILINE)
     return found == [str(number) for number in range(1, count + 1)]
 
@@ -114,7 +133,7 @@ def upper_case(text: str) -> bool:
 
 
 def contains(text: str, word: str) -> bool:
-    """As a word of its own, in any case."""
+    """Check for a whole word, in any case."""
     return _times(text, word) > 0
 
 
@@ -139,31 +158,31 @@ def ends_with(text: str, end: str) -> bool:
 
 
 def quoted(text: str) -> bool:
-    """The whole answer in double quotation marks."""
+    """Check that the whole answer is in double quotation marks."""
     inner = text.strip()
     return len(inner) > 2 and inner[0] in '"“' and inner[-1] in '"”'
 
 
 def json_keys(text: str, keys: list[str]) -> bool:
-    """One JSON object with just these keys; it may stand in a fenced block."""
+    """Check for one JSON object with exactly these keys, with or without a fenced block around it."""
     found = _read_json(text)
     return isinstance(found, dict) and sorted(found) == sorted(keys)
 
 
 def json_list(text: str, count: int) -> bool:
-    """One JSON list of `count` entries; it may stand in a fenced block."""
+    """Check for one JSON list of `count` entries, with or without a fenced block around it."""
     found = _read_json(text)
     return isinstance(found, list) and len(found) == count
 
 
 def separated(text: str, by: str, count: int) -> bool:
-    """`count` parts that are not empty, with `by` between them."""
+    """Check for `count` parts that are not empty, with `by` between them."""
     parts = [part.strip() for part in text.strip().split(by)]
     return len(parts) == count and all(parts)
 
 
 def title(text: str) -> bool:
-    """A title in double angle brackets, such as <<my title>>."""
+    """Check for a title in double angle brackets, such as <<my title>>."""
     return re.search(r"<<[^<>\n]*\S[^<>\n]*>>", text) is not None
 
 
@@ -199,7 +218,7 @@ def _times(text: str, word: str) -> int:
 
 
 def _read_json(text: str) -> object:
-    """The value, None where the text is not (all of) one."""
+    """Return the JSON value that the whole text is, None if it is not JSON."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         return json.loads(fenced[1] if fenced else text)

@@ -9,15 +9,27 @@ as lm-eval's `acc` and `acc_norm`. The prompt is "Question: ...\\nAnswer:", the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eaftdrope.errors import DataError
 
 from ..likelihood import IGNORED, TokenRow, bos_prefix, rows_nll
 from ..scores import Score, score_units
-from ..texts import evenly_spaced
+from ..texts import asset, evenly_spaced, json_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..likelihood import Progress
+    from .base import HeldOut
+
+_SHIPPED = "general_questions.jsonl"
 
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is the index of the right choice."""
+    """A question with its choices; `answer` is the index of the right one."""
 
     question: str
     choices: tuple[str, ...]
@@ -26,11 +38,25 @@ class Question:
 
 @dataclass(frozen=True)
 class MultipleChoiceProbe:
+    """Accuracy on `questions`, normalised by length and plain."""
+
     questions: list[Question]
     group: str = "general"
     name: str = "multiple_choice"
 
-    def run(self, model, tokenizer, *, batch_tokens: int = 2048, progress=None) -> list[Score]:
+    @classmethod
+    def from_options(cls, options: dict[str, Any], held_out: HeldOut, *, name: str, group: str) -> MultipleChoiceProbe:
+        """Build the probe; options: `file` (JSONL of question, choices, answer; None: the shipped one) and `limit`."""
+        return cls(evenly_spaced(_read_questions(options["file"]), options["limit"]), group)
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_tokens: int = 2048,
+        progress: Progress | None = None,
+    ) -> list[Score]:
         rows = [choice_row(tokenizer, q.question, choice) for q in self.questions for choice in q.choices]
         nll = iter(rows_nll(model, rows, batch_tokens=batch_tokens, progress=progress))
         plain, normalised = [], []
@@ -45,14 +71,34 @@ class MultipleChoiceProbe:
         ]
 
     def subset(self, limit: int) -> MultipleChoiceProbe:
-        """The same probe on at most `limit` of its questions."""
         return replace(self, questions=evenly_spaced(self.questions, limit))
 
 
-def choice_row(tokenizer, question: str, choice: str) -> TokenRow:
-    """The tokens of prompt and choice, labelled on the choice. Tokenised as one text, so that words stay whole."""
+def choice_row(tokenizer: PreTrainedTokenizerBase, question: str, choice: str) -> TokenRow:
+    """Return the tokens of prompt and choice, labelled on the choice; tokenised as one text, so that words stay whole."""
     prompt = f"Question: {question}\nAnswer:"
-    begin = bos_prefix(tokenizer)
-    ids = begin + tokenizer(f"{prompt} {choice}", add_special_tokens=False).input_ids
-    start = len(begin) + len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    prefix = bos_prefix(tokenizer)
+    ids = prefix + tokenizer(f"{prompt} {choice}", add_special_tokens=False).input_ids
+    start = len(prefix) + len(tokenizer(prompt, add_special_tokens=False).input_ids)
     return TokenRow(ids, [IGNORED] * start + ids[start:])
+
+
+def _read_questions(file: str | None) -> list[Question]:
+    path = Path(_SHIPPED if file is None else file)
+    text = asset(_SHIPPED) if file is None else path.read_text(encoding="utf-8")
+    questions = [_question(row, place) for place, row in json_lines(text, path)]
+    if not questions:
+        raise DataError(f"{path}: no questions. A line is {{question, choices, answer}}.")
+    return questions
+
+
+def _question(row: dict, place: str) -> Question:
+    match row:
+        case {"question": str(question), "choices": [_, _, *_] as choices, "answer": int(answer)} if all(
+            isinstance(choice, str) and choice for choice in choices
+        ) and 0 <= answer < len(choices):
+            return Question(question, tuple(choices), answer)
+    raise DataError(
+        f"{place}: not a question. Expected `question` (text), `choices` (two or more texts) and `answer` "
+        "(the index of the right choice, from 0)."
+    )

@@ -1,6 +1,6 @@
-"""What `eaftdrope eval --suite` measures: four suites of named parts, each a probe with its options and its data.
+"""The suites of `eaftdrope eval --suite`: named parts, each a probe with its options and its data.
 
-| part                     | probe           | data, where none is named (`--data PART=FILE`)                   |
+| part                     | probe           | data, unless set with `--data PART=FILE`                         |
 |--------------------------|-----------------|------------------------------------------------------------------|
 | general: perplexity      | perplexity      | the opening of a novel, shipped                                  |
 |          multiple_choice | multiple_choice | questions, shipped                                               |
@@ -11,7 +11,7 @@
 | math:    gsm8k           | numeric_answers | openai/gsm8k, test                                               |
 | tool_use: calls          | function_calls  | package:bfcl, test                                               |
 
-`medical:pubmedqa` is that part alone, `lm-eval:mmlu` a task of lm-eval; names after it are lm-eval's too, up to the next
+`medical:pubmedqa` is only that part, `lm-eval:mmlu` a task of lm-eval; names after it are lm-eval's too, up to the next
 suite. The suites are for following a model, not for a leaderboard: few rows, one prompt, greedy answers.
 """
 
@@ -28,19 +28,27 @@ from eaftdrope.data import Row, Source, check_source, iter_examples, iter_rows
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.files import usable_path
 
-from ..probes.build import Probe, build_probes
+from ..probes.base import Probe
+from ..probes.build import build_probes
 from ..probes.multiple_choice import MultipleChoiceProbe, Question
 from ..texts import evenly_spaced
 
 LM_EVAL = "lm-eval"
-# In the order in which the files of a folder are preferred where several have a part's name.
+# Preferred in this order if several files of a folder have a part's name.
 _SPLITS = ("test", "validation", "valid", "dev", "eval")
 
 
 @dataclass(frozen=True)
 class Part:
-    """`source` is read where no file is named; `option` is the probe's own option for a file, where it has one; `rows` says
-    what a file must hold."""
+    """A part of a suite.
+
+    Attributes:
+        name, group: the part's; the group is that of the probe.
+        probe, options: a probe of `PROBES` with all of its options, which are the suite's own.
+        rows: what a file for the part must contain, for messages; "" if the part takes no file.
+        source: the data that is read without a file.
+        option: the probe's own option for a file, if it has one.
+    """
 
     name: str
     probe: str
@@ -53,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Selection:
-    """What --suite asks for: the parts of each suite, in order, and the tasks of lm-eval."""
+    """The content of --suite: the parts of each suite, in order, and the tasks of lm-eval."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
@@ -62,25 +70,39 @@ class Selection:
 _CHAT = "rows with messages, or with question and answer"
 SUITES = {
     "general": (
-        Part("perplexity", "perplexity", "general", {"max_tokens": 8192}, "text, or JSONL with text", option="files"),
+        Part(
+            "perplexity",
+            "perplexity",
+            "general",
+            {"files": None, "max_tokens": 8192},
+            "text, or JSONL with text",
+            option="files",
+        ),
         Part(
             "multiple_choice",
             "multiple_choice",
             "general",
-            {"limit": None},
+            {"file": None, "limit": None},
             "JSONL with question, choices and answer (an index)",
             option="file",
         ),
-        Part("instructions", "instructions", "general", {"limit": None}),
-        Part("agreement", "agreement", "general", {}, "JSONL with prompt or messages", option="file"),
+        Part("instructions", "instructions", "general", {"limit": None, "max_new_tokens": 160}),
+        Part(
+            "agreement",
+            "agreement",
+            "general",
+            {"file": None, "limit": None, "max_tokens": 1024, "max_new_tokens": 32},
+            "JSONL with prompt or messages",
+            option="file",
+        ),
     ),
     "medical": (
         Part(
             "pubmedqa",
             "yes_no_maybe",
             "target",
-            {"limit": 100, "max_new_tokens": 16},
-            "rows as PubMedQA's, or with messages whose last begins with yes, no or maybe",
+            {"file": None, "limit": 100, "max_new_tokens": 16},
+            "rows in PubMedQA's form, or with messages whose last one begins with yes, no or maybe",
             Source("qiaojin/PubMedQA", name="pqa_labeled"),
         ),
         Part(
@@ -97,7 +119,7 @@ SUITES = {
             "gsm8k",
             "numeric_answers",
             "target",
-            {"limit": 100, "max_new_tokens": 256},
+            {"file": None, "limit": 100, "max_new_tokens": 256},
             f"{_CHAT} that ends with a number",
             Source("openai/gsm8k", split="test", name="main"),
         ),
@@ -117,10 +139,10 @@ _WITH_FILE = {part.name: part for parts in SUITES.values() for part in parts if 
 
 
 def parse_suites(text: str) -> Selection:
-    """`general,medical:pubmedqa,lm-eval:mmlu,ifeval` -> what is wanted.
+    """Parse `general,medical:pubmedqa,lm-eval:mmlu,ifeval`.
 
     Raises:
-        UserError: a name that is none of a suite, a part or a task of lm-eval.
+        UserError: a name that is not a suite, a part or a task of lm-eval, or an empty list.
     """
     wanted, after_lm_eval = Selection(), False
     for name in filter(None, (word.strip() for word in text.split(","))):
@@ -128,14 +150,14 @@ def parse_suites(text: str) -> Selection:
         if suite == LM_EVAL or (after_lm_eval and suite not in SUITES):
             task = part if suite == LM_EVAL else name
             if not task:
-                raise UserError(f"--suite {name}: no task after lm-eval:. Name some, such as lm-eval:mmlu,ifeval.")
+                raise UserError(f"--suite {name}: no task after lm-eval:. Add some, such as lm-eval:mmlu,ifeval.")
             after_lm_eval = True
             if task not in wanted.tasks:
                 wanted.tasks.append(task)
             continue
         after_lm_eval = False
         if suite not in SUITES:
-            raise UserError(f"--suite {name}: no such suite.{_nearest(suite, [*SUITES, LM_EVAL])} {_ways()}")
+            raise UserError(f"--suite {name}: no such suite.{_nearest(suite, [*SUITES, LM_EVAL])} {_choices()}")
         names = [found.name for found in SUITES[suite]]
         if part and part not in names:
             raise UserError(
@@ -145,18 +167,18 @@ def parse_suites(text: str) -> Selection:
         taken = [part] if part else names
         chosen += [found for found in SUITES[suite] if found.name in taken and found not in chosen]
     if not wanted.parts and not wanted.tasks:
-        raise UserError(f"--suite is empty. {_ways()}")
+        raise UserError(f"--suite is empty. {_choices()}")
     return wanted
 
 
 def find_data(given: Iterable[str], wanted: Selection) -> dict[str, Path]:
-    """The files named with --data, by the names of the parts they are for.
+    """Return the files of --data, by the names of their parts.
 
-    `PART=FILE` is for that part; a file alone for the part whose name is in its own; in a folder such files are looked for,
-    and where several have the name, the one that also has "test" (or validation, dev, eval) is taken.
+    `PART=FILE` is for that part; `FILE` for the part whose name its own name contains; in a folder, such files are found
+    automatically: of several, the one that also has "test" (or validation, dev, eval) in its name is used.
 
     Raises:
-        UserError: no such file, or none of the parts can be told by its name.
+        UserError: no such file, or its name contains the name of no part.
     """
     parts = [part for chosen in wanted.parts.values() for part in chosen if part.rows]
     found: dict[str, Path] = {}
@@ -180,23 +202,22 @@ def find_data(given: Iterable[str], wanted: Selection) -> dict[str, Path]:
         found[names[0]] = file
     if unused := [name for name in found if name not in {part.name for part in parts}]:
         suite = next(suite for suite, chosen in SUITES.items() if any(part.name == unused[0] for part in chosen))
-        raise UserError(
-            f"--data: {unused[0]} is not among what --suite names. Add {suite}:{unused[0]}, or leave it out."
-        )
+        raise UserError(f"--data: {unused[0]} is not part of --suite. Add {suite}:{unused[0]}, or leave the file out.")
     return found
 
 
 def build_part(suite: str, part: Part, file: Path | None, limit: int | None) -> Probe:
-    """The probe of a part, its rows read from `file` or from where they are by default.
+    """Build the probe of a part; its rows are read from `file`, or from the part's own source.
 
     Raises:
-        UserError: the data cannot be had, or have no row that the probe can use; what to do is said.
+        UserError: the data is not available, or has no row that the probe can use; the message has the way out.
     """
     options = dict(part.options)
-    if limit is not None and "max_tokens" not in options:
+    if limit is not None and "limit" in options:
         options["limit"] = limit
     if part.source is None:
         if file is not None:
+            assert part.option is not None, "only parts with an option take a file"
             options[part.option] = [str(file)] if part.option == "files" else str(file)
         (probe,) = build_probes([(part.probe, part.group, options)])
         return probe
@@ -211,15 +232,15 @@ def build_part(suite: str, part: Part, file: Path | None, limit: int | None) -> 
         return probe
     except UserError as error:
         others = [other.name for other in SUITES[suite] if other is not part]
-        without = f", or take only --suite {','.join(f'{suite}:{name}' for name in others)}" if others else ""
+        without = f", or pass only --suite {','.join(f'{suite}:{name}' for name in others)}" if others else ""
         raise UserError(
-            f"{suite}:{part.name} cannot be measured: {error}\n  Name a file with --data {part.name}=FILE "
+            f"{suite}:{part.name} cannot be measured: {error}\n  Pass a file with --data {part.name}=FILE "
             f"({part.rows}){without}."
         ) from error
 
 
 def _question(row: Row) -> Question:
-    """A row of a set of questions, as it is published: choices in a list or by letter, the answer as index or letter."""
+    """Return a row of a published set of questions: choices in a list or by letter, the answer as index or letter."""
     if row.error is not None:
         raise DataError(f"{row.origin}: {row.error}")
     data = row.data
@@ -232,25 +253,25 @@ def _question(row: Row) -> Question:
     match data.get("question"), choices, answer:
         case str(question), [str(), str(), *_], int(index) if 0 <= index < len(choices) and all(choices):
             return Question(question, tuple(choices), index)
-    raise DataError(f"{row.origin}: not a question with choices, of which the answer names one.")
+    raise DataError(f"{row.origin}: not a question with choices and the index or letter of the right one.")
 
 
 def _existing(file: Path, word: str) -> Path:
     file = usable_path(file)
     if not file.is_file():
-        raise UserError(f"--data {word}: there is no such file.")
+        raise UserError(f"--data {word}: no such file.")
     return file
 
 
 def _named_after(name: str, files: list[Path], word: str) -> Path | None:
-    """The file of a folder that has the name in its own."""
+    """Return the file of a folder whose name contains `name`; None if there is no such file."""
     matches = [file for file in files if _has_name(name, file)]
     for split in _SPLITS:
         of_split = [file for file in matches if _has_name(split, file)]
         matches = of_split or matches
     if len(matches) > 1:
         names = ", ".join(file.name for file in matches)
-        raise UserError(f"--data {word}: several files are named {name}: {names}. Name one: --data {name}=FILE.")
+        raise UserError(f"--data {word}: several files are named {name}: {names}. Choose one: --data {name}=FILE.")
     return matches[0] if matches else None
 
 
@@ -263,7 +284,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _ways() -> str:
+def _choices() -> str:
     return (
         f"Suites: {', '.join(SUITES)}; one part of them, such as general:perplexity; tasks of lm-eval as lm-eval:TASK."
     )

@@ -1,4 +1,4 @@
-"""What `eaftdrope eval` will measure: models and the steps of each, with every mistake found before a model is loaded."""
+"""The plan of `eaftdrope eval`: models and the steps of each; every mistake is found before a model is loaded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, raise_problems
+from eaftdrope.models import short_name
 
 from .. import lm_eval as harness
-from ..long_context.plan import raise_problems, short_name
 from ..probes.agreement import AgreementProbe
 from ..probes.answers import prompt_ids
 from ..scores import Score
@@ -20,15 +20,21 @@ from .subject import Subject, find_subject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..probes.build import Probe
+    from ..probes.base import Probe
 
 RecipeProbes = Callable[["PreTrainedTokenizerBase"], "list[Probe]"]
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What was asked for. `suite` and `data` as suites.py reads them; `recipe` is the name of the recipe whose probes are
-    measured too; `device` and `dtype` are what torch calls them."""
+    """The options of `eaftdrope eval`.
+
+    Attributes:
+        suite, data: as `parse_suites` and `find_data` read them.
+        recipe: name of a recipe whose probes are measured too.
+        base: the model that agreement compares with; the first of several models if not set.
+        device, dtype: torch's names.
+    """
 
     models: tuple[str, ...]
     suite: str | None = "general"
@@ -44,14 +50,16 @@ class EvaluationOptions:
 
     @property
     def setting(self) -> str:
-        """What the numbers are computed in."""
+        """The device type and dtype of the computation."""
         return f"{self.device.split(':')[0]} {self.dtype}"
 
 
 @dataclass(frozen=True)
 class EvaluationStep:
-    """One probe of a model, or one task of lm-eval (then `probe` is None). `suffix` tells its scores from those that the same
-    probe has elsewhere."""
+    """One probe of a model, or one task of lm-eval (then `probe` is None).
+
+    `suffix` distinguishes its scores from those of the same probe in another suite.
+    """
 
     suite: str
     name: str
@@ -59,6 +67,7 @@ class EvaluationStep:
     suffix: str = ""
 
     def named(self, score: Score) -> Score:
+        """Return a score with the suffix in its metric."""
         return replace(score, metric=f"{score.metric} ({self.suffix})") if self.suffix else score
 
     def __str__(self) -> str:
@@ -67,7 +76,7 @@ class EvaluationStep:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model with its steps; `name` is what tables call it."""
+    """A model with its steps; `name` is its name in tables."""
 
     subject: Subject
     name: str
@@ -77,8 +86,14 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """`base` is what agreement compares with: one of the models or another. `settings` is what decides the results, as JSON;
-    `notes` is what their reader must know; `data` is where the rows of each part come from."""
+    """A checked evaluation.
+
+    Attributes:
+        base: the model that agreement compares with: one of the models or another.
+        data: the origin of each part's rows.
+        settings: what determines the results, as JSON.
+        notes: remarks for the reader of the results.
+    """
 
     options: EvaluationOptions
     models: tuple[EvaluatedModel, ...]
@@ -90,15 +105,17 @@ class EvaluationPlan:
 
     @property
     def suites(self) -> list[str]:
+        """Names of the suites, in order."""
         return list(dict.fromkeys(step.suite for model in self.models for step in model.steps))
 
     @property
     def to_measure(self) -> list[tuple[EvaluatedModel, EvaluationStep]]:
-        """Every step that the cache may have; of the base model, agreement is known."""
+        """Every step that may be in the cache; the base model's own agreement is not measured."""
         steps = [(model, step) for model in self.models for step in model.steps]
         return [pair for pair in steps if not (isinstance(pair[1].probe, AgreementProbe) and self.is_base(pair[0]))]
 
     def is_base(self, model: EvaluatedModel) -> bool:
+        """Return True for the model that agreement compares with."""
         return self.base is not None and model.subject == self.base.subject
 
 
@@ -108,7 +125,7 @@ def make_plan(
     """Check everything that can be checked without weights, and read all data.
 
     Args:
-        problems: what the caller has found wrong already; told with the rest.
+        problems: those that the caller has found; reported with the rest.
         recipe_probes: the probes of `options.recipe`, for a model's tokenizer.
 
     Raises:
@@ -120,7 +137,7 @@ def make_plan(
     if wanted.tasks and (absent := harness.missing(f"{LM_EVAL}:{','.join(wanted.tasks)}")):
         problems.append(absent)
     if options.include is not None and not options.include.is_dir():
-        problems.append(f"--include-path {options.include}: there is no such folder.")
+        problems.append(f"--include-path {options.include}: no such folder.")
     raise_problems(problems)
 
     steps = _steps(wanted, files, options, problems)
@@ -144,9 +161,9 @@ def _read_names(options: EvaluationOptions, problems: list[str]) -> tuple[Select
 
 
 def _find_subjects(options: EvaluationOptions, problems: list[str]) -> dict[str, Subject]:
-    """By reference; the base model too, where it is none of the models."""
+    """Return the subjects by reference, the base model included."""
     if len(set(options.models)) < len(options.models):
-        problems.append("a model is named twice. Name each once.")
+        problems.append("a model is given twice. Pass each once.")
     found = {}
     for reference in dict.fromkeys((*options.models, *filter(None, [options.base]))):
         try:
@@ -159,7 +176,7 @@ def _find_subjects(options: EvaluationOptions, problems: list[str]) -> dict[str,
 def _steps(
     wanted: Selection, files: dict[str, Path], options: EvaluationOptions, problems: list[str]
 ) -> list[EvaluationStep]:
-    """The steps that are the same for every model."""
+    """Return the steps that are the same for every model."""
     steps = []
     for suite, parts in wanted.parts.items():
         for part in parts:
@@ -197,7 +214,7 @@ def _plan(
             problems.append(f"{model}: {error}")
             continue
         if options.chat and wanted.tasks and not tokenizers[model].chat_template:
-            problems.append(f"--chat: {model} has no chat template. Leave --chat out, or name a model that has one.")
+            problems.append(f"--chat: {model} has no chat template. Leave --chat out, or choose a model that has one.")
         own = _without_agreement(model, reference, own, tokenizers, notes)
         if not own:
             problems.append(f"{model}: nothing is left to measure. {' '.join(notes)}")
@@ -219,8 +236,10 @@ def _plan(
     return EvaluationPlan(options, tuple(models), base, tasks, data, settings, tuple(dict.fromkeys(notes)))
 
 
-def _recipe_steps(options: EvaluationOptions, recipe_probes: RecipeProbes | None, tokenizer) -> list[EvaluationStep]:
-    if recipe_probes is None:
+def _recipe_steps(
+    options: EvaluationOptions, recipe_probes: RecipeProbes | None, tokenizer: PreTrainedTokenizerBase
+) -> list[EvaluationStep]:
+    if recipe_probes is None or options.recipe is None:
         return []
     suffix = "" if options.suite is None else options.recipe
     return [EvaluationStep(options.recipe, probe.name, probe, suffix) for probe in recipe_probes(tokenizer)]
@@ -229,24 +248,24 @@ def _recipe_steps(options: EvaluationOptions, recipe_probes: RecipeProbes | None
 def _without_agreement(
     model: str, base: str | None, steps: list[EvaluationStep], tokenizers: dict, notes: list[str]
 ) -> list[EvaluationStep]:
-    """The steps, less an agreement that cannot be measured; the notes say why."""
+    """Return the steps without an agreement that cannot be measured, and note the reason."""
     kept = []
     for step in steps:
         if isinstance(step.probe, AgreementProbe) and base is None:
-            notes.append("agreement is left out: it compares with a base model, which --base names.")
-        elif isinstance(step.probe, AgreementProbe) and not _reads_alike(
+            notes.append("agreement is left out: it compares with a base model, which --base sets.")
+        elif isinstance(step.probe, AgreementProbe) and not _same_prompts(
             step.probe, tokenizers[base], tokenizers[model]
         ):
             notes.append(
-                f"{model}: agreement is left out: its tokenizer or chat template writes the prompts otherwise than that of "
-                f"{base}, so their distributions are not over the same tokens."
+                f"{model}: agreement is left out: its tokenizer or chat template renders the prompts differently from that "
+                f"of {base}, so their distributions are not over the same tokens."
             )
         else:
             kept.append(step)
     return kept
 
 
-def _reads_alike(probe: AgreementProbe, one, other) -> bool:
+def _same_prompts(probe: AgreementProbe, one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     if one.get_vocab() != other.get_vocab():
         return False
     return all(prompt_ids(example, one) == prompt_ids(example, other) for example in probe.prompts)

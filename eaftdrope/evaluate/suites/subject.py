@@ -1,7 +1,7 @@
-"""What is measured: a model by its reference, or a folder with an adapter, which is measured on its base model.
+"""The subject of an evaluation: a model by its reference, or a folder with an adapter, measured on its base model.
 
 subject = find_subject("runs/mine")         # nothing is loaded yet
-subject.fingerprint()                       # changes with the weights, whatever the folder is called
+subject.fingerprint()                       # changes with the weights, whatever the folder's name
 model, tokenizer = subject.load("float32", "cpu"), subject.tokenizer()
 """
 
@@ -18,10 +18,12 @@ from eaftdrope.errors import UserError
 from eaftdrope.files import usable_path
 from eaftdrope.models import check_model_reference, load_config, load_model, load_tokenizer, resolve_model
 
+from ..score_cache import content_hash, tokenizer_fingerprint
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Everything in a model's folder that changes what it answers; a run's folder holds other files too, which do not.
+# The files of a model's folder that its answers depend on; a run folder has other files too.
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -36,7 +38,13 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Subject:
-    """`base` and `revision` are what the weights are loaded from; `adapter` is the folder of an adapter on them."""
+    """A model to measure.
+
+    Attributes:
+        reference: as the user wrote it.
+        base, revision: the model that the weights are loaded from.
+        adapter: the folder of an adapter on it, or None.
+    """
 
     reference: str
     base: str
@@ -44,18 +52,20 @@ class Subject:
     adapter: Path | None = None
 
     def config(self) -> PretrainedConfig:
+        """Load the configuration of the base model."""
         return load_config(self.base, revision=self.revision)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer: the adapter's, if it has one."""
         if self.adapter is None:
             return load_tokenizer(self.base)
         return adapter_tokenizer(self.adapter, self.base, self.revision)
 
     def load(self, dtype: str, device: str) -> PreTrainedModel:
-        """The model in evaluation mode, an adapter live on its base.
+        """Load the model in evaluation mode, an adapter unmerged on its base.
 
         Raises:
-            UserError: weights that cannot be read, or an adapter that does not fit its base.
+            UserError: the weights cannot be read, or an adapter that does not fit its base.
         """
         if self.adapter is None:
             model = load_model(self.base, dtype=dtype)
@@ -64,14 +74,14 @@ class Subject:
         return model.to(device).eval()
 
     def fingerprint(self) -> str:
-        """A hash of the weights and of what decides how they are used: of the files' content, or the hub's commit.
+        """Return a hash of the weights and settings: of the files' content, or of the hub's commit.
 
-        Reads every weight file once (about a second a gigabyte).
+        Reads every weight file once (about a second per gigabyte).
         """
         digest = hashlib.sha256()
         source = resolve_model(self.base, revision=self.revision)
         if source.kind == "hub":
-            # of weights whose commit is not known no score is ever found again
+            # weights whose commit is unknown never match a cached score
             commit = getattr(self.config(), "_commit_hash", None) or os.urandom(16).hex()
             digest.update(f"{source.path}@{commit}".encode())
         else:
@@ -80,12 +90,16 @@ class Subject:
             _add_folder(digest, self.adapter)
         return digest.hexdigest()
 
+    def identity(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the identity for `score_key`: the model's files and the tokenizer in its present state."""
+        return content_hash([self.fingerprint(), tokenizer_fingerprint(tokenizer)])
+
 
 def find_subject(reference: str) -> Subject:
-    """Look a reference up without loading anything.
+    """Find a model without loading anything.
 
     Raises:
-        UserError: no such model, or an adapter whose base model is not known or not there.
+        UserError: no such model, or an adapter whose base model is unknown or missing.
     """
     if not is_adapter(reference):
         if problem := check_model_reference(reference):
@@ -102,7 +116,7 @@ def find_subject(reference: str) -> Subject:
     return Subject(reference, base, settings.get("revision"), folder)
 
 
-def _add_folder(digest, folder: Path) -> None:
+def _add_folder(digest: hashlib._Hash, folder: Path) -> None:
     for file in sorted({file for pattern in _FILES for file in folder.glob(pattern)}):
         digest.update(file.name.encode())
         with file.open("rb") as opened:

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
-from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text
+from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text, paired_scores
 
 from ..blocks import Cell, Gallery, PageSection, TableBlock
 from ..figures.changes import changes_figure
@@ -48,10 +48,7 @@ class Pair(NamedTuple):
 
 def pairs_of(before: list[Score], after: list[Score]) -> list[Pair]:
     """Match scores by probe and metric, target first."""
-    olds = {(score.probe, score.metric): score for score in before}
-    news = {(score.probe, score.metric): score for score in after}
-    pairs = [Pair(olds.get(key), news.get(key)) for key in {**olds, **news}]
-    return sorted(pairs, key=lambda pair: list(GROUPS).index(pair.score.group))
+    return [Pair(old, new) for old, new in paired_scores(before, after)]
 
 
 _CHANGED = {

@@ -11,7 +11,7 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.long_context import needle_accuracy
 from eaftdrope.evaluate.long_context.needles import KINDS, Hay, Needles, numbers_found, place
-from eaftdrope.evaluate.long_context.retrieval import Retrieval, TrialOutcome, ask, prompt, wilson
+from eaftdrope.evaluate.long_context.retrieval import Retrieval, TrialOutcome, find_needles, prompt, wilson
 
 TEXT = " ".join(f"Sentence number {word} of the text says nothing at all." for word in "abcdefghijklmnopqrstuvwxyz")
 
@@ -93,13 +93,13 @@ def test_crop_gives_the_last_tokens_and_finds_only_what_is_in_them(byte_tokenize
     assert prompt(trial, needles, 800) == trial.ids[-(800 - needles.answer_tokens) :]
     assert prompt(trial, needles, 2000) == trial.ids == prompt(trial, needles, None)
     reader = Reader(byte_tokenizer)
-    found = ask(reader, byte_tokenizer, needles, 4, crop=800)
+    found = find_needles(reader, byte_tokenizer, needles, 4, crop=800)
     assert [(outcome.depth, outcome.right) for outcome in found.outcomes] == [(0.0, False), (1.0, True)] * 2
     assert {len(byte_tokenizer(text).input_ids) for text in reader.prompts} == {800 - needles.answer_tokens}
 
 
 def test_a_crop_keeps_the_beginning_of_every_text(word_tokenizer):
-    needles = SimpleNamespace(length=50, answer_tokens=5, begin=[1])
+    needles = SimpleNamespace(length=50, answer_tokens=5, prefix=[1])
     trial = SimpleNamespace(ids=[1, *range(10, 54)])
     assert prompt(trial, needles, 20) == [1, *range(40, 54)]
 
@@ -114,7 +114,7 @@ def test_prompts(kind, byte_tokenizer):
         assert len(trial.ids) + needles.answer_tokens == 1500
         text = byte_tokenizer.decode(trial.ids)
         needle = byte_tokenizer.decode(trial.ids[slice(*trial.span)])
-        assert text.endswith(" is" if needles.asked == 1 else " are")
+        assert text.endswith(" is" if needles.requested == 1 else " are")
         assert all(text.count(number) == (2 if kind == "passkey" else 1) for number in trial.numbers)
         # a needle stands behind a sentence, at the beginning of the hay or just before the question
         before, after = (byte_tokenizer.decode(ids) for ids in (trial.ids[: trial.span[0]], trial.ids[trial.span[1] :]))
@@ -146,10 +146,10 @@ def test_depths_are_where_they_say(byte_tokenizer):
         assert 0 <= head + depth * room - starts[depth] < 60
 
 
-def test_hay_goes_on_at_its_beginning(byte_tokenizer):
+def test_hay_continues_at_its_beginning(byte_tokenizer):
     text = "One. Two. Three."
     hay = Hay(byte_tokenizer, [text])
-    tokens, stops = hay.take(40, Random(0))
+    tokens, stops = hay.cut(40, Random(0))
     found = byte_tokenizer.decode(tokens)
     assert len(tokens) == 40 and found in f"{text}\n\n" * 5 and found[0] in "O "
     # a stop is behind every full stop, and at the text's own beginning
@@ -205,7 +205,7 @@ def test_wilson(hits, trials, low, high):
 def test_a_length_without_room_for_hay(byte_tokenizer):
     hay = Hay(byte_tokenizer, [TEXT])
     with pytest.raises(
-        UserError, match=r"300 tokens are too few for the probe multi-key: question, needles .* take \d+\."
+        UserError, match=r"300 tokens are too few for the probe multi-key: question, needles and answer need \d+\."
     ):
         Needles("multi-key", byte_tokenizer, hay, 300)
 
@@ -215,7 +215,7 @@ def test_generation_past_max_position_embeddings(tiny_llama, byte_tokenizer):
     tiny_llama.config.max_position_embeddings = 256
     needles = Needles("niah", byte_tokenizer, Hay(byte_tokenizer, [TEXT]), 2600, depths=1)
     ids = needles.trial(0).ids
-    found = ask(tiny_llama, byte_tokenizer, needles, 1)
+    found = find_needles(tiny_llama, byte_tokenizer, needles, 1)
     new = []
     with torch.no_grad():
         for _ in range(4):

@@ -60,7 +60,7 @@ def test_logits_of_one_chunk_exist_at_a_time(tiny_llama):
 @pytest.mark.parametrize("begin", [0, 1])
 def test_cropped_losses_equal_feeding_the_last_tokens(tiny_llama, begin):
     ids, crop = random_ids(2, 100), 24
-    found = cropped_losses(tiny_llama, ids, crop, begin=begin)
+    found = cropped_losses(tiny_llama, ids, crop, prefix=begin)
     assert found.shape == (2, 99)
     assert (found[:, : crop - 1] - plain_losses(tiny_llama, ids[:, :crop])).abs().max() < 1e-5
     stride = (crop - begin) // 2
@@ -106,7 +106,7 @@ def test_perplexity_by_length_equals_a_plain_loop(tiny_llama, byte_tokenizer):
 
 
 def test_a_text_that_is_too_short_is_not_repeated(tiny_llama, byte_tokenizer):
-    with pytest.raises(UserError, match=r"the text has 20 tokens, too few for a window of 21\. Name a longer text\."):
+    with pytest.raises(UserError, match=r"the text has 20 tokens, too few for a window of 21\. Use a longer text\."):
         perplexity_by_length(tiny_llama, byte_tokenizer, ["a" * 20], [21])
 
 

@@ -10,15 +10,16 @@ import torch
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import build_probes, run_probes
 from eaftdrope.evaluate.probes import agreement as capture
-from eaftdrope.evaluate.probes.agreement import AgreementProbe, load, spread
+from eaftdrope.evaluate.probes.agreement import AgreementProbe, general_prompts, load, spread
 from eaftdrope.evaluate.probes.answers import prompt_ids, question
-from eaftdrope.evaluate.probes.build import cheap_probes, general_prompts
+from eaftdrope.evaluate.probes.build import cheap_probes
+from tests.evaluate.probe_options import probe_options
 
 PROMPTS = [question(text) for text in ("Hello", "What is the capital of France?", "x" * 30, "Why?")]
 
 
 def probe(**options):
-    return AgreementProbe(PROMPTS, **{"max_new_tokens": 12, **options})
+    return AgreementProbe(PROMPTS, **{"max_tokens": 1024, "max_new_tokens": 12, **options})
 
 
 def drifted(model, amount, seed=1):
@@ -88,7 +89,7 @@ def test_one_token_made_more_probable_is_seen(tiny_llama, byte_tokenizer, tmp_pa
     """A shift of one logit by d changes KL to log(1 - p + p e^d) - p d at each position."""
     agreement = probe()
     run_probes(tiny_llama, byte_tokenizer, [agreement], capture=tmp_path / "c")
-    p = load(agreement.captured, of=agreement._key(byte_tokenizer)).log_probs[:, 50].double().exp()
+    p = load(agreement.captured, key=agreement._key(byte_tokenizer)).log_probs[:, 50].double().exp()
     expected = (torch.log(1 - p + p * math.exp(3)) - 3 * p).mean().item()
     forward = tiny_llama.forward
 
@@ -110,10 +111,8 @@ def test_the_base_model_is_asked_once(tiny_llama, byte_tokenizer, tmp_path, monk
     again = probe()
     assert run_probes(tiny_llama, byte_tokenizer, [again], capture=file) == first
     assert again.captured == file and [entry.name for entry in tmp_path.iterdir()] == ["c"]
-    for other in (probe(max_new_tokens=11), AgreementProbe(PROMPTS[:2], max_new_tokens=12)):
-        with pytest.raises(
-            UserError, match=r"holds what the base model said to other prompts, or under other settings"
-        ):
+    for other in (probe(max_new_tokens=11), AgreementProbe(PROMPTS[:2], max_tokens=1024, max_new_tokens=12)):
+        with pytest.raises(UserError, match=r"has the base model's answers to other prompts, or with other settings"):
             run_probes(tiny_llama, byte_tokenizer, [other], capture=file)
 
 
@@ -121,7 +120,7 @@ def test_killed_in_the_middle_leaves_no_capture(tiny_llama, byte_tokenizer, tmp_
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(capture.os, "replace", stop)
+    monkeypatch.setattr("os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         run_probes(tiny_llama, byte_tokenizer, [probe()], capture=tmp_path / "c")
     monkeypatch.undo()
@@ -130,8 +129,10 @@ def test_killed_in_the_middle_leaves_no_capture(tiny_llama, byte_tokenizer, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
 
 
-def test_without_a_base_model_it_says_so(tiny_llama, byte_tokenizer):
-    with pytest.raises(UserError, match=r"the probe agreement compares with a base model, and nothing is stored"):
+def test_without_a_base_model_it_is_refused(tiny_llama, byte_tokenizer):
+    with pytest.raises(
+        UserError, match=r"the probe agreement compares with a base model, whose predictions are not stored"
+    ):
         run_probes(tiny_llama, byte_tokenizer, [probe()])
 
 
@@ -142,7 +143,7 @@ def test_positions_are_spread_and_bounded(monkeypatch):
     assert rows[1].input_ids == [4, 6, 6, 6, 6]
     rows = spread(prompts, answers, vocabulary=100, max_tokens=5)
     assert [row.positions for row in rows] == [[2, 5, 8, 11], [2]]
-    monkeypatch.setattr(capture, "BYTES", 3 * 200)
+    monkeypatch.setattr(capture, "CAPTURE_BYTES", 3 * 200)
     assert sum(len(row.positions) for row in spread(prompts, answers, vocabulary=100, max_tokens=99)) == 3
     # an answer without a position is left out
     assert [row.input_ids for row in spread(prompts, answers, vocabulary=300, max_tokens=99)] == [[1, 2, 3, *[5] * 9]]
@@ -180,15 +181,15 @@ def test_the_shipped_prompts_and_a_file(tmp_path):
     prompts = general_prompts()
     texts = [example.prompt_messages[0]["content"] for example in prompts]
     assert len(set(texts)) == 48 and all(len(example.prompt_messages) == 1 for example in prompts)
-    options = {"limit": 4, "max_tokens": 9, "max_new_tokens": 5}
+    options = probe_options("agreement", limit=4, max_tokens=9, max_new_tokens=5)
     (built,) = build_probes([("agreement", "general", options)])
     assert [example.prompt_messages[0]["content"] for example in built.prompts] == texts[::12]
     assert (built.max_tokens, built.max_new_tokens) == (9, 5)
     file = tmp_path / "p.jsonl"
     file.write_text('{"prompt": "A"}\n{"messages": [{"role": "user", "content": "B"}]}\n')
-    (built,) = build_probes([("agreement", "general", {"file": str(file)})])
+    (built,) = build_probes([("agreement", "general", probe_options("agreement", file=str(file)))])
     assert [example.prompt_messages[-1]["content"] for example in built.prompts] == ["A", "B"]
     assert dataclasses.replace(built, captured=file) == built
     file.write_text("")
     with pytest.raises(UserError, match=r"p\.jsonl: no prompts\."):
-        build_probes([("agreement", "general", {"file": str(file)})])
+        build_probes([("agreement", "general", probe_options("agreement", file=str(file)))])

@@ -8,7 +8,8 @@ import pytest
 from eaftdrope.data import Example
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.evaluate import build_probes, run_probes
-from eaftdrope.evaluate.probes.answers import label_said, normalised, number_said, prompt_ids, question
+from eaftdrope.evaluate.probes.answers import final_number, first_label, normalised, prompt_ids, question
+from tests.evaluate.probe_options import probe_options
 
 NUMBERS = {
     # after ####
@@ -61,8 +62,8 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("answer", NUMBERS, ids=lambda answer: answer[:30])
-def test_number_said(answer):
-    assert number_said(answer) == NUMBERS[answer]
+def test_final_number(answer):
+    assert final_number(answer) == NUMBERS[answer]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_number_said(answer):
     ],
 )
 def test_same_number(answer, reference, same):
-    assert (number_said(answer) == number_said(reference)) is same
+    assert (final_number(answer) == final_number(reference)) is same
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def test_normalised(answer, expected):
         ("", None),
     ],
 )
-def test_label_said(answer, label):
-    assert label_said(answer) == label
+def test_first_label(answer, label):
+    assert first_label(answer) == label
 
 
 def write(path, *rows):
@@ -129,12 +130,13 @@ def test_rows_of_every_form_are_read(tmp_path):
         {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "E?"}], "answer": "5"},
         {"prompt": "F is", "completion": " 6"},
     )
-    (probe,) = build_probes([("numeric_answers", "general", {"file": file})])
-    assert [number_said(task.reference) for task in probe.tasks] == [1, 2, 3, 4, 5, 6]
+    (probe,) = build_probes([("numeric_answers", "general", probe_options("numeric_answers", file=file))])
+    assert [final_number(task.reference) for task in probe.tasks] == [1, 2, 3, 4, 5, 6]
     asked = [task.example.prompt or task.example.prompt_messages[-1]["content"] for task in probe.tasks]
     assert asked == ["A?", "B?", "C?", "D?", "E?", "F is"]
     assert (probe.name, probe.group, probe.max_new_tokens) == ("numeric_answers", "general", 256)
-    (probe,) = build_probes([("exact_answers", "general", {"file": file, "limit": 3, "max_new_tokens": 9})])
+    options = probe_options("exact_answers", file=file, limit=3, max_new_tokens=9)
+    (probe,) = build_probes([("exact_answers", "general", options)])
     assert [task.reference for task in probe.tasks] == ["1", "so\n#### 3", "5"] and probe.max_new_tokens == 9
 
 
@@ -144,25 +146,26 @@ def test_rows_of_every_form_are_read(tmp_path):
         (
             "numeric_answers",
             {"question": "A?", "answer": "many"},
-            ":1: the reference has not a number, which numeric_answers",
+            ":1: the reference lacks a number, which numeric_answers",
         ),
-        ("numeric_answers", {"question": "A?"}, ":1: the reference has not a number"),
-        ("numeric_answers", {"question": "A?", "answer": True}, ":1: the reference has not a number"),
-        ("exact_answers", {"question": "A?", "answer": "..."}, ":1: the reference has not an answer"),
-        ("yes_no_maybe", {"question": "A?", "answer": "perhaps"}, ":1: the reference has not yes, no or maybe"),
-        ("exact_answers", {"text": "a document"}, ":1: a text asks nothing."),
+        ("numeric_answers", {"question": "A?"}, ":1: the reference lacks a number"),
+        ("numeric_answers", {"question": "A?", "answer": True}, ":1: the reference lacks a number"),
+        ("exact_answers", {"question": "A?", "answer": "..."}, ":1: the reference lacks an answer"),
+        ("yes_no_maybe", {"question": "A?", "answer": "perhaps"}, ":1: the reference lacks yes, no or maybe"),
+        ("exact_answers", {"text": "a document"}, ":1: a text is not a prompt."),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path, name, row, message):
     file = write(tmp_path / "rows.jsonl", row)
     with pytest.raises(DataError) as caught:
-        build_probes([(name, "general", {"file": file})])
+        build_probes([(name, "general", probe_options(name, file=file))])
     assert str(caught.value).startswith(f"{file}{message}")
 
 
 def test_an_empty_file_is_refused(tmp_path):
+    options = probe_options("exact_answers", file=write(tmp_path / "rows.jsonl"))
     with pytest.raises(DataError, match=r"rows\.jsonl: no rows\."):
-        build_probes([("exact_answers", "general", {"file": write(tmp_path / "rows.jsonl")})])
+        build_probes([("exact_answers", "general", options)])
 
 
 HELD_OUT = [
@@ -176,7 +179,7 @@ HELD_OUT = [
 
 def test_held_out_rows_that_a_probe_can_read():
     def origins(name):
-        (probe,) = build_probes([(name, "target", {})], held_out_examples=HELD_OUT)
+        (probe,) = build_probes([(name, "target", probe_options(name))], held_out_examples=HELD_OUT)
         return [task.example.origin for task in probe.tasks]
 
     assert origins("numeric_answers") == ["r1", "r2", "r5"]
@@ -185,7 +188,7 @@ def test_held_out_rows_that_a_probe_can_read():
     with pytest.raises(
         UserError, match=r"yes_no_maybe needs held-out rows whose last answer has yes, no or maybe, and"
     ):
-        build_probes([("yes_no_maybe", "target", {})], held_out_examples=HELD_OUT[2:])
+        build_probes([("yes_no_maybe", "target", probe_options("yes_no_maybe"))], held_out_examples=HELD_OUT[2:])
 
 
 def test_answers_are_scored(tmp_path, answering, byte_tokenizer):
@@ -194,7 +197,9 @@ def test_answers_are_scored(tmp_path, answering, byte_tokenizer):
     labels = write(tmp_path / "l.jsonl", {"question": "C?", "answer": "yes"}, {"question": "D?", "answer": "no"})
     exact = write(tmp_path / "e.jsonl", {"question": "D?", "answer": "sun"}, {"question": "C?", "answer": "yes"})
     wanted = [("numeric_answers", numbers), ("yes_no_maybe", labels), ("exact_answers", exact)]
-    probes = build_probes([(name, "general", {"file": file, "max_new_tokens": 20}) for name, file in wanted])
+    probes = build_probes(
+        [(name, "general", probe_options(name, file=file, max_new_tokens=20)) for name, file in wanted]
+    )
     scores = run_probes(model, byte_tokenizer, probes)
     assert [score.metric for score in scores] == ["right numbers", "yes, no or maybe", "exact answers"]
     assert [[hit for hit, _ in score.units] for score in scores] == [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]

@@ -10,12 +10,21 @@ import pytest
 from eaftdrope.data import Example
 from eaftdrope.errors import DataError, UserError
 from eaftdrope.evaluate import build_probes
+from eaftdrope.evaluate.probes.build import PROBES
 from eaftdrope.evaluate.probes.multiple_choice import Question
 from eaftdrope.evaluate.texts import evenly_spaced
+from tests.evaluate.probe_options import probe_options
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ASKED = {"role": "user", "content": "Is it so?"}
+HELD_OUT = [
+    Example(messages=[ASKED, {"role": "assistant", "content": "Yes, 1."}]),
+    Example(messages=[ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+]
 
 
 def build(name, group="general", **options):
-    (probe,) = build_probes([(name, group, options)])
+    (probe,) = build_probes([(name, group, probe_options(name, **options))])
     return probe
 
 
@@ -48,7 +57,9 @@ def test_options_reach_their_probes(tmp_path):
     questions.write_text('{"question": "A?", "choices": ["x", "y"], "answer": 1}\n')
     assert build("multiple_choice", file=str(questions), limit=9).questions == [Question("A?", ("x", "y"), 1)]
     dataset = [{"input_ids": [i, i], "labels": [-100, i]} for i in range(10)]
-    (probe,) = build_probes([("held_out_loss", "target", {"limit": 4})], held_out_dataset=dataset)
+    (probe,) = build_probes(
+        [("held_out_loss", "target", probe_options("held_out_loss", limit=4))], held_out_dataset=dataset
+    )
     assert [row.input_ids for row in probe.rows] == [[0, 0], [2, 2], [5, 5], [7, 7]]
     assert (probe.rows[1].labels, probe.group, probe.name) == ([-100, 2], "target", "held_out_loss")
 
@@ -84,15 +95,28 @@ def test_empty_and_wrong_text_files(tmp_path):
 
 def test_probes_of_the_target_need_held_out_data():
     with pytest.raises(
-        UserError, match=r"held_out_loss needs held-out rows, and there are none\. Set `data\.held_out`"
+        UserError, match=r"held_out_loss needs held-out rows, and none were found\. Set `data\.held_out`"
     ):
         build("held_out_loss", "target")
     talk = Example(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     for examples in (None, [], [talk], [Example(text="x")]):
         with pytest.raises(UserError, match=r"function_calls needs held-out rows whose last answer calls a function"):
-            build_probes([("function_calls", "target", {})], held_out_examples=examples)
+            build_probes([("function_calls", "target", probe_options("function_calls"))], held_out_examples=examples)
     with pytest.raises(UserError, match=r"unknown probe 'bleu'\. Probes: held_out_loss, function_calls, "):
-        build("bleu")
+        build_probes([("bleu", "general", {})])
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_option_of_the_recipe_is_required(name):
+    """The recipe's schema alone has the defaults."""
+    held_out = {"held_out_examples": HELD_OUT, "held_out_dataset": [{"input_ids": [1, 2], "labels": [-100, 2]}]}
+    options = probe_options(name)
+    (probe,) = build_probes([(name, "target", options)], **held_out)
+    assert (probe.name, probe.group) == (name, "target")
+    for option in options:
+        rest = {other: value for other, value in options.items() if other != option}
+        with pytest.raises(KeyError, match=option):
+            build_probes([(name, "target", rest)], **held_out)
 
 
 def test_evenly_spaced():

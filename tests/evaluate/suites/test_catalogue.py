@@ -55,7 +55,7 @@ def test_names(text, parts, tasks):
         ("mmlu", r"--suite mmlu: no such suite\..* tasks of lm-eval as lm-eval:TASK\."),
         ("gsm8k", r"--suite gsm8k: no such suite\."),
         ("medical:pubmed", r"medical has no such part\. Did you mean pubmedqa\? Its parts: pubmedqa, medqa\."),
-        ("lm-eval", r"no task after lm-eval:\. Name some, such as lm-eval:mmlu,ifeval\."),
+        ("lm-eval", r"no task after lm-eval:\. Add some, such as lm-eval:mmlu,ifeval\."),
         ("lm-eval:mmlu,lm-eval:", r"no task after lm-eval:\."),
         (" , ", r"--suite is empty\. Suites: "),
     ],
@@ -87,11 +87,11 @@ def test_files_for_parts(tmp_path):
     for given, message in {
         str(
             tmp_path
-        ): r"several files are named pubmedqa: pubmedqa\.parquet, pubmedqa_more\.jsonl\. Name one: --data pub",
+        ): r"several files are named pubmedqa: pubmedqa\.parquet, pubmedqa_more\.jsonl\. Choose one: --data pub",
         str(tmp_path / "notes.txt"): r"for which part of a suite\? Write PART=FILE, with one of perplexity, ",
-        f"gsm8k={tmp_path / 'gone'}": r"--data gsm8k=.*gone: there is no such file\.",
-        str(tmp_path / "gone"): r"there is no such file\.",
-        f"calls={train}": r"--data: calls is not among what --suite names\. Add tool_use:calls, or leave it out\.",
+        f"gsm8k={tmp_path / 'gone'}": r"--data gsm8k=.*gone: no such file\.",
+        str(tmp_path / "gone"): r"gone: no such file\.",
+        f"calls={train}": r"--data: calls is not part of --suite\. Add tool_use:calls, or leave the file out\.",
     }.items():
         with pytest.raises(UserError, match=message):
             find_data([given], wanted)
@@ -156,7 +156,7 @@ def test_questions_as_published(tmp_path):
     ) as caught:
         build("medqa", tmp_path / "m.jsonl")
     assert "--data medqa=FILE (rows with question, choices (or options)" in str(caught.value)
-    assert str(caught.value).endswith("or take only --suite medical:pubmedqa.")
+    assert str(caught.value).endswith("or pass only --suite medical:pubmedqa.")
 
 
 def test_calls(tmp_path):
