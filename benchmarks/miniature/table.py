@@ -1,4 +1,4 @@
-"""Accuracy and filler loss as tables for the terminal: a table a theta and optimiser, means over seeds."""
+"""Accuracy and filler loss as tables for the terminal: means over seeds, one table per theta and optimiser."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import statistics
 from dataclasses import asdict
 from functools import cached_property
 
-from eaftdrope.evaluate import Score, scores_from_json
+from eaftdrope.evaluate import Score
+from eaftdrope.evaluate.scores import scores_from_dicts
 from eaftdrope.files import write_atomically
 from eaftdrope.recipe.dump import dump_recipe
 
@@ -116,9 +117,5 @@ class ComparisonResults:
         matched = {}
         for entry in (self.matched or {"arms": []})["arms"]:
             if entry["label"] == label:
-                matched[entry["seed"]] = by_metric([_score(row) for row in entry["scores"]])
+                matched[entry["seed"]] = by_metric(scores_from_dicts(entry["scores"]))
         return ScoresBySeed(label, {arm.seed: by_metric(scores[arm]) for arm in arms}, matched)
-
-
-def _score(row: dict) -> Score:
-    return scores_from_json(json.dumps([row]))[0]

@@ -74,7 +74,7 @@ def test_a_text_that_is_too_short(tmp_path, word_tokenizer):
     text = tmp_path / "short.txt"
     text.write_text("w4 w5 w6")
     assert inputs._tokens(word_tokenizer, text, 3).tolist() == [4, 5, 6]
-    with pytest.raises(UserError, match=r"short.txt has 3 tokens, fewer than 4. Take another --text"):
+    with pytest.raises(UserError, match=r"short.txt has 3 tokens, fewer than 4. Use another --text"):
         inputs._tokens(word_tokenizer, text, 4)
 
 

@@ -114,7 +114,7 @@ def test_the_script_writes_where_it_is_told(tmp_path):
 
 def test_an_architecture_that_nvcc_does_not_know_is_refused(tmp_path):
     need_nvcc()
-    with pytest.raises(build.BuildError, match=r"does not compile for 35; it knows .*90"):
+    with pytest.raises(build.BuildError, match=r"does not compile for 35; it supports .*90"):
         build.build_library(tmp_path / "lib.so", ["90", "35"])
 
 
