@@ -1,18 +1,18 @@
-"""Errors meant for the person at the keyboard: each says what is wrong, where, and what to do about it."""
+"""Errors for users: each states what is wrong, where, and what to do about it; and text that is safe to print."""
 
 import unicodedata
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be honoured. The command line prints it without a traceback, exit code 2."""
+    """A request that cannot be honoured. The command line prints it without a traceback and exits with code 2."""
 
 
 class DataError(UserError):
-    """A data source or row cannot be used; the text names the file and line (or the row) and the reason."""
+    """A data source or row that cannot be used; the message has the file and line (or the row) and the reason."""
 
 
 class LostTextError(DataError):
-    """The rendering of a row lacks something that the row has.
+    """A rendering that lacks something that its row has.
 
     Args:
         message (`str`): what is lost, why, and what to do about it.
@@ -25,11 +25,11 @@ class LostTextError(DataError):
 
 
 class ChatTemplateError(DataError):
-    """The tokenizer's chat template itself is at fault, whatever the row."""
+    """A fault of the tokenizer's chat template itself, whatever the row."""
 
 
 class RecipeError(UserError):
-    """A recipe has problems; the text lists every one with its line."""
+    """A recipe with problems; the message lists all of them with their lines."""
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -41,15 +41,18 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """`text` with everything escaped that could steer a terminal (`\\x1b`): control and format characters, halves of
-    surrogate pairs, separators of lines. What joins emoji stays, and with `lines` line breaks and tabs."""
+    """Escape all characters of `text` that could control a terminal (`\\x1b`).
+
+    These are control and format characters, halves of surrogate pairs and line separators. The joiner of emoji is kept, and
+    with `lines` line breaks and tabs.
+    """
     if text.isascii() and text.isprintable():
         return text
     kept = "\u200d\n\t" if lines else "\u200d"
     return "".join(
-        char if char in kept or unicodedata.category(char) not in _STEERING else char.encode("unicode_escape").decode()
+        char if char in kept or unicodedata.category(char) not in _ESCAPED else char.encode("unicode_escape").decode()
         for char in text
     )
 
 
-_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -45,8 +45,9 @@ def usable_path(text: str | Path) -> Path:
         UserError: the text cannot be a path, or `~user` names a user that does not exist.
     """
     shown = printable(str(text)) if len(str(text)) <= 60 else f"{printable(str(text)[:57])}..."
+    path = Path(text)
     try:
-        path = Path(text).expanduser()
+        path = path.expanduser()
         os.lstat(path)
     except RuntimeError:
         raise UserError(f"'{shown}': this user does not exist, so ~ cannot be expanded. Write the full path.") from None
@@ -273,7 +274,7 @@ class ResultFolder:
         except ValueError:
             document = None
         is_whole = isinstance(document, dict) and isinstance(document.get("settings"), dict)
-        if not is_whole or document.get("schema") != schema:
+        if document is None or not is_whole or document.get("schema") != schema:
             raise UserError(f"{file} cannot be read as results of this version. {_WAYS_OUT}")
         return document
 

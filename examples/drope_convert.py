@@ -46,7 +46,7 @@ def main() -> None:
         print(f"perplexity {before:.1f} with rotary embedding, {dropped:.1f} without: now recalibrate it")
         restored = undo(result.target, Path(work) / "back")
         same = (restored / "config.json").read_bytes() == (source / "config.json").read_bytes()
-        print(f"configuration restored byte for byte: {same}")
+        print(f"configuration restored: {same}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import settings
 
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 
 # The same examples in every run: a failure that comes and goes tells nobody which change brought it. Other examples:
 # pytest --hypothesis-profile=search

@@ -9,11 +9,12 @@ ROOT = Path(__file__).parent.parent
 # "nats a token", "a line a cell": after a unit or a number word, "a" stands for "per"
 UNITS = "token|row|step|second|layer|line|verb|stage|model|cell|gate|seed|device|process|symbol|metric|file"
 COUNTED = r"(?:\d[\d,.]*|one|two|three|four|several|many|few|nats|bits|bytes|tokens|rows|steps|seconds|ms|ns|MB|GB|KB)"
+FOLLOWING = "of|in|at|that|which|to|with|is|for"
 THINGS = "model|checkpoint|file|recipe|program|tokenizer|template|configuration|config|folder|row|library"
 BANNED = {
     r"can not\b": "cannot",
     r"\banew\b|\bafresh\b": "again, from scratch, over",
-    rf"\b{COUNTED} (?:(?!of\b)[a-z]+ )?an? (?:{UNITS})\b(?! (?:of|in|at|that|which|to|with|is|for))": "per token, per row, ...",
+    rf"\b{COUNTED} (?:(?!of\b)[a-z]+ )?an? (?:{UNITS})\b(?! (?:{FOLLOWING}))": "per token, per row, ...",
     r"\b(?:go|goes|going|gone|went) on (?:with|from|where|after)\b": "resume, continue",
     r"\bthe processor\b|\bprocessor time\b|\bon a processor\b": "the CPU, CPU time",
     r"\bthere is none\b|\bis none of\b": "no ..., is not a ...",

@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from eaftdrope.errors import DataError
 from eaftdrope.loaded_model import check_token_ids
-from tests.models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 WAY_OUT = (
     "and the model's embedding has 260 rows (vocab_size of its config.json): the tokenizer has more tokens than the model. "

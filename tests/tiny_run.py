@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from unittest import mock
 import yaml
 
 from tests import forked
-from tests.models import save_model
+from tests.tiny_models import save_model
 
 # What differs between two runs of the same recipe.
 TIMES = ("time", "eaft/tokens_per_second", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
@@ -249,11 +250,9 @@ def _half_a_state(die):
     TrainerState.save_to_json = patched
 
 
-def _run_function(name: str, where, call: int = 1):
+def _run_function(name: str, where, call: int = 1, module: str = "stages.training"):
     def patch(die):
-        from eaftdrope.run import train as run
-
-        where(run, name, die, call)
+        where(importlib.import_module(f"eaftdrope.run.{module}"), name, die, call)
 
     return patch
 
@@ -284,7 +283,7 @@ def _while_probing(call: int):
 
 # name -> (step of the checkpoint that a run killed there goes on from, patch)
 MOMENTS = {
-    "while loading": (0, _run_function("build_model", _before)),
+    "while loading": (0, _run_function("build_model", _before, module="arguments")),
     "after run.json": (0, _folder_method("_write_run", _after)),
     "while probing before": (0, _while_probing(1)),
     "in step 2, before a checkpoint": (0, _in_step(2)),

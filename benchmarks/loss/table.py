@@ -7,7 +7,7 @@ import statistics
 from rich.markup import escape
 from rich.table import Table
 
-from eaftdrope.run.machine import gib
+from eaftdrope.run.machine import format_bytes
 
 from .cases import Case
 
@@ -41,7 +41,7 @@ def _figures(row: dict) -> list[str]:
         f"{row['ratio']:.2f}",
         f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
         f"{seconds(row):.3g}",
-        "not known" if row["extra_bytes"] is None else gib(row["extra_bytes"]),
+        "not known" if row["extra_bytes"] is None else format_bytes(row["extra_bytes"]),
         *(_error(row[name]) for name in ("loss_error", "hidden_error", "weight_error")),
     ]
 

@@ -225,7 +225,7 @@ def _shortened(value):
 
 def table(result: dict) -> str:
     """Return the main rows: the operator at its default threshold, and the grid at the operator's group height."""
-    from eaftdrope.loss.checks import TAIL_THRESHOLD
+    from eaftdrope.loss.settings import LossSettings
     from eaftdrope.loss.tail import GROUP_ROWS
 
     lines = [
@@ -237,7 +237,7 @@ def table(result: dict) -> str:
                 name = f"2^{torch.tensor(row['threshold']).log2():.0f} {row['order']}"
                 lines.append(_line(part, name, row, row["hidden_error_no_tail"], row["weight_error_rank1"]))
         for row in part["operator"]:
-            if row["threshold"] in (None, TAIL_THRESHOLD):
+            if row["threshold"] in (None, LossSettings.tail_threshold):
                 lines.append(_line(part, f"operator {row['dtype']} {row['tail']}", row, None, None))
     return "\n".join(lines)
 

@@ -16,12 +16,13 @@ def load(model: str):
     Raises:
         UserError: the head has a bias, a scale or a softcap, which the errors do not model.
     """
+    from eaftdrope.loss.backends.tile import PLAIN
     from eaftdrope.models import load_model, load_tokenizer
     from eaftdrope.trainer.head import gathered_head
 
     loaded = load_model(model, dtype="bfloat16").eval()
     with gathered_head(loaded) as head:
-        if head.bias is not None or head.scale != 1 or head.softcap is not None:
+        if head.bias is not None or head.transform != PLAIN:
             raise UserError(
                 f"{model}: its head has a bias, a scale or a softcap. Use a model whose logits are hidden @ weight.T."
             )

@@ -1,6 +1,6 @@
 """Models on the line between the base model and a trained one.
 
-    theta(a) = theta_base + a (theta - theta_base)      a in [0, 1], the share of the way
+    theta(a) = theta_base + a (theta - theta_base)      a in [0, 1], the share
 
 This is the line of WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903). For a LoRA adapter, a scales its update, and modules
 that were trained in full are interpolated.
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def full_line(model: nn.Module, base: dict[str, Tensor]) -> Callable[[float], nn.Module]:
-    """The line from `base`, weights by name, to the weights that `model` has now; its ends are exact.
+    """Return the line from `base`, weights by name, to the present weights of `model`; its ends are exact.
 
-    Needs memory for three copies of the model, two of them on the processor.
+    Needs memory for three copies of the model, two of them in CPU memory.
     """
     trained = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()}
 
@@ -35,17 +35,17 @@ def full_line(model: nn.Module, base: dict[str, Tensor]) -> Callable[[float], nn
 
 
 def adapter_line(model: nn.Module) -> Callable[[float], nn.Module]:
-    """The line from a peft model without its adapter to the model as it is now.
+    """Return the line from a peft model without its adapter to the model as it is now.
 
     Raises:
-        UserError: an adapter that is not a sum of LoRA updates and whole modules: no scale takes it back to the base.
+        UserError: the adapter is not a sum of LoRA updates and whole modules, so no scale leads back to the base.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
     check_linear(model.peft_config["default"].to_dict())
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    whole = []
+    whole: list[tuple[Tensor, Tensor, Tensor]] = []
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             base = dict(module.original_module.named_parameters())

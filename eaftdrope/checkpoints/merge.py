@@ -1,14 +1,16 @@
-"""One checkpoint of a trained model and its base, and proof that the saved folder is the same model.
+"""Merging: one checkpoint from a trained model and its base, checked to be the same model after saving.
 
     live      base + adapter                in float32
     merged    base with W + scale * B A     in float32; live and merged logits must agree
     saved     merged in the chosen dtype    reloaded with stock transformers; its logits must agree with what was saved
 
-A share of the way from the base model (line.py) is taken before merging; without an adapter that is all there is to do.
+With a share below 1 the model is first moved towards its base (interpolate.py); without an adapter that is the only step.
 
-Tied embeddings are the trap. When the input embeddings and the head are one tensor, an adapter that changes one of them
-changes both on merging; and a configuration that says "tied" makes loaders drop a head of its own. So the two are
-separated before merging, compared afterwards, and the configuration says what is true.
+Tied embeddings need care. If the input embeddings and the head are one tensor, an adapter that changes one of them
+changes both on merging; and with a configuration of "tied", loaders drop a separate head. So the two are separated before
+merging, compared afterwards, and the configuration is set accordingly.
+
+Legend: T tokens of the prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,12 +20,19 @@ import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from eaftdrope.drope.config import complete
+from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
 from eaftdrope.files import atomic_folder, honour_umask
 from eaftdrope.models import load_config, load_model, load_tokenizer
@@ -31,9 +40,6 @@ from eaftdrope.models import load_config, load_model, load_tokenizer
 from .adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
 from .interpolate import adapter_line, full_line
 from .mergeable import check_biases, check_mergeable
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = 1e-4
@@ -44,10 +50,10 @@ _PROMPT = (
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was written, and how far its logits [T, V] on a fixed prompt are from the live model's, both run in float32.
+    """The saved checkpoint, and the distance of its logits `[T, V]` on a fixed prompt from the live model's, in float32.
 
     `kl` is the mean over T of KL(live || reloaded) in nats. In a half-precision folder both figures contain the
-    rounding of the weights. `untied` says that the base's tied embeddings had to become two tensors.
+    rounding of the weights. `untied`: the base's tied embeddings had to become two tensors.
     """
 
     output_dir: str
@@ -59,23 +65,36 @@ class MergeReport:
     kl: float
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """A merged model in memory: from which folder and base, and its logits on the prompt before merging."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source_dir: Path
+    base_model: str
+    prompt: Tensor
+    live: Tensor
+    untied: bool
+
+
 def merge_adapter(
     adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None, share: float = 1.0
 ) -> MergeReport:
     """Merge the adapter into its base model and save an ordinary checkpoint (safetensors, tokenizer with template).
 
-    The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for one
+    The folder gets its name only after the check; on any error nothing is left there. Needs memory for one
     float32 copy of the model.
 
     Args:
         adapter_dir: folder with adapter_config.json; its `base_model_name_or_path` is any model reference.
         output_dir: must not exist, or be empty.
         dtype: "float32", "bfloat16" or "float16"; None keeps the base model's own.
-        share: how far to go from the base model (0) to base + adapter (1).
+        share: position between the base model (0) and base + adapter (1).
 
     Raises:
         UserError: not a mergeable adapter, a quantised base, an output that is occupied or too large for its disk, a
-            share that is out of range or that the adapter has no line for, or logits that differ.
+            share that is out of range or that the adapter does not allow, or logits that differ.
     """
     adapter_dir, output_dir = Path(adapter_dir), Path(output_dir)
     _check_settings(output_dir, dtype, share)
@@ -91,7 +110,7 @@ def merge_adapter(
     prompt = _prompt(tokenizer)
     base = load_model(reference, dtype="float32", revision=revision).eval()
     model, live, untied = _merge(base, adapter_dir, prompt, share)
-    return _write(model, tokenizer, adapter_dir, output_dir, saved_dtype, prompt, live, reference, untied)
+    return _write(_Merged(model, tokenizer, adapter_dir, reference, prompt, live, untied), output_dir, saved_dtype)
 
 
 def draw_back(
@@ -103,16 +122,16 @@ def draw_back(
     dtype: str | None = None,
     revision: str | None = None,
 ) -> MergeReport:
-    """Save the model that lies at a share of the way from its base to a model whose weights were all trained.
+    """Save the model at a given share between its base and a model whose weights were all trained.
 
-    The folder appears under its name only when it was checked; on any error nothing is left there. Needs memory for three
+    The folder gets its name only after the check; on any error nothing is left there. Needs memory for three
     float32 copies of the model.
 
     Args:
         model_dir: folder with config.json and weights.
         base: reference of the model it was trained from.
         output_dir: must not exist, or be empty.
-        share: how far to go from the base model (0) to the trained one (1).
+        share: position between the base model (0) and the trained one (1).
         dtype: "float32", "bfloat16" or "float16"; None keeps the trained model's own.
         revision: branch, tag or commit of a base on the hub.
 
@@ -123,7 +142,7 @@ def draw_back(
     model_dir, output_dir = Path(model_dir), Path(output_dir)
     _check_settings(output_dir, dtype, share)
     if (model_dir / CONFIG).is_file():
-        raise UserError(f"{model_dir} is an adapter, which names its base model itself: leave --base out.")
+        raise UserError(f"{model_dir} is an adapter, and its configuration has the base model: remove --base.")
     config = load_config(str(model_dir))
     saved_dtype = DTYPES[dtype] if dtype else (config.dtype or torch.float32)
     tokenizer = load_tokenizer(str(model_dir))
@@ -134,46 +153,45 @@ def draw_back(
     full_line(model, weights)(share)
     del start, weights
     prompt = _prompt(tokenizer)
-    return _write(model, tokenizer, model_dir, output_dir, saved_dtype, prompt, _logits(model, prompt), base, False)
+    merged = _Merged(model, tokenizer, model_dir, base, prompt, _logits(model, prompt), untied=False)
+    return _write(merged, output_dir, saved_dtype)
 
 
-def _write(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    source_dir: Path,
-    output_dir: Path,
-    dtype: torch.dtype,
-    prompt: Tensor,
-    live: Tensor,
-    reference: str,
-    untied: bool,
-) -> MergeReport:
-    """Saves what was merged, reloads it and compares; the folder takes its name last."""
+def _write(merged: _Merged, output_dir: Path, dtype: torch.dtype) -> MergeReport:
+    """Save the merged model, reload it and compare; the folder gets its name last."""
+    model, prompt = merged.model, merged.prompt
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _check_space(output_dir, parameters * dtype.itemsize)
     with atomic_folder(output_dir) as partial:
         _cast(model, dtype)
-        _save(model, tokenizer, source_dir, partial)
+        _save(model, merged.tokenizer, merged.source_dir, partial)
         _cast(model, torch.float32)
         saved = _logits(model, prompt)
-        model.to("meta")  # whoever still holds it: a second float32 copy would double the memory that is needed
+        model.to("meta")  # callers still have a reference, and a second float32 copy would double the memory needed
         reloaded = _reloaded_logits(partial, prompt)
         difference = _largest(saved - reloaded)
         if not difference <= TOLERANCE:
             raise UserError(
-                f"the merged model of {source_dir} does not survive saving: reloaded from disk its logits differ by "
-                f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {source_dir} as it is, "
-                "an adapter with peft, and please report the model type."
+                f"the merged model of {merged.source_dir} changes on saving: reloaded from disk its logits differ by "
+                f"{difference:.2g} (limit {TOLERANCE:g}). Nothing was written to {output_dir}; use {merged.source_dir} as it "
+                "is, an adapter with peft, and please report the model type."
             )
     name = str(dtype).removeprefix("torch.")
-    kl = _mean_kl(live, reloaded)
-    return MergeReport(str(output_dir), reference, name, parameters, untied, _largest(live - reloaded), kl)
+    return MergeReport(
+        output_dir=str(output_dir),
+        base_model=merged.base_model,
+        dtype=name,
+        parameters=parameters,
+        untied=merged.untied,
+        max_abs_difference=_largest(merged.live - reloaded),
+        kl=_mean_kl(merged.live, reloaded),
+    )
 
 
 def _merge(
     base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, share: float
 ) -> tuple[PreTrainedModel, Tensor, bool]:
-    """Return the merged model, the live logits, and whether tied embeddings had to be separated."""
+    """Return the merged model, the live logits, and True if tied embeddings had to be separated."""
     tied = _separate_tied_head(base)
     live_model = attach(base, adapter_dir).eval()
     if share != 1:
@@ -181,12 +199,12 @@ def _merge(
     live = _logits(live_model, prompt)
     try:
         with warnings.catch_warnings():
-            # Whether they are tied is decided below, by their values.
+            # their values decide below if they are tied
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             model = live_model.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # safe_merge found NaN or infinite values
+    except ValueError as error:  # safe_merge found NaN or infinity
         raise UserError(f"{adapter_dir} cannot be merged: {error} Use an earlier checkpoint.") from error
-    except (RuntimeError, NotImplementedError, AttributeError) as error:  # a layer that peft has no merging for
+    except (RuntimeError, NotImplementedError, AttributeError) as error:  # a layer that peft cannot merge
         raise UserError(f"{adapter_dir} cannot be merged: {error} Use it as it is, with peft.") from error
     untied = tied and not _tie_head_if_equal(model)
     # Float32 sums in another order differ in proportion to the logits (SmolLM2-135M: by 9e-5).
@@ -201,17 +219,17 @@ def _merge(
 
 
 def _separate_tied_head(model: PreTrainedModel) -> bool:
-    """Give the head a tensor of its own where it shares the input embeddings'; return whether it did."""
+    """Give the head a tensor of its own if it shares that of the input embeddings; return True if it did."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not embeddings.weight:
         return False
-    # The configuration stays "tied" for now: peft asks it which modules an adapter ties.
+    # The configuration stays "tied" for now: peft reads from it which modules an adapter ties.
     head.weight = nn.Parameter(embeddings.weight.detach().clone())
     return True
 
 
 def _tie_head_if_equal(model: PreTrainedModel) -> bool:
-    """Make the configuration say whether the head still equals the input embeddings, and return that.
+    """Tie the head again if it equals the input embeddings, set the configuration accordingly, and return the result.
 
     The values decide, not the storage: peft calls an untouched copy of the head "untied".
     """
@@ -224,26 +242,22 @@ def _tie_head_if_equal(model: PreTrainedModel) -> bool:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    # Not model.to(dtype): that also rounds the rotary frequencies, which no checkpoint stores and loaders compute anew.
+    # Not model.to(dtype): that also rounds the rotary frequencies, which no checkpoint stores and loaders compute again.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter_dir: Path, folder: Path) -> None:
-    from transformers import GenerationConfig
-
     if (adapter_dir / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(adapter_dir))
     model.save_pretrained(folder)
     honour_umask(folder)
-    # a base without rotary embedding stays so in transformers 4 too
-    complete(folder)
+    # transformers 4 needs keys of its own to load a base without rotary embedding
+    restore_v4_keys(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _reloaded_logits(folder: Path, prompt: Tensor) -> Tensor:
-    from transformers import AutoModelForCausalLM
-
     return _logits(AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval(), prompt)
 
 
@@ -283,15 +297,15 @@ def _check_same_tensors(model: PreTrainedModel, base: dict[str, Tensor], model_d
     if differing:
         raise UserError(
             f"{model_dir} was not trained from {reference!r}: {len(differing)} of their tensors differ in name or shape, "
-            f"{differing[0]} among them. Name the model it was trained from."
+            f"{differing[0]} among them. Pass the model that it was trained from."
         )
 
 
-def _adapter_settings(adapter_dir: Path) -> dict:
+def _adapter_settings(adapter_dir: Path) -> dict[str, Any]:
     """Return adapter_config.json.
 
     Raises:
-        UserError: the folder is missing, holds no adapter, or an incomplete one.
+        UserError: the folder does not exist, has no adapter, or an incomplete one.
     """
     if not (adapter_dir / CONFIG).is_file():
         raise UserError(_no_adapter_text(adapter_dir))
@@ -300,14 +314,14 @@ def _adapter_settings(adapter_dir: Path) -> dict:
 
 def _no_adapter_text(folder: Path) -> str:
     if not folder.is_dir():
-        return f"there is no folder {folder}. Name the folder that holds adapter_config.json."
+        return f"the folder {folder} does not exist. Pass the folder that contains adapter_config.json."
     if (folder / "config.json").is_file():
         return (
-            f"{folder} is a full model, not an adapter: there is nothing to merge. Use it as it is, or draw it back towards "
-            "the model it was trained from: --share 0.5 --base MODEL."
+            f"{folder} is a full model, not an adapter: it needs no merging. Use it as it is, or move it towards the model "
+            "it was trained from: --share 0.5 --base MODEL."
         )
     inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
-    hint = f" Did you mean {inside[-1]}?" if inside else " Name the folder that holds it."
+    hint = f" Did you mean {inside[-1]}?" if inside else " Pass the folder that contains it."
     return f"{folder} is not an adapter: it has no adapter_config.json.{hint}"
 
 
@@ -315,16 +329,16 @@ def _check_output(output_dir: Path) -> None:
     if output_dir.is_dir() and not any(output_dir.iterdir()):
         return
     if output_dir.exists():
-        raise UserError(f"the output {output_dir} exists already and is not empty. Name a new folder, or remove it.")
+        raise UserError(f"the output {output_dir} already exists and is not empty. Choose a new folder, or remove it.")
 
 
-def _check_not_quantised(adapter_dir: Path, reference: str, config) -> None:
+def _check_not_quantised(adapter_dir: Path, reference: str, config: PretrainedConfig) -> None:
     quantisation = config.to_dict().get("quantization_config")
     if quantisation:
         raise UserError(
             f"the base model {reference!r} is quantised ({quantisation.get('quant_method', 'unknown method')}): merged "
-            "into rounded weights, the adapter would be rounded away. Put the unquantised model into "
-            f"`base_model_name_or_path` of {adapter_dir / 'adapter_config.json'}, or use the adapter with peft."
+            "into rounded weights, the adapter would be rounded away. Set `base_model_name_or_path` of "
+            f"{adapter_dir / 'adapter_config.json'} to the unquantised model, or use the adapter with peft."
         )
 
 
@@ -332,11 +346,11 @@ def _check_space(output_dir: Path, needed: int) -> None:
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {output_dir.parent}: {error.strerror}. Name another folder.") from error
+        raise UserError(f"cannot write to {output_dir.parent}: {error.strerror}. Choose another folder.") from error
     needed += 64 << 20  # the tokenizer and the configuration
     free = shutil.disk_usage(output_dir.parent).free
     if free < needed:
         raise UserError(
             f"the merged model needs {math.ceil(needed / 1e6):,} MB in {output_dir.parent}, which has "
-            f"{free // 10**6:,} MB free. Make room, or name a folder on another disk."
+            f"{free // 10**6:,} MB free. Free some space, or choose a folder on another disk."
         )

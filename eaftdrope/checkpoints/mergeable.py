@@ -1,15 +1,18 @@
-"""Which adapters can become one with their base model, and which have a line to it: decided by their configuration, before
-anything is loaded."""
+"""Checks that an adapter can be merged or scaled, from its configuration and before anything is loaded."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from eaftdrope.errors import UserError
 
-# Ways to begin that leave the base weights as they are. Any other takes a part of them into the adapter, and a scale of the
-# adapter then leads back to what is left of the base model, not to it.
+# Initialisations that leave the base weights unchanged. Any other moves a part of them into the adapter, and scaling the
+# adapter then leads back to the rest of the base model, not to the base model.
 _BASE_UNTOUCHED = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _TASKS = (None, "", "CAUSAL_LM")
 # Options of peft under which it cannot merge, and why.
@@ -19,20 +22,20 @@ _NOT_MERGED = {
     "use_qalora": "QA-LoRA exists on quantised layers only",
     "layer_replication": "it repeats layers of the base model",
 }
-# Kinds of adapter that peft counts among those with layers, and cannot merge all the same.
+# Kinds of adapter that peft lists among those with layers, but cannot merge.
 _NO_WEIGHTS = ("XLORA", "POLY", "SHADOW", "CARTRIDGE")
 
 
-def check_mergeable(folder: Path, settings: dict, share: float) -> None:
-    """Refuses adapters that peft cannot merge, or of which there is no share.
+def check_mergeable(folder: Path, settings: dict[str, Any], share: float) -> None:
+    """Refuse adapters that peft cannot merge, or that have no share.
 
     Args:
-        folder: of the adapter, for messages.
+        folder: folder of the adapter, for messages.
         settings: its adapter_config.json.
-        share: how far from the base model (0) to base + adapter (1).
+        share: position between the base model (0) and base + adapter (1).
 
     Raises:
-        UserError: states which option is in the way.
+        UserError: names the option that prevents it.
     """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
@@ -58,11 +61,11 @@ def check_mergeable(folder: Path, settings: dict, share: float) -> None:
         check_linear(settings)
 
 
-def check_linear(settings: dict) -> None:
-    """Refuses an adapter that is not a sum of LoRA updates on the untouched base model and of whole modules.
+def check_linear(settings: dict[str, Any]) -> None:
+    """Refuse an adapter that is not a sum of LoRA updates on the unchanged base model and of whole modules.
 
     Raises:
-        UserError: no scale takes it back to the base model.
+        UserError: no scale leads back to the base model.
     """
     kind, start = settings["peft_type"], settings.get("init_lora_weights", True)
     variants = ("use_dora", "use_bdlora", "kasa_config", "monteclora_config", "velora_config", *_NOT_MERGED)
@@ -79,13 +82,13 @@ def check_linear(settings: dict) -> None:
     ]
     if odd:
         raise UserError(
-            f"an adapter with {', '.join(odd)} has no line to its base model that a scale follows: use share 1, or train "
+            f"an adapter with {', '.join(odd)} cannot be scaled towards its base model: use share 1, or train "
             "plain LoRA."
         )
 
 
-def check_biases(folder: Path, settings: dict, config) -> None:
-    """Refuses lora_bias on layers without a bias, which have no place for it once merged.
+def check_biases(folder: Path, settings: dict[str, Any], config: PretrainedConfig) -> None:
+    """Refuse lora_bias on layers without a bias, which have no place for it once merged.
 
     Args:
         config: the base model's configuration.
@@ -95,13 +98,11 @@ def check_biases(folder: Path, settings: dict, config) -> None:
     """
     if not settings.get("lora_bias"):
         return
-    import torch
     from peft import PeftConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), warnings.catch_warnings():
-        # peft warns of what is refused below
+        # peft warns about what is refused below
         warnings.simplefilter("ignore")
         adapters = PeftConfig.from_pretrained(str(folder))
         adapters.init_lora_weights = False

@@ -80,16 +80,16 @@ def tested_versions() -> dict[str, str]:
 
 def devices() -> list[str]:
     """Return the CPU, its memory, and every accelerator that torch can use."""
-    from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, gib, ram, slow_in_bfloat16
+    from eaftdrope.run.machine import accelerators, cpu_flags, cpu_name, format_bytes, ram, slow_in_bfloat16
 
     flags = cpu_flags()
     shown = ", ".join(name for flag, name in CPU_FLAGS.items() if flag in flags) or "features unknown on this system"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    lines = [f"cpu     {cpu_name()}, {cores} cores, {gib(ram())}, {shown}"]
+    lines = [f"cpu     {cpu_name()}, {cores} cores, {format_bytes(ram())}, {shown}"]
     if slow_in_bfloat16():
         lines.append("        no bfloat16 instructions: precision auto computes in float32 on this CPU")
     for index, device in enumerate(accelerators()):
-        size = gib(device.memory) if device.memory else "memory unknown"
+        size = format_bytes(device.memory) if device.memory else "memory unknown"
         lines.append(f"{device.kind}:{index}  {device.name}, {size}")
     if len(lines) == 1 or not accelerators():
         lines.append("no GPU that torch can use: everything runs on the CPU")

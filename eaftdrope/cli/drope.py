@@ -110,7 +110,7 @@ def check(
 
     from eaftdrope.drope import check_folder, complete
     from eaftdrope.drope.checkpoint import read_json
-    from eaftdrope.drope.config import with_old_keys
+    from eaftdrope.drope.config import with_v4_keys
     from eaftdrope.drope.engines import serving
 
     from .terminal import make_console, silence_libraries
@@ -121,7 +121,7 @@ def check(
     for result in checks:
         typer.echo(str(result))
     raw = read_json(folder / "config.json")
-    lost = raw != with_old_keys(raw)
+    lost = raw != with_v4_keys(raw)
     if lost and repair:
         complete(folder)
         typer.echo("repaired config.json: the rope keys of transformers 4 are restored")

@@ -131,9 +131,11 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
         )
 
     def build(tokenizer):
-        from eaftdrope.run.build import build_data, build_run_probes
+        from eaftdrope.run.build import build_run_probes
+        from eaftdrope.run.data import build_data
+        from eaftdrope.run.settings import eaft_settings
 
-        return build_run_probes(recipe, build_data(recipe, tokenizer))
+        return build_run_probes(recipe.probes, build_data(eaft_settings(recipe), tokenizer))
 
     return build
 

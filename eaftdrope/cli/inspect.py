@@ -46,7 +46,7 @@ def inspect(
     from eaftdrope.inspection.results import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
     from eaftdrope.report.page import try_write_report
-    from eaftdrope.run.interrupts import told_about_disk
+    from eaftdrope.run.interrupts import disk_errors_to_user_errors
     from eaftdrope.run.machine import training_device
 
     from .measure import about, bars
@@ -60,7 +60,7 @@ def inspect(
     if dry_run:
         return
     command = shlex.join(["eaftdrope", *sys.argv[1:]])
-    with bars(console) as start, told_about_disk(str(folder.path)):
+    with bars(console) as start, disk_errors_to_user_errors(str(folder.path)):
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
     try_write_report(folder.path, console)

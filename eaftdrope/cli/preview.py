@@ -84,7 +84,7 @@ def stage_previews(
                 train_on=data.train_on,
                 max_length=data.max_length or _DOCUMENT,
                 on_bad_row=data.on_bad_row,
-                seed=data.drawn_by(train.seed),
+                seed=data.data_seed(train.seed),
                 scan=scan,
                 vocabulary=vocabulary,
             ),

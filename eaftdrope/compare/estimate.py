@@ -10,6 +10,7 @@ import torch
 
 from eaftdrope.run.machine import uses_bfloat16
 from eaftdrope.run.plan import make_plan
+from eaftdrope.run.settings import eaft_settings
 
 from .plan import Arm, ComparisonPlan
 from .training import is_trained, train_seconds
@@ -46,7 +47,8 @@ def estimate(measurement: Measurement) -> list[str]:
     parameter and token, 4 if it is frozen) at the speed of this machine's matrix products.
     """
     plan, recipe = measurement.plan, measurement.plan.recipe
-    one = make_plan(recipe, measurement.config, measurement.data.stats, autocast=uses_bfloat16(recipe))
+    settings = eaft_settings(recipe)
+    one = make_plan(settings, measurement.config, measurement.data.stats, autocast=settings.autocast)
     done = [arm for arm in plan.arms if is_trained(plan, arm)]
     left = len(plan.arms) - len(done)
     lines = [
@@ -72,7 +74,7 @@ def _state(plan: ComparisonPlan, arm: Arm) -> str:
 
 def _speed(measurement: Measurement) -> float:
     """Measure the operations per second of this machine's matrix products, in the recipe's arithmetic."""
-    dtype = torch.bfloat16 if uses_bfloat16(measurement.plan.recipe) else torch.float32
+    dtype = torch.bfloat16 if uses_bfloat16(measurement.plan.recipe.train.precision) else torch.float32
     a, b = (torch.randn(_SIDE, _SIDE, device=measurement.device, dtype=dtype) for _ in range(2))
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < _SECONDS:

@@ -197,7 +197,7 @@ class _Interpolation:
         self._kept: StoredScores = measurement.scores(arm)
         self._move: Callable[[float], nn.Module] | None = None
         # models saved in float32 are exactly the ends, which have been measured
-        self._ends_are_known = weights_dtype(measurement.plan.recipe) == "float32"
+        self._ends_are_known = weights_dtype(measurement.plan.recipe.model.dtype) == "float32"
         self._loss = next(key for key, probe in measurement.probes.items() if probe.name == "held_out_loss")
         self._general = [key for key, probe in measurement.probes.items() if probe.group == "general"]
 

@@ -14,16 +14,10 @@ import torch
 from eaftdrope.evaluate import run_probes
 from eaftdrope.evaluate.probes.agreement import AgreementProbe
 from eaftdrope.models import load_config, load_tokenizer
-from eaftdrope.run.build import (
-    RunData,
-    build_data,
-    build_model,
-    build_run_probes,
-    check_backend,
-    check_vocabulary,
-    stop_where_trained,
-)
+from eaftdrope.run.build import add_stop_tokens, build_model, build_run_probes, check_backend
+from eaftdrope.run.data import RunData, build_data, check_vocabulary
 from eaftdrope.run.machine import training_device, uses_bfloat16
+from eaftdrope.run.settings import eaft_settings
 
 from .plan import Arm, ComparisonPlan
 from .stored_scores import StoredScores, probe_key
@@ -73,13 +67,11 @@ class Measurement:
             dtype: of the weights; the recipe's by default.
         """
         recipe = self.plan.recipe
-        if dtype:
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": dtype})})
+        changes = {"dtype": dtype} if dtype else {}
         if arm is not None and not recipe.lora:
-            own = {"reference": str(self.plan.path(arm)), "revision": None}
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
-        model = build_model(recipe)
-        stop_where_trained(model, self.tokenizer, self.data.report.stop_tokens)
+            changes |= {"reference": str(self.plan.path(arm)), "revision": None}
+        model = build_model(recipe.model.model_copy(update=changes))
+        add_stop_tokens(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
             from eaftdrope.checkpoints.adapters import attach
 
@@ -90,7 +82,7 @@ class Measurement:
     def run(self, model: PreTrainedModel, key: str, progress: Progress, *, is_base: bool = False) -> list[Score]:
         """Run one probe in the arithmetic of training and return its scores."""
         probe, size = self.probes[key], self.plan.recipe.probes.batch_tokens
-        with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe)):
+        with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe.train.precision)):
             if isinstance(probe, AgreementProbe):
                 probe.captured = self.capture_file(key)
                 if is_base:
@@ -123,13 +115,13 @@ def open_measurement(plan: ComparisonPlan) -> Measurement:
         UserError: any problem of the arms or probes that can be found without weights.
     """
     recipe = plan.recipe
-    check_backend(recipe)
+    check_backend(recipe.model, recipe.loss, recipe.train.precision)
     how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **how)
     config = load_config(recipe.model.reference, **how)
-    data = build_data(recipe, tokenizer)
+    data = build_data(eaft_settings(recipe), tokenizer)
     check_vocabulary(data, tokenizer, config)
-    probes = build_run_probes(recipe, data)
+    probes = build_run_probes(recipe.probes, data)
     return Measurement(
         plan,
         tokenizer,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.files import write_atomically
 from eaftdrope.report.page import try_write_report
-from eaftdrope.run.interrupts import only_start
-from eaftdrope.run.prepare import print_audit
+from eaftdrope.run.data import print_audit
+from eaftdrope.run.interrupts import run_lock
 
 from .estimate import arms_table, estimate
 from .match import match
@@ -48,7 +48,7 @@ def run_comparison(
         UserError: any problem that the user can correct, before the first arm is trained if possible.
         RunInterrupted: Ctrl-C during the training of an arm.
     """
-    with only_start(str(plan.folder)):
+    with run_lock(str(plan.folder)):
         return _run(plan, console, command, about, bars)
 
 

@@ -1,18 +1,24 @@
 """Data: sources, formats, and what is trained. No module here loads torch, transformers or datasets when imported.
 
-source (`sources.py`, `folders.py`, `readers.py`, `bfcl.py`, `shipped.py`) -> row -> `formats.py` (`fields.py`,
-`messages.py`) -> Example -> `chat.py` (`template.py`, `audit.py`, `tools.py`) -> text and answers -> `encoding.py` -> ids
-and labels -> `build.py` (`counts.py`, `copies.py`) -> dataset and report -> `preview.py`; to pretrain on: dataset ->
-`blocks.py` -> blocks of one length
+    sources, readers, bfcl,
+    shipped                         a source -> its rows
+    formats, fields, messages,
+    tools, published                a row -> an `Example`, every key read or reported
+    template, chat, audit,
+    plain_places                    an `Example` -> text and the positions of its answers, every value found in it
+    encoding                        text -> ids and labels
+    build, counts, arrow_file       rows -> a dataset, its report, blocks of one length for pretraining
+    preview                         a few rows and the report, for people
 
-Names are loaded on first use: checking a source needs only `sources.py`.
+Read in this order. Names are imported on first use: checking a source needs only `sources`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-_HOMES = {
+_LAZY = {
     "FORMATS": "formats",
     "TRAIN_ON": "encoding",
     "DataReport": "counts",
@@ -26,14 +32,14 @@ _HOMES = {
     "encode": "encoding",
     "encode_prompt": "encoding",
     "examples_for_probe": "build",
-    "held_out_warnings": "copies",
+    "held_out_warnings": "counts",
     "hold_out": "build",
     "iter_examples": "build",
     "iter_rows": "sources",
     "normalise": "formats",
     "parse_tool_calls": "tools",
     "render_prompt": "chat",
-    "text_blocks": "blocks",
+    "text_blocks": "arrow_file",
 }
 
 __all__ = [
@@ -61,24 +67,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .blocks import text_blocks
+    from .arrow_file import text_blocks
     from .build import build_dataset, examples_for_probe, hold_out, iter_examples
     from .chat import render_prompt
-    from .copies import held_out_warnings
-    from .counts import DataReport
+    from .counts import DataReport, held_out_warnings
     from .encoding import TRAIN_ON, Encoded, encode, encode_prompt
     from .formats import FORMATS, Example, detect_format, normalise
     from .sources import Row, Source, check_source, iter_rows
     from .tools import parse_tool_calls
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_LAZY])

@@ -1,15 +1,27 @@
-"""Rows of tokens to an Arrow file: constant memory while it is written, a memory map afterwards."""
+"""Rows of tokens in an Arrow file: constant memory while it is written, a memory map afterwards. Blocks of one length.
+
+Blocks are for pretraining ("wrapped"): each document ends in the end-of-sequence token, all of them form one row of
+tokens, and that is cut every `length` tokens. Nothing is padded; only the last, incomplete block is lost.
+
+TRL's `pack_dataset(strategy="wrapped")` does the same to a table in memory; in batches it leaves a short row at the end of
+each, and it forgets the boundaries of the documents. Here the rows stream, and `seq_lengths` keeps the boundaries.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from eaftdrope.errors import DataError
+
+from .encoding import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,13 +29,17 @@ if TYPE_CHECKING:
 # A batch is written when it has this many rows, or tokens: rows of text can be whole books.
 _ROWS, _TOKENS = 1000, 1_000_000
 _PREFIX, _LOCK = "eaftdrope-data-", "in_use"
-# open files of the locks: the system lets go of them when the process ends, however it ends
-_held: list[int] = []
+# the system releases these locks when the process ends, however it ends
+_held: list[FileLock] = []
 
 
-def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> Dataset:
-    """A dataset of `rows`, which have these columns (`origin` is text, any other a list of whole numbers, `input_ids`
-    among them). Its file lives as long as this process."""
+def write_rows(rows: Iterator[dict[str, Any]], columns: tuple[str, ...]) -> Dataset:
+    """Write rows of tokens to an Arrow file and return it as a dataset; the file lives as long as this process.
+
+    Args:
+        rows (`Iterator[dict]`): the rows; `input_ids` is required.
+        columns (`tuple[str, ...]`): their columns; `origin` is text, any other a list of whole numbers.
+    """
     import pyarrow as pa
     from datasets import Dataset
 
@@ -31,7 +47,7 @@ def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> D
     schema = pa.schema({name: pa.string() if name == "origin" else numbers for name in columns})
     path = str(_own_folder() / "rows.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        batch: list[dict[str, object]] = []
+        batch: list[dict[str, Any]] = []
         tokens = 0
         for row in rows:
             batch.append(row)
@@ -45,42 +61,96 @@ def write_rows(rows: Iterator[dict[str, object]], columns: tuple[str, ...]) -> D
 
 
 def _own_folder() -> Path:
-    """A temporary folder for this process. It is deleted at the end, or, if the process is killed, by the next that makes
-    one."""
+    """Create a temporary folder for this process.
+
+    It is deleted at the end or, if the process is killed, by the next process that creates one.
+    """
     _remove_stale()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # It has another name until it is locked: one that is found unlocked is nobody's. A disk without locks keeps folders.
+    # The lock has another name until it is held: an unlocked one is nobody's. A disk without locks keeps its folders.
     unlocked = folder / f".{_LOCK}"
-    with contextlib.suppress(OSError, ImportError):
-        _held.append(_lock(unlocked, os.O_CREAT))
+    lock = FileLock(unlocked)
+    with contextlib.suppress(OSError, NotImplementedError):
+        lock.acquire(blocking=False)
+        _held.append(lock)
         unlocked.rename(folder / _LOCK)
     return folder
 
 
 def _remove_stale() -> None:
-    """Deletes the folders of processes that are gone, on this machine and in its containers alike: their locks are free.
-    Folders without a lock are of older versions, and may be in use."""
+    """Delete the folders of processes that have ended: their locks are free, on this machine and in its containers alike.
+
+    Folders without a lock are those of older versions, and may be in use.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, ImportError):
-            descriptor = _lock(folder / _LOCK)
+        if not (folder / _LOCK).is_file():
+            continue
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(folder / _LOCK).acquire(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
 
 
-def _lock(file: Path, flags: int = 0) -> int:
-    """The descriptor of a file that is locked for this process.
+# --- blocks of one length ---------------------------------------------------------------------------------------------
+
+# rows can be whole books
+_BATCH = 16
+
+
+def text_blocks(rows: Dataset, *, length: int, eos: int | None, boundaries: bool = False) -> Dataset:
+    """Cut the rows of `build_dataset`, in their order, into blocks of `length` tokens.
+
+    The end-of-sequence token is added to a row that does not end in it (text does not, a conversation rarely); it is trained
+    if the row's last token is.
+
+    Args:
+        rows (`Dataset`): with `input_ids` and `labels`.
+        length (`int`): tokens per block.
+        eos (`int`, *optional*): the end-of-sequence token.
+        boundaries (`bool`): add `seq_lengths`: the tokens of each (part of a) document in the block, as TRL's collator reads
+            them.
 
     Raises:
-        OSError: it is not there, another process holds it, or its disk has no locks.
-        ImportError: the system has no flock.
+        DataError: the tokenizer has no end-of-sequence token, or there are not enough tokens for one block.
     """
-    import fcntl
+    if eos is None:
+        raise DataError(
+            "the tokenizer has no end-of-sequence token, so documents cannot be told apart. Set `eos_token` in its "
+            "tokenizer_config.json."
+        )
+    columns = ("input_ids", "labels", *(["seq_lengths"] if boundaries else []))
+    blocks = write_rows(_blocks(_documents(rows, eos), length, boundaries), columns)
+    if len(blocks) == 0:
+        tokens = sum(len(ids) for ids, _ in _documents(rows, eos))
+        raise DataError(
+            f"the text has {tokens:,} tokens, not enough for one block of {length}. Bring more text, or lower max_length."
+        )
+    return blocks
 
-    descriptor = os.open(file, os.O_RDWR | flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+
+def _documents(rows: Dataset, eos: int) -> Iterator[tuple[list[int], list[int]]]:
+    for batch in rows.select_columns(["input_ids", "labels"]).iter(_BATCH):
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            if not ids or ids[-1] != eos:
+                trained = not labels or labels[-1] != IGNORED
+                ids, labels = [*ids, eos], [*labels, eos if trained else IGNORED]
+            yield ids, labels
+
+
+def _blocks(
+    documents: Iterable[tuple[list[int], list[int]]], length: int, boundaries: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield complete blocks; a document that does not fit continues in the next one, as a part of its own."""
+    ids: list[int] = []
+    labels: list[int] = []
+    parts: list[int] = []
+    for document, document_labels in documents:
+        start = 0
+        while start < len(document):
+            end = min(len(document), start + length - len(ids))
+            ids += document[start:end]
+            labels += document_labels[start:end]
+            parts.append(end - start)
+            start = end
+            if len(ids) == length:
+                yield {"input_ids": ids, "labels": labels, **({"seq_lengths": parts} if boundaries else {})}
+                ids, labels, parts = [], [], []

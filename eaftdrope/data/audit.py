@@ -1,15 +1,15 @@
-"""Is everything that a row has in its rendering, and where?
+"""The audit of a rendering: is every value of the row in it, and where?
 
 The conversation is rendered once more with each value between two marks of its own: private-use characters, inside the white
-space that templates trim. Whatever a template does with a value (moves it, trims it, writes it as JSON), its marks go with
-it: where both are, the value is, and a value whose marks are gone was dropped, even if another turn has the same words. A
+space that templates trim. Whatever a template does with a value (moves it, trims it, writes it as JSON), its marks move with
+it: the value is between them, and a value whose marks are gone was dropped, even if another turn has the same words. A
 value is a message's text, its reasoning, a call's name, a string among its arguments, and a tool's name.
 
-- Numbers and booleans cannot carry marks: they are looked for in the stretch of text that belongs to their turn.
+- Numbers and booleans cannot carry marks: they are searched for in the text of their turn.
 - Most rows need no marks (`plain_places.py`).
-- Where the marks change what the template writes, values are counted instead: the text must have each as often as the row.
-- Reasoning that is written while its turn is the last one, and no longer once others follow, is left out by design: the
-  model does not see it at inference either. It is counted (`Found.dropped`), not refused.
+- If the marks change what the template writes, values are counted instead: the text must have each as often as the row.
+- Reasoning that is written only while its turn is the last one is left out by design: the model does not see it at
+  inference either. It is counted (`Found.dropped`), not refused.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .template import THOUGHT
 
 _FIRST_MARK = 0xF0000
 _MARK = re.compile("[\U000f0000-\U0010ffff]")
-# A mark as JSON in ASCII and as Python's repr write it.
+# A mark as written by JSON in ASCII and by Python's repr.
 _ESCAPED_MARK = re.compile(r"\\u(db[89a-f][0-9a-f])\\u(d[c-f][0-9a-f]{2})|\\U(00(?:0f|10)[0-9a-f]{4})")
 _SHOWN = 60
 
 
 @dataclass(frozen=True)
 class Value:
-    """Something that a row has: `kind` is content, reasoning, name, argument or tool; `message` is -1 for a tool."""
+    """A value of a row: `kind` is content, reasoning, name, argument or tool; `message` is -1 for a tool."""
 
     path: str
     message: int
@@ -46,10 +46,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Found:
-    """What an audit found.
+    """The result of an audit.
 
     Args:
-        places (`tuple[Place, ...]`, *optional*): of every value, in the text's order; None where marks cannot be used.
+        places (`tuple[Place, ...]`, *optional*): of every value, in the text's order; None if marks cannot be used.
         dropped (`tuple[str, ...]`): paths of the reasoning of earlier turns that the template leaves out by design.
     """
 
@@ -60,14 +60,16 @@ class Found:
 def audit(
     messages: Messages, tools: Tools, text: str, write: Callable[[Messages, Tools], str], own_words: str = ""
 ) -> Found:
-    """Where everything that the conversation has stands in `text`, its rendering.
+    """Find the position of every value of the conversation in `text`, its rendering.
 
     Args:
+        messages, tools (`Messages`, `Tools`): the conversation.
+        text (`str`): its rendering.
         write (`Callable`): renders a conversation in the same way as `text`.
         own_words (`str`): the source of the template.
 
     Raises:
-        LostTextError: something is not there.
+        LostTextError: a value is missing.
     """
     if (simple := plainly_there(messages, tools, text, own_words)) is not None:
         return Found(simple, ())
@@ -94,7 +96,7 @@ def audit(
 
 
 class _Marked:
-    """A conversation with marks around its values; number n has the marks 2n and 2n + 1."""
+    """A conversation with marks around its values; value n has the marks 2n and 2n + 1."""
 
     def __init__(self, messages: Messages, tools: Tools) -> None:
         self.values: list[Value] = []
@@ -105,7 +107,7 @@ class _Marked:
     def find(
         self, text: str, write: Callable[[Messages, Tools], str]
     ) -> tuple[dict[int, tuple[int, int]] | None, set[int]]:
-        """(for each value that is in `text` where it first stands, those that stand there again); None if marks fail."""
+        """Return the first position of each value that is in `text`, and those that occur again; None if marks fail."""
         if 2 * len(self.values) > 0x1FFFF or _MARK.search(text) or (_may_escape(text) and _ESCAPED_MARK.search(text)):
             return None, set()
         try:
@@ -126,7 +128,7 @@ class _Marked:
         return (spots, again) if _MARK.sub("", traced) == text else (None, set())
 
     def left_out_later(self, missing: list[int], write: Callable[[Messages, Tools], str], *, traced: bool) -> set[int]:
-        """Those of the missing values that are reasoning and are written while no other turn follows theirs."""
+        """Return those of the missing values that are reasoning and are written while no other turn follows theirs."""
         left_out = set()
         written: dict[int, str] = {}
         for number in missing:
@@ -199,7 +201,7 @@ def _may_escape(text: str) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    """`text` with escaped marks as marks."""
+    """Return `text` with escaped marks as marks."""
     if not _may_escape(text):
         return text
 
@@ -222,7 +224,7 @@ def _has_scalars(
     places: tuple[Place, ...] | None,
     spots: dict[int, tuple[int, int]] | None,
 ) -> bool:
-    """Whether the text of the turn has this number or boolean as often as the turn's arguments."""
+    """Return whether the text of the turn has this number or boolean as often as the turn's arguments."""
     if places is not None and spots is not None:
         called = next(
             n for n, other in enumerate(marked.values) if other.message == value.message and other.kind == "name"
@@ -239,7 +241,7 @@ def _has_scalars(
 
 
 def _missing_by_count(text: str, values: list[Value]) -> list[int]:
-    """Numbers of the values that `text` does not have as often as the row does, alone or within another value."""
+    """Return the numbers of the values that `text` has less often than the row, by themselves or within another value."""
     missing: set[int] = set()
     total = Counter(value.text for value in values)
     for number in sorted(range(len(values)), key=lambda n: -len(values[n].text)):
@@ -252,7 +254,7 @@ def _missing_by_count(text: str, values: list[Value]) -> list[int]:
 
 
 def _forms(text: str) -> set[str]:
-    """How templates write a string: as it is, escaped for JSON, for HTML or as Python does."""
+    """Return the ways in which templates write a string: as it is, escaped for JSON, for HTML or as Python does."""
     as_json = {json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)}
     return {text, *as_json, html.escape(text), html.escape(text, quote=False), repr(text)[1:-1]}
 
@@ -261,10 +263,10 @@ def _forms(text: str) -> set[str]:
 
 
 def _check_reasoning(values: list[Value], spots: dict[int, tuple[int, int]], again: set[int]) -> None:
-    """Reasoning stands once, and in front of what the turn calls: a model thinks before it acts.
+    """Check that reasoning is written once, and before the calls of its turn: a model thinks before it acts.
 
     Raises:
-        LostTextError: it does not.
+        LostTextError: it is not.
     """
     called: dict[int, int] = {}
     for number, value in enumerate(values):
@@ -274,7 +276,7 @@ def _check_reasoning(values: list[Value], spots: dict[int, tuple[int, int]], aga
         if value.kind == "reasoning" and number in spots:
             twice = number in again
             if twice or spots[number][0] > called.get(value.message, len(values) and spots[number][0]):
-                what = "twice" if twice else "behind the call that it leads to"
+                what = "twice" if twice else "after the call that it leads to"
                 raise LostTextError(
                     f"the chat template writes {value.path} {what}: {_shortened(value.text)}. Set another chat template, "
                     "or train without reasoning (`reasoning: false` of the source).",
@@ -290,7 +292,7 @@ def _what_is_lost(lost: list[Value], messages: Messages) -> str:
 
 
 def _cause(value: Value, message: dict[str, Any]) -> tuple[str, str]:
-    """(why it is lost, what to do about it)."""
+    """Return why a value is lost, and what to do about it."""
     calls = bool(message.get("tool_calls"))
     if value.kind == "tool":
         return (

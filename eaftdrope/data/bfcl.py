@@ -1,8 +1,8 @@
 """Function-calling rows from the pip package `bfcl-eval` (Berkeley Function-Calling Leaderboard v4, Apache-2.0).
 
 - Each row: `messages` (question and reference call), `tools`, and `ground_truth` (every accepted value).
-- The reference call takes the first accepted value of each argument.
-- Split by function name: functions offered together in any row form a group, and a group lies wholly in "test" (about one
+- The reference call has the first accepted value of each argument.
+- Split by function name: functions offered together in any row form a group, and a group is wholly in "test" (about one
   group in five, by a hash of its first name) or in "train". So no function offered in one split is seen in the other.
 - It is an evaluation set: a model trained on it must never report a BFCL score.
 
@@ -28,22 +28,22 @@ _LEFT_OUT = object()
 
 
 def check(split: str) -> str | None:
-    """Problem text if the package or the split is not there, else None."""
+    """Return what is wrong if the package or the split does not exist, else None."""
     if split not in ("train", "test"):
         return f"package:bfcl: no split {split!r}; it has 'train' and 'test' (disjoint functions)."
     folder = _folder()
     if folder is None:
-        return f"package:bfcl: the package bfcl-eval is not installed. Run `{INSTALL}`, or name a file or hub dataset."
+        return f"package:bfcl: the package bfcl-eval is not installed. Run `{INSTALL}`, or use a file or hub dataset."
     if not (folder / f"BFCL_v4_{CATEGORIES[0]}.json").is_file():
         return f"package:bfcl: the installed bfcl-eval has other data files. Run `{INSTALL}`."
     return None
 
 
 def rows(split: str) -> Iterator[dict[str, Any]]:
-    """Rows of `split` ("train" or "test"): `id`, `messages`, `tools` and `ground_truth`, in the package's order.
+    """Yield the rows of `split` ("train" or "test"): `id`, `messages`, `tools`, `ground_truth`, in the package's order.
 
     Raises:
-        DataError: the package is not installed, or there is no such split.
+        DataError: the package is not installed, or has no such split.
     """
     problem = check(split)
     if problem is not None:
@@ -64,6 +64,7 @@ def _folder() -> Path | None:
 
 def _pairs(category: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     folder = _folder()
+    assert folder is not None, "checked by `rows`"
     answers = {row["id"]: row["ground_truth"] for row in _read(folder / "possible_answer" / f"BFCL_v4_{category}.json")}
     for row in _read(folder / f"BFCL_v4_{category}.json"):
         yield row, answers[row["id"]]
@@ -75,7 +76,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _groups(offered: list[list[str]]) -> dict[str, str]:
-    """For each function name the alphabetically first name of its group (names offered together share a group)."""
+    """Return function name -> alphabetically first name of its group (names offered together share a group)."""
     first: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -113,7 +114,7 @@ def _convert(row: dict[str, Any], ground_truth: list[dict[str, Any]]) -> dict[st
 
 
 def _first(values: Any, is_required: bool) -> Any:
-    """The first accepted value; nested dicts hold lists of accepted values in turn."""
+    """Return the first accepted value; nested dictionaries hold lists of accepted values in turn."""
     if is_required:
         values = [value for value in values if value != ""] or values
     if not values or values[0] == "":
@@ -131,7 +132,7 @@ def _first_inside(value: Any) -> Any:
 
 
 def _json_schema(schema: Any) -> Any:
-    """The package's type names (Python's) as those of JSON Schema. `type` may also be the name of a property."""
+    """Replace the package's type names (Python's) by those of JSON Schema. `type` may also be the name of a property."""
     if isinstance(schema, list):
         return [_json_schema(item) for item in schema]
     if not isinstance(schema, dict):

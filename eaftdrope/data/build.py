@@ -1,8 +1,9 @@
-"""Sources to one tokenised dataset: flat columns `input_ids`, `labels`, `origin`, and a report of what was left out.
+"""The tokenised dataset of a mixture of sources: columns `input_ids`, `labels`, `origin`, and a report of its rows.
 
-- Constant memory: rows go to an Arrow file in batches, the dataset is a memory map of it. Nested fields never meet Arrow.
+- Constant memory: rows go to an Arrow file in batches, the dataset is a memory map of it. Nested fields
+  are never stored in Arrow.
 - Every row is encoded once; the weights of the mixture then choose and repeat rows by index.
-- The rows come in the order of the sources and of their files: shuffling is the trainer's.
+- The rows are in the order of the sources and of their files: the trainer shuffles.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import TYPE_CHECKING
 from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
 
 from .arrow_file import write_rows
-from .copies import choose, content_key, groups_of, repeated_rows
-from .counts import DataReport, SourceReport, StopTokens
+from .counts import DataReport, SourceReport, StopTokens, choose, content_key, groups_of, repeated_rows
 from .encoding import Encoded, encode
 from .formats import Example, normalise
 from .sources import Row, Source, iter_rows, left_out
@@ -45,18 +45,18 @@ def build_dataset(
     enough: Callable[[int, int], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Dataset, DataReport]:
-    """The mixture of `sources` as a dataset of `input_ids`, `labels` (-100 where not trained, not shifted) and `origin`.
+    """Build the mixture of `sources` as a dataset of `input_ids`, `labels` (-100 if not trained, not shifted), `origin`.
 
     Args:
         sources (`Sequence[Source]`): where the rows come from; a weight w repeats a source's rows w times.
         tokenizer (`PreTrainedTokenizerBase`): a fast tokenizer; conversations need its chat template.
-        format (`str`): one of `FORMATS`; "auto" tells it row by row.
+        format (`str`): one of `FORMATS`; "auto" detects it row by row.
         train_on (`str`): one of `TRAIN_ON`.
         max_length (`int`, *optional*): longer rows lose their end; None keeps all.
         on_bad_row (`str`): "stop" raises at the first bad row, "skip" leaves it out and counts it.
         seed (`int`): chooses the rows of a fractional weight.
-        enough (`Callable[[int, int], bool]`, *optional*): called with the rows and tokens that a source has given so far;
-            it is not read further once that is enough.
+        enough (`Callable[[int, int], bool]`, *optional*): called with the rows and tokens read from a source so far; the
+            rest of it is not read once this returns true.
         progress (`Callable[[int], None]`, *optional*): called with the number of rows read, every 1,000 rows.
 
     Raises:
@@ -106,7 +106,7 @@ def build_dataset(
 
 
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """(rows to train on, rows held out) of a built dataset: about `share` of its rows by origin, chosen by `seed`.
+    """Split a built dataset into rows to train on and rows held out: about `share` of its rows by origin, chosen by `seed`.
 
     All repetitions of a row (by the mixture's weights), and all rows with the same tokens, go to one side; the held-out
     side has each row once.
@@ -123,7 +123,7 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
     if not 0 < wanted < len(first) or len(groups) < 2:
         copies = "" if len(groups) == len(first) else f" ({len(groups)} without their copies)"
         raise DataError(
-            f"holding out {share:g} of {len(first)} rows{copies} leaves one side empty. Name a held-out file, or change "
+            f"holding out {share:g} of {len(first)} rows{copies} leaves one side empty. Set a held-out file, or change "
             "the share."
         )
     chosen = {origin for group in choose(groups, share, wanted, seed) for origin in group}
@@ -132,7 +132,7 @@ def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset,
 
 
 def iter_examples(source: Source, *, format: str = "auto", only: set[str] | None = None) -> Iterator[Example]:
-    """The examples of `source` in order; with `only`, the rows of these origins alone are read.
+    """Yield the examples of `source` in order; with `only`, only the rows of these origins are read.
 
     Raises:
         DataError: the source, or a row of it, cannot be used (with file and line).
@@ -146,14 +146,14 @@ def iter_examples(source: Source, *, format: str = "auto", only: set[str] | None
 def examples_for_probe(
     source: Source, *, count: int | None = None, format: str = "auto", seed: int = 0
 ) -> list[Example]:
-    """Examples for a probe: all of `source`, or `count` of them chosen by `seed`. The source's weight is not used.
+    """Return examples for a probe: all of `source`, or `count` of them chosen by `seed`. The source's weight is not used.
 
     Raises:
         DataError: as `iter_examples`, or the source has no row.
     """
     examples = list(iter_examples(source, format=format))
     if not examples:
-        raise DataError(f"{source}: there is no row to probe with.")
+        raise DataError(f"{source} has no row to probe with.")
     if count is None or count >= len(examples):
         return examples
     return random.Random(f"{seed}:probe").sample(examples, count)
@@ -163,9 +163,9 @@ def examples_for_probe(
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
-    """A name for each source; one that occurs twice is numbered."""
+    """Return a name for each source; one that occurs twice is numbered."""
     if not sources:
-        raise DataError("there is no data source. Name at least one file, folder, dataset id or package.")
+        raise DataError("no data source. Set at least one file, folder, dataset id or package.")
     names = [str(source) for source in sources]
     return [f"{name} #{n + 1}" if names.count(name) > 1 else name for n, name in enumerate(names)]
 
@@ -182,7 +182,7 @@ def _example(row: Row, read: Callable[..., Example]) -> Example:
 
 
 def _reason(error: Exception) -> str:
-    """Why a row is bad. An error that nobody foresaw is one row's too: it names its place, and `on_bad_row` decides."""
+    """Return why a row is bad. An unforeseen error is one row's too: it states its place, and `on_bad_row` decides."""
     if isinstance(error, DataError):
         return str(error)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -210,7 +210,7 @@ def _encode_row(
     train_on: str,
     max_length: int | None,
 ) -> Encoded | None:
-    """The row encoded, or None if it is left out; the counts of its source are kept."""
+    """Encode a row and update its source's counts; None if it is left out."""
     counts = report.by_source[name]
     counts.read += 1
     reason, remedy = row.error, _remedy(None)
@@ -227,6 +227,7 @@ def _encode_row(
             reason, remedy = _reason(error), _remedy(error)
             counts.add_lost(error)
     if encoded is None:
+        assert reason is not None
         if on_bad_row == "stop":
             raise DataError(f"{row.origin}: {reason}\n{remedy}".rstrip())
         counts.skipped += 1
@@ -249,7 +250,7 @@ def _copies(keys: Sequence[int], dataset: Dataset) -> list[str]:
     count, (earlier, row) = found
     return [
         f"{count:,} of {len(keys):,} rows are copies of earlier ones (the first: {dataset[row]['origin']} of "
-        f"{dataset[earlier]['origin']}) and count as often. Remove them, unless that is meant."
+        f"{dataset[earlier]['origin']}) and count as often. Remove them, unless that is intended."
     ]
 
 
@@ -258,7 +259,7 @@ def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_lengt
         return
     where = ", ".join(names)
     if report.read == 0:
-        raise DataError(f"{where}: there is no row.")
+        raise DataError(f"{where}: no row.")
     if report.fully_masked == 0:
         first = "\n".join(f"  {origin}: {reason}" for origin, reason in report.skipped[:3])
         raise DataError(f"{where}: all {report.read} rows are bad; the first:\n{first}")
@@ -275,9 +276,9 @@ def _refuse_empty(report: DataReport, names: list[str], train_on: str, max_lengt
 
 
 def _mixture(report: DataReport, sources: Sequence[Source], seed: int) -> list[list[int]]:
-    """For each source the indices of its rows that the mixture takes.
+    """Return, for each source, the indices of its rows in the mixture.
 
-    Weight 2.5 takes each row twice, and half of the rows (rounded) once more, these chosen by the seed.
+    Weight 2.5 uses each row twice, and half of the rows (rounded) once more, chosen by the seed.
     """
     parts, start = [], 0
     for number, (source, counts) in enumerate(zip(sources, report.by_source.values())):
@@ -285,7 +286,7 @@ def _mixture(report: DataReport, sources: Sequence[Source], seed: int) -> list[l
         start += counts.encoded
         whole = int(source.weight)
         extra = int((source.weight - whole) * len(rows) + 0.5)
-        # Not of the path: the same rows are chosen wherever the files lie.
+        # The path is not part of the seed: the same rows are chosen wherever the files are.
         chosen = sorted(random.Random(f"{seed}:mixture:{number}").sample(rows, extra))
         parts.append([*rows] * whole + chosen)
     return parts

@@ -1,21 +1,21 @@
-"""A conversation as text through the tokenizer's chat template, and where in that text each answer stands.
+"""A conversation as text, written by the tokenizer's chat template, and the position of each answer in that text.
 
-Where an answer stands (character offsets [start, end) in the rendering of the whole conversation):
+The position of an answer (character offsets [start, end) in the rendering of the whole conversation):
 
-1. A template with `{% generation %}` markers says so itself (if they stand one to one for the assistant turns).
-2. Otherwise the conversation is rendered up to the turn, with the generation prompt (what a model is given at inference),
-   and again with the turn; both are prefixes of the whole rendering, and the answer is the difference.
-3. Where a prefix differs from the whole (some templates rewrite earlier turns: they drop old reasoning), the turn's
+1. A template with `{% generation %}` markers states it (if they match the assistant turns one to one).
+2. Otherwise the conversation is rendered up to the turn, with the generation prompt (as at inference), and again
+   with the turn; both are prefixes of the whole rendering, and the answer is the difference.
+3. If a prefix differs from the whole (some templates rewrite earlier turns: they drop old reasoning), the turn's
    content is replaced by a marker and the two renderings are compared from both ends.
 
 The end includes the token that ends the turn (`<|im_end|>`), so that the model learns to stop; white space after it is
-left out, because no model gets to generate it. Turns that only the next one ends (GLM's `<|user|>`) are given its first
-token. Where the text of another message stands inside (Gemma 4 writes a tool's result into the turn that called it, and
-the turn's own text behind that), the answer is several stretches.
+left out, because no model generates it. A turn that only the next one ends (GLM's `<|user|>`) gets the first token of
+that. If the text of another message is inside (Gemma 4 writes a tool's result into the turn that called it, and the
+turn's own text after that), the answer has several stretches.
 
-Reasoning (`reasoning_content`) goes where the template writes it, which may drop that of earlier turns; before the answer,
-in <think>, if the template knows nothing of it. A developer turn becomes a system turn where the template has no such role.
-That nothing else is dropped is checked for each row (`audit.py`).
+Reasoning (`reasoning_content`) is where the template writes it (it may drop that of earlier turns), or before the answer in
+<think> if the template has no support for it. A developer turn becomes a system turn if the template has no such role.
+`audit.py` checks for each row that nothing else is dropped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Span:
 
     Args:
         pieces (`tuple[tuple[int, int], ...]`): its stretches of text in order, characters [start, end) each.
-        trained (`bool`): whether it is to be trained.
+        trained (`bool`): the turn is trained.
         stop (`str`, *optional*): the token that ends it.
     """
 
@@ -60,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, its assistant turns in order, and the paths of what the template leaves out by design."""
+    """A conversation as text, its assistant turns in order, and the paths that the template leaves out by design."""
 
     text: str
     spans: list[Span]
@@ -68,9 +68,9 @@ class Rendered:
 
 
 def render_prompt(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text a model is given before its next answer: the text that training rows have before that answer.
+    """Return the text that a model receives before its next answer: the same that training rows have before that answer.
 
-    (For all templates but those with `Template.prompt_differs`, of which `build_dataset` warns.) Tokenise it with
+    (For all templates except those with `Template.prompt_differs`, of which `build_dataset` warns.) Tokenise it with
     `add_special_tokens=False`: the template has written them.
 
     Raises:
@@ -82,7 +82,7 @@ def render_prompt(messages: Messages, tools: Tools, tokenizer: PreTrainedTokeniz
 
 
 def render_conversation(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """The whole conversation as text, and its assistant turns in order.
+    """Return the whole conversation as text, with its assistant turns in order.
 
     Raises:
         LostTextError: the template leaves out something that the conversation has.
@@ -98,7 +98,7 @@ def render_conversation(messages: Messages, tools: Tools, tokenizer: PreTrainedT
 
 
 def _template_for(messages: Messages, tools: Tools, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template for this conversation: of several named ones `tool_use`, if it writes tools and there are any."""
+    """Return the template for this conversation: of several named ones `tool_use`, if it writes tools and the row has any."""
     template = template_of(tokenizer, tools=_uses_tools(messages, tools))
     return template if template.has_tools else template_of(tokenizer)
 
@@ -108,7 +108,7 @@ def _uses_tools(messages: Messages, tools: Tools) -> bool:
 
 
 def _prepare(messages: Messages, tools: Tools, template: Template) -> tuple[Messages, Tools]:
-    """Messages and tools as this template takes them."""
+    """Return messages and tools in the form that this template reads."""
     if not template.has_developer_role:
         messages = _developer_as_system(messages)
     if not template.has_tools and _uses_tools(messages, tools):
@@ -117,7 +117,7 @@ def _prepare(messages: Messages, tools: Tools, template: Template) -> tuple[Mess
 
 
 def _developer_as_system(messages: Messages) -> Messages:
-    """Developer turns as system turns; one right behind a system turn joins it (templates read only the first)."""
+    """Turn developer turns into system turns; one right after a system turn joins it (templates read only the first)."""
     changed: Messages = []
     for message in messages:
         if message["role"] == "developer":
@@ -131,7 +131,7 @@ def _developer_as_system(messages: Messages) -> Messages:
 
 
 class _Talk:
-    """One conversation, its rendering, and what the template can do."""
+    """One conversation with its template and its rendering."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, template: Template, messages: Messages, tools: Tools
@@ -148,18 +148,16 @@ class _Talk:
                     f"{error} (a turn has several calls; if that is it, give each a turn of its own)"
                 ) from error
             raise
-        self.found: Found = audit(
-            messages,
-            tools,
-            self.text,
-            lambda *given: render_quickly(tokenizer, template.source, *_prepare(*given, template)),
-            template.source,
-        )
+
+        def write(messages: Messages, tools: Tools) -> str:
+            return render_quickly(tokenizer, template.source, *_prepare(messages, tools, template))
+
+        self.found: Found = audit(messages, tools, self.text, write, template.source)
         if self.found.dropped:
             self._leave_out(messages, tools)
         last = self.messages[-1]
         if template.stop_is_next_turn and last["role"] == "assistant":
-            # what the model itself says to end its turn, and what a longer conversation has there
+            # what the model itself generates to end its turn, and what a longer conversation has there
             self.text += template.stop_after_call if last.get("tool_calls") else template.stop_run
         self.turns = [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
         # Tool results may have been joined to one turn, assistant turns stay as they are: their indices in the row.
@@ -168,7 +166,7 @@ class _Talk:
         )
 
     def _leave_out(self, messages: Messages, tools: Tools) -> None:
-        """Reasoning that the template leaves out anyway is left out here as well: more prefixes are the whole's then."""
+        """Leave out the reasoning that the template leaves out too: more prefixes then match the rendering."""
         bare = [
             {name: value for name, value in message.items() if name != "reasoning_content"}
             if f"messages[{index}].reasoning_content" in self.found.dropped
@@ -180,7 +178,7 @@ class _Talk:
             self.messages, self.tools = prepared
 
     def marked_spans(self) -> list[Span] | None:
-        """Spans of the template's own `{% generation %}` blocks; None if they do not stand one to one for the turns."""
+        """Return the spans of the template's own `{% generation %}` blocks; None if they do not match the turns."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered, marked = render_jinja_template(
@@ -196,13 +194,13 @@ class _Talk:
         return [self._span(index, start, end) for index, (start, end) in zip(self.turns, blocks)]
 
     def found_span(self, index: int) -> Span:
-        """The span of assistant turn `index`, by rules 2 and 3."""
+        """Find the span of assistant turn `index`, by rules 2 and 3."""
         start = end = None
         if index:
             prompt = self._try(self.messages[:index], add_generation_prompt=True)
             start = len(prompt) if prompt and self.text.startswith(prompt) else None
         if index == len(self.messages) - 1:
-            # A template may write more behind the last turn (a generation prompt that nobody asked for).
+            # A template may write more after the last turn (a generation prompt that was not requested).
             end = len(self.text.removesuffix(self.template.after_stop))
         else:
             so_far = self._try(self.messages[: index + 1])
@@ -214,7 +212,7 @@ class _Talk:
         return self._span(index, start, end)
 
     def _compared(self, index: int) -> tuple[int, int]:
-        """Characters of the rendering that stand for message `index`: those that change when its content does."""
+        """Return the characters of the rendering that belong to message `index`: those that change with its content."""
         text = self.rendered
         marker = self.template.shaped({"role": "assistant", "content": MARKER})
         changed = self._try([*self.messages[:index], marker, *self.messages[index + 1 :]])
@@ -222,14 +220,14 @@ class _Talk:
         same_after = common_prefix(text[same_before:][::-1], changed[same_before:][::-1])
         if not changed[: len(changed) - same_after].endswith(MARKER):
             raise DataError(
-                f"cannot find where the answer of message {index} stands in the chat template's rendering, so it cannot "
+                f"cannot find the answer of message {index} in the chat template's rendering, so it cannot "
                 "be masked. Use a template with {% generation %} markers, or bring the data as prompt and completion "
                 "strings."
             )
         return same_before, len(text) - same_after
 
     def _span(self, index: int, start: int, end: int) -> Span:
-        """The span with its stop token, without white space behind it and without what other messages have inside.
+        """Return the span with its stop token, without white space after it and without the values of other messages inside.
 
         The stop token is the special token that the span ends in, or the template's own stop right behind the span (a
         template's markers may leave it out).
@@ -246,27 +244,27 @@ class _Talk:
         return Span(self._pieces(index, start, end), self.messages[index].get("weight", 1) != 0, stop or None)
 
     def _stop_behind(self, behind: str) -> str:
-        """What ends a turn at the beginning of `behind`, the text after it; or ""."""
+        """Return what ends a turn at the beginning of `behind`, the text after it; or ""."""
         template = self.template
         if template.stop_is_next_turn:
             return next(iter(specials_at_start(behind, template.specials)), "")
         return next((run for run in (template.stop_run, template.stop_between) if run and behind.startswith(run)), "")
 
     def _pieces(self, index: int, start: int, end: int) -> tuple[tuple[int, int], ...]:
-        """[start, end) without the stretches that other messages' values stand in."""
+        """Return [start, end) without the stretches that contain other messages' values."""
         own = self.row_index[index]
         if self.found.places is None:
             behind = self.row[own + 1] if own + 1 < len(self.row) else {"role": ""}
             if behind["role"] == "tool" and behind["content"].strip() in self.text[start:end]:
                 raise DataError(
-                    f"cannot tell the tool's result from the rest of turn {own}, in which the chat template writes it. "
+                    f"cannot separate the tool's result from the rest of turn {own}, into which the chat template writes it. "
                     "Leave private-use characters out of the row, or use another template."
                 )
             return ((start, end),)
         places = [place for place in self.found.places if start <= place.start < end]
         if all(place.message == own for place in places):
             return ((start, end),)
-        # Up to where the text stays the same when nothing follows yet, the turn is the model's own.
+        # The part that is the same when nothing follows yet is the model's own.
         alone = common_prefix(self.text, self._try(self.messages[: index + 1]))
         pieces = []
         reached = begin = start

@@ -1,11 +1,20 @@
-"""What became of the rows: counts by source, what of their fields was read, and the warnings about how answers end."""
+"""The report of a data set: counts by source, the fields that were read, stop tokens, and rows that are copies.
+
+Two rows are copies if their tokens are equal, whatever of them is trained: what one trains, the other would measure. Copies
+are counted, and never on both sides of a held-out share.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import random
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from eaftdrope.errors import LostTextError
 
@@ -15,6 +24,7 @@ from .formats import Example
 from .template import template_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 # Rows may have keys that are data (an identifier for a key): their paths are counted together.
@@ -31,17 +41,17 @@ class SourceReport:
         read (`int`): rows read.
         skipped (`int`): bad rows left out.
         fully_masked (`int`): rows without a trained token, left out.
-        cut_off (`int`): those of `fully_masked` whose trained tokens all lay beyond `max_length`.
-        truncated (`int`): rows kept of which the end was cut off at `max_length`.
+        cut_off (`int`): those of `fully_masked` whose trained tokens were all beyond `max_length`.
+        truncated (`int`): rows kept whose end was cut off at `max_length`.
         encoded (`int`): rows kept, before the weight applied.
         rows (`int`): rows in the dataset, repetitions counted.
         tokens (`int`): their tokens.
         trained_tokens (`int`): their tokens that count in the loss.
-        fields_read (`dict[str, int]`): for each path of a key that was read, in how many rows (`messages[].role`).
-        fields_ignored (`dict[str, int]`): the same of the keys that were not read.
-        dropped (`dict[str, int]`): for each path that the chat template leaves out by design (reasoning of earlier turns), in
-            how many rows; they are trained.
-        lost (`dict[str, int]`): for each path whose text is missing from the rendering, in how many rows; they are bad.
+        fields_read (`dict[str, int]`): number of rows for each path of a key that was read (`messages[].role`).
+        fields_ignored (`dict[str, int]`): the same for the keys that were not read.
+        dropped (`dict[str, int]`): number of rows for each path that the chat template leaves out by design (reasoning of
+            earlier turns); they are trained.
+        lost (`dict[str, int]`): number of rows for each path whose text is missing from the rendering; they are bad.
     """
 
     read: int = 0
@@ -59,7 +69,7 @@ class SourceReport:
     lost: dict[str, int] = field(default_factory=dict)
 
     def add_fields(self, example: Example) -> None:
-        """Count which fields of a row were read and which were not."""
+        """Count the fields of a row that were read, and those that were not."""
         _count(self.fields_read, example.fields_read)
         _count(self.fields_ignored, example.fields_ignored)
 
@@ -68,13 +78,13 @@ class SourceReport:
         _count(self.dropped, _without_indices(paths))
 
     def add_lost(self, error: Exception) -> None:
-        """Count what a row lost, if that is why it is refused."""
+        """Count what a row lost, if it is refused for that."""
         if isinstance(error, LostTextError):
             _count(self.lost, _without_indices(error.lost))
 
     @property
     def unread_text(self) -> dict[str, int]:
-        """Those of `fields_ignored` that may be more than metadata (`id`, `source`, ...), most rows first."""
+        """Return those of `fields_ignored` that may be more than metadata (`id`, `source`, ...), most rows first."""
         names = [path for path in self.fields_ignored if not is_metadata(path)]
         return {path: self.fields_ignored[path] for path in sorted(names, key=lambda path: -self.fields_ignored[path])}
 
@@ -92,14 +102,14 @@ def _count(counts: dict[str, int], paths: Iterable[str]) -> None:
 
 @dataclass
 class DataReport:
-    """What became of the rows.
+    """The report of a data set.
 
     Args:
         by_source (`dict[str, SourceReport]`): counts by source, in order.
         skipped (`list[tuple[str, str]]`): origin and reason of the bad rows left out, the first 100 of them.
         stop_token_trained (`bool`): every row that is not truncated ends its last answer in a trained stop token.
-        stop_tokens (`list[str]`): the stop tokens met, such as `["<|im_end|>"]`.
-        warnings (`list[str]`): what may go wrong in training, with the consequence and the ways out.
+        stop_tokens (`list[str]`): the stop tokens found, such as `["<|im_end|>"]`.
+        warnings (`list[str]`): what may go wrong in training, with its consequence and what to do.
     """
 
     by_source: dict[str, SourceReport] = field(default_factory=dict)
@@ -149,11 +159,11 @@ class DataReport:
 
     @property
     def truncated_share(self) -> float:
-        """Share of the encoded rows of which the end was cut off."""
+        """Return the share of the encoded rows that were truncated."""
         return self.truncated / self.encoded if self.encoded else 0.0
 
     def warn_of_ignored_fields(self) -> None:
-        """Add one warning for each source that has fields that are not read and may be more than metadata."""
+        """Add one warning per source that has fields that are not read and may be more than metadata."""
         for name, source in self.by_source.items():
             fields = [f"{path} ({count:,} of {source.read:,} rows)" for path, count in source.unread_text.items()]
             if fields:
@@ -166,7 +176,7 @@ class DataReport:
 
 
 class StopTokens:
-    """Keeps count of which rows end in a trained stop token."""
+    """Counts of the rows that end in a trained stop token."""
 
     def __init__(self) -> None:
         self.conversations = 0
@@ -176,7 +186,7 @@ class StopTokens:
 
     def add(self, encoded: Encoded) -> None:
         self.conversations += encoded.is_conversation
-        # The end of a truncated row is missing by definition; it says nothing about the template.
+        # The end of a truncated row is missing by definition, whatever the template.
         if encoded.truncated:
             return
         self.complete += 1
@@ -207,6 +217,83 @@ class StopTokens:
             report.warnings.append(
                 "the chat template ends its generation prompt in "
                 f"{template_of(tokenizer).prompt_differs!r}, which answered conversations do not have there: at "
-                "inference the model is asked in a way that it was not trained on. Put it in front of the answers "
+                "inference the model sees a prompt that it was not trained on. Put it in front of the answers "
                 "(reasoning belongs in reasoning_content), or use a template whose conversations begin with its prompt."
             )
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+# rows can be whole books
+_BATCH = 256
+
+
+def content_key(ids: Sequence[int]) -> int:
+    """Return 64 bits that are equal for equal tokens (two of a million other rows collide with probability 3e-8)."""
+    return int.from_bytes(hashlib.blake2b(array("i", ids).tobytes(), digest_size=8).digest(), "little")
+
+
+def repeated_rows(keys: Sequence[int]) -> tuple[int, tuple[int, int]] | None:
+    """Return the number of rows that are copies of an earlier one, and the first such pair; None if there is no copy."""
+
+    _, first, which = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True, return_inverse=True)
+    earlier = first[which]
+    (copies,) = np.nonzero(earlier != np.arange(len(keys)))
+    return (len(copies), (int(earlier[copies[0]]), int(copies[0]))) if len(copies) else None
+
+
+def held_out_warnings(train: Dataset, held_out: Dataset, report: DataReport) -> list[str]:
+    """Return warnings about rows held out in sources of their own: copies of training rows, and rows left out."""
+    trained = set(_keys(train))
+    shared = [origin for key, origin in zip(_keys(held_out), held_out["origin"][:]) if key in trained]
+    found = []
+    if shared:
+        found.append(
+            f"{len(shared):,} of {len(held_out):,} held-out rows are also trained (the first: {shared[0]}): "
+            "measurements on them show memorisation. Remove them from one of the two."
+        )
+    if report.skipped_rows:
+        origin, reason = report.skipped[0]
+        found.append(f"{report.skipped_rows:,} held-out rows are bad and left out; the first: {origin}: {reason}")
+    return found
+
+
+def groups_of(origins: Sequence[str], dataset: Dataset) -> list[list[str]]:
+    """Return the origins that must stay together, in the order of their first rows."""
+    group_of: dict[str | int, list[str]] = {}
+    for origin, key in zip(origins, _keys(dataset), strict=True):
+        mine, copies = group_of.get(origin), group_of.get(key)
+        group = mine or copies or []
+        if mine is None:
+            group.append(origin)
+        if mine and copies and mine is not copies:
+            # one origin read twice in two ways, and a copy of each: all of them are one group
+            mine += copies
+            for name, other in group_of.items():
+                if other is copies:
+                    group_of[name] = mine
+        group_of[origin] = group_of[key] = group
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def choose(groups: list[list[str]], share: float, wanted: int, seed: int) -> list[list[str]]:
+    """Choose groups with at most `wanted` rows together.
+
+    They are drawn as single rows would be, as long as they fit (the smallest of all if none does).
+    """
+    drawing = random.Random(f"{seed}:hold out")
+    first = drawing.sample(range(len(groups)), max(1, int(share * len(groups) + 0.5)))
+    drawn = set(first)
+    rest = [number for number in range(len(groups)) if number not in drawn]
+    chosen, rows = [], 0
+    for number in (*first, *drawing.sample(rest, len(rest))):
+        if rows + len(groups[number]) <= wanted:
+            chosen.append(groups[number])
+            rows += len(groups[number])
+    return chosen or [min(groups, key=len)]
+
+
+def _keys(dataset: Dataset) -> Iterator[int]:
+    for batch in dataset.select_columns(["input_ids"]).iter(_BATCH):
+        yield from map(content_key, batch["input_ids"])

@@ -1,8 +1,8 @@
 """An `Example` as token ids and labels.
 
-The text is tokenised once, whole, so the ids are those a model sees at inference; which of them are trained follows from
-character offsets. A token that stands for a trained character is trained, also where it begins before the answer (`" yes"`
-after `"Answer:"`) or stands for one of several bytes of a character.
+The text is tokenised once, whole, so the ids are those that a model sees at inference; character offsets decide which of
+them are trained. A token that covers a trained character is trained, also if it begins before the answer (`" yes"` after
+`"Answer:"`) or covers one of several bytes of a character.
 
 | `train_on`       | messages                                           | prompt and completion | text       |
 |------------------|----------------------------------------------------|-----------------------|------------|
@@ -37,12 +37,12 @@ class Encoded:
     """One row, ready for a causal language model.
 
     Args:
-        input_ids (`list[int]`): at most `max_length` ids; what is over is cut off at the end.
-        labels (`list[int]`): the id where the token is trained, -100 elsewhere. Same length, not shifted.
-        truncated (`bool`): whether something was cut off.
+        input_ids (`list[int]`): at most `max_length` ids; the rest is cut off.
+        labels (`list[int]`): the id if the token is trained, else -100. Same length, not shifted.
+        truncated (`bool`): the end was cut off.
         stop (`str`, *optional*): the token at the end of the last trained answer, if it is among the trained ones.
-        is_conversation (`bool`): whether the chat template wrote it.
-        dropped (`tuple[str, ...]`): paths of what the template leaves out by design, `messages[1].reasoning_content`: the
+        is_conversation (`bool`): the chat template wrote it.
+        dropped (`tuple[str, ...]`): paths that the template leaves out by design, `messages[1].reasoning_content`: the
             reasoning of earlier turns, which the model does not see at inference either.
     """
 
@@ -55,7 +55,7 @@ class Encoded:
 
     @property
     def trained_tokens(self) -> int:
-        """Labels that count in the loss: the first token is predicted from nothing, so its label never does."""
+        """Number of labels that count in the loss: the first token is predicted from nothing, so its label never does."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
@@ -66,7 +66,7 @@ def encode(
     train_on: str = "assistant",
     max_length: int | None = 1024,
 ) -> Encoded:
-    """`example` as ids and labels; see the table above for what is trained.
+    """Encode `example` as ids and labels; the table above lists what is trained.
 
     A prompt-completion or text example ends in the tokenizer's end-of-sequence token, which is trained.
 
@@ -90,16 +90,16 @@ def encode(
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids a model is given to produce the example's last answer (or its completion): the beginning of the training row.
+    """Return the ids that a model receives to produce the example's last answer or completion: the start of the training row.
 
     Raises:
-        DataError: as `encode`, or the example is a text (there is nothing to ask for).
+        DataError: as `encode`, or the example is a text, which has no prompt.
     """
     if example.messages is not None:
         text = render_prompt(example.prompt_messages, example.tools, tokenizer)
         return _tokenise(tokenizer, text, add_special_tokens=False)[0]
     if example.prompt is None:
-        raise DataError(f"{example.origin or 'the example'}: a text has no prompt to ask with.")
+        raise DataError(f"{example.origin or 'the example'}: a text has no prompt.")
     ids, _ = _tokenise(tokenizer, example.prompt, add_special_tokens=True)
     ids = ids[_doubled_start(ids, example.prompt, tokenizer) :]
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
@@ -108,8 +108,9 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
 def _encode_messages(
     example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
 ) -> tuple[list[int], list[int], int | None, str | None, tuple[str, ...]]:
-    """(ids, labels, position of the last trained answer's stop token, that token, what the template leaves out)."""
+    """Return ids, labels, position and text of the last trained answer's stop token, and what the template leaves out."""
     messages = example.messages
+    assert messages is not None
     rendered = render_conversation(messages, example.tools, tokenizer)
     text, spans = rendered.text, rendered.spans
     input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=False)
@@ -133,13 +134,15 @@ def _encode_messages(
 def _encode_text(
     example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
 ) -> tuple[list[int], list[int], int | None, str | None]:
-    """(ids, labels, position of the end-of-sequence token, that token).
+    """Return ids, labels, and position and text of the end-of-sequence token.
 
-    Where the text itself begins or ends with the token that the tokenizer would add, there is one of it; white space behind
-    a text's own end-of-sequence token is left out, as no model gets to generate it.
+    If the text itself begins or ends with the token that the tokenizer would add, only one is kept; white space after a
+    text's own end-of-sequence token is left out, because no model generates it.
     """
     prompt = example.prompt or ""
-    text = prompt + (example.completion if example.text is None else example.text)
+    rest = example.completion if example.text is None else example.text
+    assert rest is not None
+    text = prompt + rest
     everything = train_on == "all" or example.text is not None
     end = getattr(tokenizer, "eos_token", None)
     has_end = end is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(end)
@@ -161,7 +164,7 @@ def _encode_text(
 
 
 def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """1 where the tokenizer put its first token in front of a text that begins with it, else 0."""
+    """Return 1 if the tokenizer put its first token in front of a text that begins with it, else 0."""
     bos, begins = tokenizer.bos_token, 0
     while bos and text.startswith(bos, begins * len(bos)):
         begins += 1
@@ -169,7 +172,7 @@ def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokeniz
 
 
 def _labels(input_ids: list[int], extents: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """Ids of the tokens that stand for a character of a span, -100 elsewhere; the spans are in order and apart."""
+    """Return the ids of the tokens that cover a character of a span, else -100; spans are in order and do not overlap."""
     labels = [IGNORED] * len(input_ids)
     rest = iter(spans)
     span_start, span_end = next(rest, _NO_SPAN)
@@ -184,12 +187,14 @@ def _labels(input_ids: list[int], extents: list[tuple[int, int]], spans: list[tu
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool, offsets: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of `text`, and for each the characters [begin, end) that it stands for ((0, 0) or less for a token added in
-    front); without `offsets`, which take more than half of the time, none.
+    """Return the ids of `text`, and the characters [begin, end) that each token covers.
 
-    A token stands for the characters from the end of the one before it (or from its own last character, when several
-    tokens share one character) to its own end; a special token that swallows white space around it (`rstrip`, `lstrip`)
-    for its own text only.
+    A token added in front covers (0, 0) or less. Without `offsets`, which cost more than half of the time, no characters are
+    returned.
+
+    A token covers the characters from the end of the previous one (or from its own last character, if several tokens share
+    one character) to its own end; a special token that swallows white space around it (`rstrip`, `lstrip`) covers its own
+    text only.
     """
     try:
         text.encode("utf-8")
@@ -201,7 +206,7 @@ def _tokenise(
     if not tokenizer.is_fast:
         raise DataError(
             f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} gives no character offsets (a slow "
-            "tokenizer), so the answers cannot be told from the rest. Load its fast version (a folder or repository "
+            "tokenizer), so the answers cannot be separated from the rest. Load its fast version (a folder or repository "
             "with tokenizer.json), or convert it once with transformers' convert_slow_tokenizer."
         )
     encoding = tokenizer(
@@ -218,7 +223,7 @@ def _tokenise(
             begin, end = own, own + len(swallowing[token])
             extents.append((max(before, begin), end))
         else:
-            # Some tokenizers give white space and added tokens an empty span; they end where they stand.
+            # Some tokenizers give white space and added tokens an empty span; they end at its position.
             end = max(begin, end, before)
             extents.append((min(before, end - 1), end))
         before = end
@@ -229,7 +234,7 @@ _known_swallowing: WeakKeyDictionary[Any, tuple[int, dict[int, str]]] = WeakKeyD
 
 
 def _swallowing(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Ids and texts of the added tokens that take the white space beside them into their offsets."""
+    """Return ids and texts of the added tokens that include the white space beside them in their offsets."""
     size = len(tokenizer)
     known = _known_swallowing.get(tokenizer)
     if known is None or known[0] != size:

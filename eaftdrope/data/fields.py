@@ -1,14 +1,15 @@
-"""The keys of a row, noted as they are read, so that none is lost silently.
+"""The keys of a row, noted as they are read, so that none is lost silently; and JSON inside a row.
 
-Every object of a row (the row itself, a message, a call, a part of a content) is read through a `Fields`. What was never
-read is reported with its path, indices left out: `messages[].timestamp`. A key that is null counts as absent.
+Every object of a row (the row itself, a message, a call, a part of a content) is read through a `Fields`. A key that was
+never read is reported with its path, without indices: `messages[].timestamp`. A key that is null counts as absent.
 
-Data sets write the same thing under many names. Where the meaning is the same beyond doubt, all of them are read; names are
+Data sets use many names for the same thing. If the meaning is the same beyond doubt, all of them are read; names are
 compared without case, underscores, hyphens and spaces (`systemPrompt` is `system_prompt`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -29,7 +30,7 @@ MEDIA = frozenset(
     {f"{kind}{ending}" for kind in ("image", "audio", "video") for ending in ("", "s", "path", "paths", "url", "urls")}
     | {"img", "imgs", "imagefile", "audiofile", "videofile", "pixelvalues"}
 )
-# What tells where a row is from: kept out of the warnings, shown in the table.
+# Keys that describe the origin of a row: not in the warnings, but in the table.
 _METADATA = re.compile(
     r"(\b|_)(u?u?id|guid|ids|idx|index|hash|md5|sha1|sha256|urls?|uri|link|sources?|dataset|subset|split|licen[sc]e|"
     r"timestamp|time|date|created|updated|created_at|updated_at|version|scores?|count|tokens|length|lang|language|"
@@ -41,19 +42,19 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 @lru_cache(maxsize=4096)
 def plain_name(name: str) -> str:
-    """`name` without case, underscores, hyphens and spaces."""
+    """Return `name` without case, underscores, hyphens and spaces."""
     return re.sub(r"[_\-\s]", "", name).lower()
 
 
 @lru_cache(maxsize=4096)
 def _matching(keys: tuple[str, ...], names: frozenset[str]) -> tuple[str, ...]:
-    """Those of `keys` whose plain name is one of `names`. Most rows of a data set have the same keys."""
+    """Return those of `keys` whose plain name is one of `names`. Most rows of a data set have the same keys."""
     return tuple(key for key in keys if plain_name(str(key)) in names)
 
 
 @lru_cache(maxsize=4096)
 def is_metadata(path: str) -> bool:
-    """Whether the last word of a path is one that only tells where a row is from (`id`, `messages[].created_at`)."""
+    """Return whether the last word of a path only describes the origin of a row (`id`, `messages[].created_at`)."""
     return bool(_METADATA.search(_CAMEL.sub("_", path).lower()))
 
 
@@ -63,18 +64,18 @@ def _joined(path: str, name: str) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value carries nothing: null, or an empty string, list or object."""
+    """Return whether a value is null, or an empty string, list or object."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 class Fields:
-    """One object of a row; what is read of it is noted.
+    """One object of a row, with a record of the keys that were read.
 
     Args:
         values (`dict[str, Any]`): the object.
-        names (`dict[str, str]`, *optional*): the name that the row has for a key, where that is another.
-        outer (`Fields`, *optional*): the object that this one stands in; without one it is the row itself.
-        path (`str`), where (`str`): where it stands there, without indices and with them.
+        names (`dict[str, str]`, *optional*): key -> the name that the row has for it, if different.
+        outer (`Fields`, *optional*): the object that contains this one; None for the row itself.
+        path, where (`str`): its position in the row, without and with indices.
     """
 
     __slots__ = ("_all", "_opened", "_read", "bare_calls", "names", "path", "row", "turn_tools", "values", "where")
@@ -93,19 +94,19 @@ class Fields:
         self._opened: set[str] = set()
         self.row = outer.row if outer is not None else self
         if outer is None:
-            # (name, place) of the calls without any key of arguments; (place, value) of tools that stand in a message
+            # (name, place) of the calls without any key of arguments; (place, value) of tools in a message
             self.bare_calls: list[tuple[str, str]] = []
             self.turn_tools: list[tuple[str, Any]] = []
             self._all: list[Fields] = []
         self.row._all.append(self)
 
     def get(self, name: str) -> Any:
-        """The value of a key, which counts as read; None if it is absent."""
+        """Return the value of a key, which counts as read; None if it is absent."""
         self._read.add(name)
         return self.values.get(name)
 
     def among(self, names: frozenset[str]) -> Iterator[tuple[str, Any]]:
-        """(key, value) of those keys whose plain name is one of `names` and that are not null. They count as read."""
+        """Yield (key, value) of the keys whose plain name is one of `names` and that are not null. They count as read."""
         for key in _matching(tuple(self.values), names):
             value = self.values[key]
             if value is not None:
@@ -113,10 +114,10 @@ class Fields:
                 yield key, value
 
     def agreed(self, names: frozenset[str], what: str) -> Any:
-        """The value that stands under one of `names`, empty ones left aside; None if there is none.
+        """Return the value under one of `names`, ignoring empty ones; None if all are empty or absent.
 
         Raises:
-            DataError: there are several and they differ.
+            DataError: several values differ.
         """
         found = [(key, value) for key, value in self.among(names) if not is_empty(value)]
         for key, value in found[1:]:
@@ -127,16 +128,16 @@ class Fields:
         return found[0][1] if found else None
 
     def unread(self) -> list[str]:
-        """The keys that were not read so far and are not null."""
+        """Return the keys that were not read so far and are not null."""
         return [key for key, value in self.values.items() if value is not None and key not in self._read]
 
     def place(self, name: str) -> str:
-        """Where a key stands, for messages: `messages[3].role`."""
+        """Return the position of a key, for messages: `messages[3].role`."""
         name = self.names.get(name, name)
         return f"{self.where}.{name}" if self.where else str(name)
 
     def inner(self, value: dict[str, Any], name: str, index: int | None = None) -> Fields:
-        """The object that stands under `name`, or at `index` of the list there, to be read by itself."""
+        """Return the object under `name`, or at `index` of the list there, to be read separately."""
         self._opened.add(name)
         path, where = _joined(self.path, self.names.get(name, name)), self.place(name)
         if index is not None:
@@ -144,8 +145,10 @@ class Fields:
         return Fields(value, outer=self, path=path, where=where)
 
     def paths(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(paths that were read, paths that were not) of the row and all within; the keys of an object that was read by
-        itself stand for it."""
+        """Return the paths that were read, and those that were not, of the row and all objects within.
+
+        The keys of an object that was read separately stand for it.
+        """
         read: dict[str, None] = {}
         ignored: dict[str, None] = {}
         for fields in self.row._all:
@@ -155,3 +158,73 @@ class Fields:
                 path = _joined(fields.path, fields.names.get(key, key))
                 (read if key in fields._read else ignored)[path] = None
         return tuple(read), tuple(ignored)
+
+
+# --- JSON inside a row ------------------------------------------------------------------------------------------------
+
+
+class _RepeatedKey(ValueError):
+    """An object has a key twice: the first value would be lost."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def from_json(value: Any, where: str, invalid: str | None = None) -> Any:
+    """Parse `value` if it is a string, else return it; an error begins with `invalid` instead of `where`, if given.
+
+    Raises:
+        DataError: not JSON, nested too deeply, a number of too many digits, or an object that has a key twice.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return _DECODER.decode(value)
+    except (ValueError, RecursionError) as error:
+        raise _reason(error, where, invalid) from error
+
+
+def raw_decode(text: str, position: int, where: str, invalid: str) -> tuple[Any, int]:
+    """Return the JSON value that begins at `position` of `text`, and the position after it.
+
+    Raises:
+        DataError: as `from_json`.
+    """
+    try:
+        return _DECODER.raw_decode(text, position)
+    except (ValueError, RecursionError) as error:
+        raise _reason(error, where, invalid) from error
+
+
+def to_json(value: Any, where: str) -> str:
+    """Return `value` as JSON.
+
+    Raises:
+        DataError: nested too deeply, a number of too many digits, or something that JSON does not have.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply") from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} cannot be written as JSON: {error}") from error
+
+
+def _reason(error: Exception, where: str, invalid: str | None) -> DataError:
+    if isinstance(error, _RepeatedKey):
+        return DataError(f"{where} has the key {str(error)!r} twice in one object; keep one")
+    if isinstance(error, json.JSONDecodeError):
+        invalid = invalid or f"{where} is a string but not valid JSON"
+        return DataError(f"{invalid}: {error.msg} at column {error.colno}")
+    if isinstance(error, RecursionError):
+        return DataError(f"{where} is JSON nested too deeply")
+    # Python refuses to convert whole numbers of more than 4,300 digits.
+    return DataError(f"{where} holds a number of too many digits; write it as a string")

@@ -1,4 +1,4 @@
-"""From a row as it was written to an `Example`: formats, told apart by their fields.
+"""Formats: from a row as it was written to an `Example`. A format is detected by its fields.
 
 | format              | fields                                                                                        |
 |---------------------|-----------------------------------------------------------------------------------------------|
@@ -8,9 +8,9 @@
 | `prompt_completion` | `prompt`, `completion`: two strings, or two lists of messages                                  |
 | `text`              | `text`                                                                                        |
 
-and those of published data sets, in `published.py`. Beside them, under these names and the like (`fields.py`):
+and those of published data sets, in `published.py`. Other columns, under these and similar names (`fields.py`):
 
-| column                                 | what becomes of it                                                         |
+| column                                 | use                                                                        |
 |----------------------------------------|----------------------------------------------------------------------------|
 | `system`, `system_prompt`              | the system turn; refused if the conversation begins with another one       |
 | `tools`, `functions`                   | the tools, also from the system turn's own `tools`                         |
@@ -19,10 +19,10 @@ and those of published data sets, in `published.py`. Beside them, under these na
 | `images`, `audio`, `videos`, `<image>` | refused: only text is trained                                              |
 | `train`, `loss_mask`, ... of a row     | refused, if the row is not to be trained                                   |
 | any other                              | reported: `Example.fields_ignored`, the table of `eaftdrope preview`, and a |
-|                                        | warning unless it only tells where the row is from (`id`, `source`, ...)   |
+|                                        | warning unless it only describes the row's origin (`id`, `source`, ...)    |
 
-What a row of strings (`text`, `prompt` and `completion`) has no place for (system, tools, reasoning) is refused there. What
-goes for a message is in `messages.py`, for a call in `tools.py`.
+A row of strings (`text`, `prompt` and `completion`) has no place for system, tools or reasoning: they are refused there. The
+rules for a message are in `messages.py`, those for a call in `tools.py`.
 
 A field that is null counts as absent. `messages`, `conversations`, `tools` and `tool_calls` may be JSON strings (the only
 way to keep them whole in CSV or Parquet).
@@ -38,11 +38,18 @@ from typing import Any
 from eaftdrope.errors import DataError
 
 from . import published
-from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty, plain_name
-from .json_text import from_json
-from .messages import content_text, read_messages, read_turns, refuse_empty, spoken, string, with_system
+from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, from_json, is_empty, plain_name
+from .messages import (
+    content_text,
+    read_messages,
+    read_turns,
+    refuse_empty,
+    refuse_marked_row,
+    spoken,
+    string,
+    with_system,
+)
 from .tools import read_tools, refuse_bare_calls
-from .turn_weight import refuse_marked_row
 
 FORMATS = (
     "auto",
@@ -57,7 +64,7 @@ FORMATS = (
     "xlam",
     "glaive",
 )
-# In the order in which they are looked for.
+# In the order of detection.
 _NEEDED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -78,7 +85,7 @@ class Example:
     """One training example; exactly one of `messages`, (`prompt`, `completion`) and `text` is set.
 
     Args:
-        messages (`list[dict]`, *optional*): role, content (always a string) and, where given, tool_calls (each
+        messages (`list[dict]`, *optional*): role, content (always a string) and, if given, tool_calls (each
             `{"type": "function", "function": {"name": str, "arguments": dict}}`, with `id` if it had one), name,
             tool_call_id, reasoning_content, and weight (0: this turn is context and never trained).
         tools (`list[dict]`, *optional*): `{"type": "function", "function": {"name": ..., ...}}` each.
@@ -86,7 +93,7 @@ class Example:
         completion (`str`, *optional*): text to train.
         text (`str`, *optional*): a document, trained whole.
         ground_truth (`list[dict]`, *optional*): accepted values of each argument, per call: `{name: {argument: [...]}}`.
-        origin (`str`): where the row came from, for messages.
+        origin (`str`): the row's file and line, for messages.
         fields_read (`tuple[str, ...]`): paths of the row's keys that were read, indices left out (`messages[].role`).
         fields_ignored (`tuple[str, ...]`): paths of the row's keys that were not read (`id`, `messages[].name`).
     """
@@ -103,7 +110,7 @@ class Example:
 
     @property
     def prompt_messages(self) -> list[dict[str, Any]]:
-        """The messages before the last assistant turn: what a model is asked in a probe."""
+        """The messages before the last assistant turn: the prompt of a probe."""
         return (self.messages or [])[: self._last_assistant()]
 
     @property
@@ -123,22 +130,22 @@ class Example:
     def _last_assistant(self) -> int:
         turns = [index for index, message in enumerate(self.messages or []) if message["role"] == "assistant"]
         if not turns:
-            raise DataError(f"{self.origin or 'the example'}: there is no assistant turn to ask for.")
+            raise DataError(f"{self.origin or 'the example'}: no assistant turn.")
         return turns[-1]
 
 
 def detect_format(row: dict[str, Any]) -> str:
-    """The format of `row` by its fields: one of `FORMATS` without "auto".
+    """Return the format of `row` by its fields: one of `FORMATS` without "auto".
 
     Raises:
-        DataError: no format fits; the text names the fields found and those looked for.
+        DataError: no format fits; the text lists the fields found and those of each format.
     """
     found = _format_of(published.renamed(row))
     if found is not None:
         return found
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in _NEEDED.items())
     raise DataError(
-        f"no known format has the fields {', '.join(map(str, row)) or '(none)'}. Looked for {known}. "
+        f"no known format has the fields {', '.join(map(str, row)) or '(none)'}. Known formats: {known}. "
         "Rename the fields to one of these."
     )
 
@@ -151,10 +158,10 @@ def _format_of(fields: Fields) -> str | None:
 
 
 def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = True, origin: str = "") -> Example:
-    """`row` as an `Example`; with `reasoning` false, without what the assistant thinks before it answers.
+    """Return `row` as an `Example`; with `reasoning` false, without what the assistant thinks before it answers.
 
     Raises:
-        DataError: with the reason, without `origin` (the caller puts it in front).
+        DataError: with the reason, without `origin` (the caller adds it).
     """
     if format not in FORMATS:
         raise DataError(f"format {format!r} is not one of {', '.join(FORMATS)}.")
@@ -234,7 +241,7 @@ def _from_prompt_completion(row: Fields) -> dict[str, Any]:
             "prompt and completion must both be strings or both be lists of messages; they are "
             f"{type(prompt).__name__} and {type(completion).__name__}"
         )
-    # Nothing of the prompt is trained in this format, its assistant turns included.
+    # The prompt is not trained in this format, its assistant turns included.
     context = read_messages(prompt, row, "prompt")
     for index, message in enumerate(context):
         if message.get("weight") == 1:
@@ -265,7 +272,7 @@ _READERS: dict[str, Callable[[Fields], dict[str, Any]]] = {
 }
 
 
-# --- what goes for every format ---------------------------------------------------------------------------------------
+# --- rules for every format ---------------------------------------------------------------------------------------
 
 
 def _refuse_media(row: Fields) -> None:
@@ -280,7 +287,7 @@ def _refuse_media(row: Fields) -> None:
 
 
 def _refuse_chat_columns(row: Fields, format: str) -> None:
-    """Strings and texts have no place for a system turn, tools or reasoning apart from the text."""
+    """Refuse a system turn, tools or reasoning beside strings and texts, which have no place for them."""
     for key, value in row.among(SYSTEM | TOOLS | REASONING):
         if not is_empty(value):
             raise DataError(
@@ -301,7 +308,7 @@ def _without_reasoning(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ground_truth(row: Fields) -> list[dict[str, Any]] | None:
-    """Accepted calls, also from a JSON string. Other data sets keep other things under this name: those are left alone."""
+    """Return accepted calls, also from a JSON string. Other data under this name is left alone."""
     value = row.values.get("ground_truth")
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         value = from_json(value, "ground_truth")

@@ -1,11 +1,19 @@
-"""Messages in one clean shape, of what OpenAI, ShareGPT and others write.
+"""Messages in one clean form, from those that OpenAI, ShareGPT and others write.
 
 - Roles: system, developer, user, assistant, tool; `function` and `ipython` are older names of tool. ShareGPT's are in
   `SHAREGPT_ROLES`.
-- Calls stand under `tool_calls`, or `function_call` and the like; their arguments under any name (see `tools.py`).
-- Reasoning stands under `reasoning_content`, `reasoning`, `thinking` and the like; it becomes `reasoning_content`.
-- Whether a turn is trained: see `turn_weight.py`.
-- What would be trained blind or lost (pictures, sounds, a refusal, a prefix) is refused; other keys are reported.
+- Calls are under `tool_calls`, `function_call` and similar names; their arguments under any name (see `tools.py`).
+- Reasoning is under `reasoning_content`, `reasoning`, `thinking` and similar names; it becomes `reasoning_content`.
+- Content that would be lost (pictures, sounds, a refusal, a prefix) is refused; other keys are reported.
+
+A turn is trained or not, under the names that data sets and trainers have for it:
+
+| meaning                             | keys                                                                           |
+|-------------------------------------|--------------------------------------------------------------------------------|
+| 1 or true: trained, 0 or false: not | `weight`, `train`, `trainable`, `training`, `loss`, `loss_mask`, `loss_scale`... |
+| true: not trained, false: trained   | `mask`, `masked`, `is_masked`, `ignore`, `ignore_loss`...                      |
+
+A value between, or a part of a turn (`train_detail`), cannot be honoured and is refused.
 """
 
 from __future__ import annotations
@@ -15,10 +23,8 @@ from typing import Any
 
 from eaftdrope.errors import DataError
 
-from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, is_empty
-from .json_text import from_json, to_json
+from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, from_json, is_empty, plain_name, to_json
 from .tools import read_call
-from .turn_weight import turn_weight
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _OLDER_ROLES = {"function": "tool", "ipython": "tool"}
@@ -40,17 +46,17 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _CALLS = frozenset({"toolcalls", "toolcall", "functioncall", "functioncalls"})
-# What a message may have and no template is given: refused where there is something in it.
+# Keys of a message that no template receives: refused unless empty.
 _LOST = MEDIA | {"refusal", "attachments", "prefix", "partial", "reasoningdetails"}
-# A message of these keys has nothing to look for.
+# A message with only these keys needs no further search.
 _USUAL = frozenset({"role", "content", "from", "value", "name", "tool_call_id"})
 _HINT = r"<(?:image|video|audio)(?:_?\d+)?>|<\|(?:image|video|audio)(?:_?\w+)?\|>|\[(?:IMG|IMAGE)\]"
-# A placeholder at the edge of a line, as data sets of pictures have it. Inside of a sentence it is talk about a tag.
+# A placeholder at the edge of a line, as data sets of pictures have it. Within a sentence a tag is only mentioned.
 _PLACEHOLDER = re.compile(rf"(?:^[ \t]*)({_HINT})|({_HINT})(?=[ \t]*$)|(<image>)(?![`'\"])", re.MULTILINE)
 
 
 def read_messages(value: Any, row: Fields, field: str) -> list[dict[str, Any]]:
-    """The messages of role and content under `field` of the row.
+    """Return the messages of role and content under `field` of the row.
 
     Raises:
         DataError: not a list, or a message that cannot be used.
@@ -59,15 +65,15 @@ def read_messages(value: Any, row: Fields, field: str) -> list[dict[str, Any]]:
 
 
 def read_turns(value: Any, row: Fields, field: str) -> list[dict[str, Any]]:
-    """The same of ShareGPT's turns of from and value."""
+    """Return the same from ShareGPT's turns of from and value."""
     return [_turn(turn) for turn in _objects(value, row, field, "turns", "the fields from and value")]
 
 
 def with_system(row: Fields, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`messages` behind the system turn of the row's `system` column (or `system_prompt` and the like), if it has one.
+    """Put the system turn of the row's `system` column (`system_prompt`, ...) in front of `messages`, if it has one.
 
     Raises:
-        DataError: the conversation begins with another system turn, or there are two columns that differ.
+        DataError: the conversation begins with another system turn, or two columns differ.
     """
     value = row.agreed(SYSTEM, "system turn")
     if value is None:
@@ -85,7 +91,7 @@ def with_system(row: Fields, messages: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def content_text(content: Any, role: str, fields: Fields, key: str) -> str:
-    """Content as one string: null is empty, text parts are joined, a tool's structured result becomes JSON."""
+    """Return content as one string: null is empty, text parts are joined, a tool's structured result becomes JSON."""
     if content is None:
         return ""
     where = fields.place(key)
@@ -105,10 +111,10 @@ def content_text(content: Any, role: str, fields: Fields, key: str) -> str:
 
 
 def spoken(role: str, content: Any, row: Fields, key: str) -> dict[str, Any]:
-    """A message whose text is a column of the row.
+    """Return a message whose text is a column of the row.
 
     Raises:
-        DataError: it is no text, or empty.
+        DataError: it is not text, or empty.
     """
     message = {"role": role, "content": content_text(content, role, row, key)}
     refuse_empty(message, row.place(key), "null" if content is None else "empty")
@@ -116,7 +122,7 @@ def spoken(role: str, content: Any, row: Fields, key: str) -> dict[str, Any]:
 
 
 def refuse_empty(message: dict[str, Any], where: str, kind: str = "empty") -> None:
-    """A user that says nothing, or an assistant that neither says anything nor calls."""
+    """Refuse an empty user message, or an assistant message with neither text nor calls."""
     role = message["role"]
     if message["content"] or message.get("tool_calls") or role not in ("assistant", "user"):
         return
@@ -159,7 +165,7 @@ def _turn(turn: Fields) -> dict[str, Any]:
 
 
 def _clean(turn: Fields, role: str, key: str | None, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """The message, its text under `key` (None: it has none)."""
+    """Return the message, with its text under `key` (None: it has no text)."""
     content = turn.get(key) if key else ""
     clean: dict[str, Any] = {"role": role, "content": content_text(content, role, turn, key) if key else ""}
     for name in ("name", "tool_call_id"):
@@ -181,7 +187,7 @@ def _clean(turn: Fields, role: str, key: str | None, calls: list[dict[str, Any]]
 
 
 def _extras(turn: Fields, role: str) -> dict[str, Any]:
-    """What a message has beside role, content and calls."""
+    """Return what a message has beside role, content and calls."""
     extras: dict[str, Any] = {}
     reasoning = turn.agreed(REASONING, "reasoning")
     if reasoning is not None:
@@ -213,7 +219,7 @@ def _extras(turn: Fields, role: str) -> dict[str, Any]:
 
 
 def _more_calls(turn: Fields, calls: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """The calls under all names for them; several names must give the same calls."""
+    """Return the calls under all names for them; several names must give the same calls."""
     first = "value"
     for key, _ in turn.among(_CALLS):
         more = _read_calls(turn, key)
@@ -251,14 +257,100 @@ def _joined_parts(parts: list[dict[str, Any]], role: str, fields: Fields, key: s
 
 
 def _is_markup(content: str, found: re.Match[str]) -> bool:
-    """Whether the placeholder is a tag that the text closes, or one that it quotes."""
+    """Return whether the placeholder is a tag that the text closes, or one that it quotes."""
     tag = found[0].strip()
     quoted = content[: found.start()].endswith(("`", "'", '"'))
     return quoted or (tag.startswith("<") and f"</{tag[1:]}" in content)
 
 
 def string(value: Any, where: str) -> str:
-    """`value`, which must be a string."""
+    """Return `value`, which must be a string."""
     if not isinstance(value, str):
         raise DataError(f"{where} must be a string; it is a {type(value).__name__}")
     return value
+
+
+# --- weights of turns -------------------------------------------------------------------------------------------------
+
+_TRAINED = frozenset(
+    {"weight", "weights", "train", "trained", "trainable", "training", "istrained", "istrainable", "trainonturn"}
+    | {"trainon", "trainthis", "trainturn", "trainmask", "trainweight", "trainingweight", "shouldtrain", "learn"}
+    | {"loss", "lossmask", "lossweight", "lossweights", "lossscale", "computeloss", "calculateloss", "hasloss"}
+    | {"useloss", "lossonturn", "inloss", "includeinloss", "supervise", "supervised"}
+)
+_CONTEXT = frozenset(
+    {"mask", "masked", "ismasked", "maskloss", "maskout", "ignore", "ignored", "isignored", "ignoreloss", "lossignore"}
+    | {"ignoreinloss", "noloss", "skiploss", "skiptraining", "skiptrain", "notrain", "donttrain", "donottrain"}
+    | {"excludefromloss", "excludefromtraining", "nottrained", "iscontext", "contextonly"}
+)
+_PARTS = frozenset(
+    {"traindetail", "trainingdetail", "traindetails", "trainspans", "trainablespans", "trainedspans", "lossspans"}
+    | {"maskspans", "maskedspans"}
+)
+MARKS = _TRAINED | _CONTEXT | _PARTS
+# Those that have only this meaning on a whole row: a row's `weight` or `loss` may be a measurement.
+_OF_ROWS = MARKS - {"weight", "weights", "loss", "training", "trainon", "learn", "ignored", "supervised"}
+
+
+def turn_weight(turn: Fields, role: str) -> int | None:
+    """Return 1 (trained) or 0 (context) if the turn is marked, else None.
+
+    Raises:
+        DataError: a value between or of another type, two keys that disagree, a part of a turn, or a turn of another
+            role that is marked as trained.
+    """
+    found: tuple[str, int] | None = None
+    for key, value in turn.among(MARKS):
+        weight = _weight(plain_name(key), value, turn.place(key))
+        if weight is None:
+            continue
+        if found and found[1] != weight:
+            raise DataError(f"{turn.place(found[0])} and {turn.place(key)} disagree on whether the turn is trained")
+        found = key, weight
+    if found is None:
+        return None
+    if found[1] and role != "assistant":
+        raise DataError(
+            f"{turn.place(found[0])} marks a {role} turn as trained, but only assistant turns are. Remove the key "
+            "(`train_on: all` trains every turn)"
+        )
+    return found[1]
+
+
+def refuse_marked_row(row: Fields) -> None:
+    """Refuse a row that is itself marked as not trained: leaving it out of the file is clearer.
+
+    Raises:
+        DataError: the row is marked as not trained, or carries one mark for each turn or token.
+    """
+    for key, value in row.values.items():
+        name = plain_name(str(key))
+        if name not in MARKS or is_empty(value):
+            continue
+        if isinstance(value, list | tuple | dict):
+            raise DataError(
+                f"{row.place(key)} marks parts of the row, which is not read. Mark each message with `weight`: 0 (not "
+                "trained) or 1"
+            )
+        if name not in _OF_ROWS and value not in (0, 1):
+            continue
+        if _weight(name, value, row.place(key)) == 0:
+            raise DataError(f"{row.place(key)} marks the whole row as not trained: leave the row out")
+        row.get(key)
+
+
+def _weight(name: str, value: Any, where: str) -> int | None:
+    if name in _PARTS:
+        if is_empty(value):
+            return None
+        raise DataError(
+            f"{where} marks parts of a turn, which is not read: a turn is trained whole or not at all (weight: 1 or 0)"
+        )
+    if name in _CONTEXT:
+        # A mask of 1 means "trained" in some data sets and "left out" in others.
+        if not isinstance(value, bool):
+            raise DataError(f"{where} is {value!r}; it must be true (not trained) or false (trained)")
+        return int(not value)
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise DataError(f"{where} is {value!r}; it must be 0 (not trained) or 1 (trained)")
+    return int(value)

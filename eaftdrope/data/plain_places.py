@@ -1,9 +1,9 @@
-"""Where the values of a row stand in its rendering: the quick search, for rows in which each can only be in one place.
+"""The quick audit: the positions of a row's values in its rendering, if each can only be in one place.
 
-It needs no second rendering with marks, as `audit.py` makes for all other rows.
+It needs no second rendering with marks, which `audit.py` makes for all other rows.
 
-A text that stands in the rendering once, and is none of the words of the template or the tools, is where it is found. Calls
-are found between the texts before and behind them, as JSON or as one value after the other.
+A text that occurs in the rendering once, and is not part of the template or the tools, has only that position. Calls are
+found between the texts before and after them, as JSON or as one value after the other.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]] | None
 
-# Characters from which on a text does not stand in another by chance.
+# A text of so many characters is not part of another by chance.
 _CERTAIN = 16
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value of message `message` (-1: a tool) stands: characters [start, end) of the rendering."""
+    """The position of a value of message `message` (-1: a tool): characters [start, end) of the rendering."""
 
     message: int
     start: int
@@ -30,7 +30,7 @@ class Place:
 
 
 def plainly_there(messages: Messages, tools: Tools, text: str, own_words: str) -> tuple[Place, ...] | None:
-    """The places of all values, in order, if they can stand nowhere else; None if that is not certain."""
+    """Return the positions of all values, in order, if they can be nowhere else; None if that is not certain."""
     if not _are_defined(tools or [], text):
         return None
     definitions = [_json(tool["function"]) for tool in tools or ()]
@@ -61,8 +61,10 @@ def plainly_there(messages: Messages, tools: Tools, text: str, own_words: str) -
 
 
 def _are_defined(tools: list[dict[str, Any]], text: str) -> bool:
-    """Whether each tool is written as JSON, or all are one after the other: the name, and then a description that stands
-    nowhere else."""
+    """Return whether each tool is written as JSON, or all are written one after the other.
+
+    Then the name is followed by a description that occurs nowhere else.
+    """
     if all(_json(tool["function"]) in text or json.dumps(tool, ensure_ascii=False, indent=4) in text for tool in tools):
         return True
     reached = 0
@@ -80,8 +82,10 @@ def _are_defined(tools: list[dict[str, Any]], text: str) -> bool:
 def _called_between(
     calls: list[dict[str, Any]], text: str, begin: int, end: int, own_words: str
 ) -> tuple[int, int] | None:
-    """Where the calls stand in text[begin:end], which has no other value: each its name, and then its arguments as JSON or
-    one after the other. None if that is not certain."""
+    """Return the position of the calls in text[begin:end], which has no other value; None if it is not certain.
+
+    Each call is its name, followed by its arguments as JSON or one after the other.
+    """
     first = None
     for call in calls:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
@@ -100,8 +104,10 @@ def _called_between(
 
 
 def _behind(arguments: Any, text: str, begin: int, end: int, own_words: str) -> int | None:
-    """The end of the last of the arguments, which stand in text[begin:end] one after the other, in the order of the row or
-    of their keys; None if they do not, or if one may be a word of the template or a key."""
+    """Return the end of the last of the arguments, which are in text[begin:end] one after the other.
+
+    They are in the order of the row or of their keys. None if they are not, or if one may be a word of the template or a key.
+    """
     for is_sorted in (False, True):
         keys: list[str] = []
         values = [*_leaves(arguments, keys, is_sorted)]
@@ -123,7 +129,7 @@ def _behind(arguments: Any, text: str, begin: int, end: int, own_words: str) -> 
 
 
 def _is_within_a_word(text: str, start: int, end: int) -> bool:
-    """Whether a number or word at text[start:end] is a part of a longer one."""
+    """Return whether a number or word at text[start:end] is part of a longer one."""
     before, behind = text[start - 1 : start], text[end : end + 2]
     return (
         before.isalnum() or before in ("_", ".") or behind[:1].isalnum() or (behind[:1] == "." and behind[1:].isdigit())
@@ -131,7 +137,7 @@ def _is_within_a_word(text: str, start: int, end: int) -> bool:
 
 
 def _leaves(value: Any, keys: list[str], is_sorted: bool) -> Iterator[Any]:
-    """The strings, numbers and booleans within `value`; the keys on the way are added to `keys`."""
+    """Yield the strings, numbers and booleans within `value`; the keys on the way are added to `keys`."""
     if isinstance(value, dict):
         keys += value
         for key in sorted(value, key=str.lower) if is_sorted else value:

@@ -1,8 +1,7 @@
-"""What is trained, made visible: a few rows with their trained tokens marked, which fields of the rows were read, and the
-counts of the whole mixture.
+"""The preview: a few rows with their trained tokens marked, the fields of the rows, and the counts of the whole mixture.
 
-On a terminal trained tokens are bold green and the rest is dim; elsewhere trained stretches stand in [[ ]]. Special tokens
-are shown as they are, control characters as escapes (a row must not be able to steer the terminal).
+On a terminal trained tokens are bold green and the rest is dim; elsewhere trained stretches are in [[ ]]. Special tokens
+are shown as they are, control characters as escapes (a row must not be able to control the terminal).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _REASONS_SHOWN = 5
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row: its text in stretches (text, trained), in order; the stretches together are the decoded row."""
+    """One row: its text in stretches (text, trained), in order; together they are the decoded row."""
 
     origin: str
     stretches: list[tuple[str, bool]]
@@ -42,8 +41,7 @@ class PreviewRow:
 
 @dataclass(frozen=True)
 class Preview:
-    """Rows spread over the mixture and the report of all rows read. `scan` rows of each source were read at most (None:
-    all)."""
+    """Rows spread over the mixture, and the report of all rows read: at most `scan` of each source (None: all)."""
 
     rows: list[PreviewRow]
     report: DataReport
@@ -79,7 +77,7 @@ def make_preview(
     if scan is not None:
         scanned = [replace(source, limit=min(scan, source.limit or scan)) for source in sources]
     with warnings.catch_warnings():
-        # The preview shows them itself.
+        # The preview shows them.
         warnings.simplefilter("ignore", UserWarning)
         dataset, report = build_dataset(
             scanned,
@@ -112,7 +110,7 @@ def _row(row: dict, tokenizer: PreTrainedTokenizerBase) -> PreviewRow:
     stretches, end, before = [], 0, ""
     for is_trained, group in groupby(trained):
         end += len(list(group))
-        # Decoded from the start each time: a stretch decoded alone may lose the space it begins with.
+        # Decoded from the start each time: a stretch decoded by itself may lose the space it begins with.
         text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         stretches.append((text[len(before) :], is_trained))
         before = text
@@ -120,7 +118,7 @@ def _row(row: dict, tokenizer: PreTrainedTokenizerBase) -> PreviewRow:
 
 
 def preview_text(preview: Preview, *, marks: bool) -> Text:
-    """The preview as styled text; with `marks` the trained stretches also stand in [[ ]], for places without colour."""
+    """Return the preview as styled text; with `marks` trained stretches are also in [[ ]], for output without colour."""
     from rich.text import Text
 
     text = Text()
@@ -138,7 +136,7 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
 
 
 def report_text(preview: Preview) -> Text:
-    """The part of the preview that is of all rows: the table of their fields, the counts, the warnings."""
+    """Return the part of the preview about all rows: the table of their fields, the counts, the warnings."""
     from rich.text import Text
 
     text = Text()
@@ -152,8 +150,8 @@ def report_text(preview: Preview) -> Text:
 
 
 def _fields(report: DataReport) -> list[str]:
-    """A table of what was read of each source, what was not, and what the rendering lost."""
-    table = [("source", "field", "rows", "")]
+    """Return a table of the fields of each source: read, not read, lost in the rendering."""
+    table: list[tuple[str, ...]] = [("source", "field", "rows", "")]
     for name, counts in report.by_source.items():
         lines = [(path, rows, "read") for path, rows in counts.fields_read.items()]
         lines += [
@@ -170,7 +168,7 @@ def _fields(report: DataReport) -> list[str]:
 
 
 def _aligned(table: list[tuple[str, ...]], left: Sequence[int]) -> list[str]:
-    """The table as lines; the columns of `left` are aligned to the left, the others to the right."""
+    """Return the lines of the table; the columns of `left` are aligned to the left, the others to the right."""
     table = [tuple(printable(cell) for cell in line) for line in table]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return [
@@ -185,7 +183,7 @@ def _aligned(table: list[tuple[str, ...]], left: Sequence[int]) -> list[str]:
 def _summary(preview: Preview) -> list[str]:
     report = preview.report
     heads = ("source", "read", "bad", "nothing trained", "truncated", "rows", "tokens", "trained")
-    table = [heads] + [
+    table: list[tuple[str, ...]] = [heads] + [
         (
             name,
             *(

@@ -1,4 +1,4 @@
-"""Rows of published data sets that have columns of their own, as messages and tools.
+"""Rows of published data sets with columns of their own, as messages and tools.
 
 | format            | fields                                                          | such as                    |
 |-------------------|-----------------------------------------------------------------|----------------------------|
@@ -8,7 +8,7 @@
 | `xlam`            | `query`, `tools`, `answers`: JSON strings                       | xlam-function-calling-60k  |
 | `glaive`          | `system`, `chat`: a whole conversation in one string            | glaive-function-calling-v2 |
 
-`RENAMED` has the names that some of them use instead.
+`RENAMED` has other names that some of them use.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import Any
 
 from eaftdrope.errors import DataError
 
-from .fields import REASONING, Fields, is_empty
-from .json_text import from_json, raw_decode
+from .fields import REASONING, Fields, from_json, is_empty, raw_decode
 from .messages import refuse_empty, spoken, string
 from .tools import read_call, read_tools
 
@@ -31,7 +30,7 @@ RENAMED = {
     "reasoning (reasoning_content)": "reasoning",
     "response (content)": "response",
 }
-# Python's names of types, as xLAM writes them, in JSON schema. Of a type that is not here nothing is claimed.
+# Python's names of types, as xLAM writes them, in JSON schema. A type that is not listed is left out.
 _SCHEMA_TYPES = {
     "str": "string",
     "int": "integer",
@@ -51,7 +50,7 @@ _GLAIVE_CALL = re.compile(r"""\{\s*"name":\s*("[^"]*")\s*,\s*"arguments":\s*'(.*
 
 
 def renamed(row: dict[str, Any]) -> Fields:
-    """`row` with the names of this module, where they are free."""
+    """Return `row` with the names of this module, unless they are in use."""
     values, names = {}, {}
     for name, value in row.items():
         new = RENAMED.get(name, name)
@@ -69,12 +68,12 @@ def question_answer(row: Fields) -> dict[str, Any]:
 
 
 def reasoning(row: Fields) -> dict[str, Any]:
-    """The reasoning apart from the answer: where it is written is the chat template's matter."""
+    """Return the reasoning apart from the answer: the chat template decides where it is written."""
     return {"messages": [_question(row), answer(row, "response")]}
 
 
 def pubmedqa(row: Fields) -> dict[str, Any]:
-    """The label comes first in the answer, so that a few tokens of it can be scored."""
+    """Return question and answer; the label is first in the answer, so that a few tokens of it can be scored."""
     asked = f"Question: {string(row.get('question'), row.place('question'))}\nAnswer yes, no or maybe, then explain."
     passages = _passages(row)
     prompt = f"Context: {passages}\n\n{asked}" if passages else asked
@@ -83,7 +82,7 @@ def pubmedqa(row: Fields) -> dict[str, Any]:
 
 
 def xlam(row: Fields) -> dict[str, Any]:
-    """`parameters` of a tool, a mapping of arguments there, becomes a JSON schema."""
+    """Return the calls; `parameters` of a tool, a mapping of arguments there, becomes a JSON schema."""
     calls, tools = _json_list(row, "answers"), _json_list(row, "tools")
     own = {"tools": [{**tool, "parameters": _schema(tool.get("parameters") or {})} for tool in tools]}
     message = {**_assistant(row), "content": ""}
@@ -93,7 +92,7 @@ def xlam(row: Fields) -> dict[str, Any]:
 
 
 def glaive(row: Fields) -> dict[str, Any]:
-    """A system text that only announces the functions is left to the chat template."""
+    """Return the conversation; a system text that only announces the functions is left to the chat template."""
     system = string(row.get("system"), "system").removeprefix("SYSTEM:").strip()
     tools = _objects(system)
     messages = [] if tools or not system else [{"role": "system", "content": system}]
@@ -116,7 +115,7 @@ def glaive(row: Fields) -> dict[str, Any]:
 
 
 def answer(row: Fields, name: str) -> dict[str, Any]:
-    """The assistant's turn, its text the column `name`, its reasoning the column `reasoning` (`thinking`, `cot`, ...)."""
+    """Return the assistant's turn: its text in the column `name`, its reasoning in `reasoning` (`thinking`, `cot`, ...)."""
     text = string(row.get(name), row.place(name))
     return {**_assistant(row), **spoken("assistant", text, row, name)}
 
@@ -129,7 +128,7 @@ def _assistant(row: Fields) -> dict[str, Any]:
 
 
 def _question(row: Fields) -> dict[str, Any]:
-    """The user's turn: the context in front of the question, the options behind it, where the row has them."""
+    """Return the user's turn: the context before the question, the options after it, if the row has them."""
     asked = string(row.get("question"), row.place("question"))
     passages = _passages(row)
     if passages:
@@ -154,7 +153,7 @@ def _passages(row: Fields) -> str:
 
 
 def _options(options: Any) -> str:
-    """A line for each option: `A. aspirin`. The answer stays as the row has it."""
+    """Return a line for each option: `A. aspirin`. The answer stays as it is in the row."""
     if isinstance(options, str):
         return options
     if isinstance(options, dict) and {"label", "text"} == options.keys():
@@ -181,7 +180,7 @@ def _json_list(row: Fields, name: str) -> list[dict[str, Any]]:
 
 
 def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
-    """xLAM's `{argument: {"type": "str, optional", "description": ..., "default": ...}}` as a JSON schema."""
+    """Return xLAM's `{argument: {"type": "str, optional", "description": ..., "default": ...}}` as a JSON schema."""
     if not all(
         isinstance(argument, dict) and isinstance(argument.get("type"), str) for argument in parameters.values()
     ):
@@ -189,7 +188,7 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
     properties, required = {}, []
     for name, argument in parameters.items():
         written = argument["type"]
-        kind = _SCHEMA_TYPES.get(re.match(r"\w*", written)[0].lower())
+        kind = _SCHEMA_TYPES.get(re.split(r"\W", written, maxsplit=1)[0].lower())
         rest = {key: value for key, value in argument.items() if key != "type"}
         properties[name] = {"type": kind, **rest} if kind else rest
         if "default" not in argument and not written.endswith("optional"):
@@ -198,7 +197,7 @@ def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects that stand one after the other from the first brace on."""
+    """Return the JSON objects from the first brace on, one after the other."""
     found, position = [], text.find("{")
     while position >= 0:
         value, position = raw_decode(text, position, "system", "system has a function that is not valid JSON")
@@ -208,7 +207,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 
 def _glaive_call(text: str, number: int) -> Any:
-    """`{"name": "f", "arguments": '{"x": 1}'}`: JSON but for the single quotes."""
+    """Parse `{"name": "f", "arguments": '{"x": 1}'}`: JSON except for the single quotes."""
     where = f"chat, turn {number}: the <functioncall>"
     quoted = _GLAIVE_CALL.match(text)
     if quoted is None:

@@ -1,9 +1,9 @@
-"""The rows of one file: JSON Lines, a JSON array, CSV or Parquet, each with the place that it stands at.
+"""The rows of one file: JSON Lines, a JSON array, CSV or Parquet, each with its position.
 
-- JSON is read by us, never through Arrow: an Arrow schema null-fills nested `tools` and cannot hold `arguments` whose types
+- JSON is read here, never through Arrow: an Arrow schema null-fills nested `tools` and cannot hold `arguments` whose types
   differ from row to row.
-- A row that cannot be read comes as a `Row` with `error` set, so that the caller can stop or skip; what is wrong with the
-  whole file is a DataError. Nothing of a file is passed over.
+- A row that cannot be read is yielded as a `Row` with `error` set, so that the caller can stop or skip; a fault of the
+  whole file is a DataError. Nothing in a file is skipped silently.
 - Every row has another origin: `file:line`, and `file:line (row n)` from the second row of a line on.
 """
 
@@ -27,7 +27,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read. `origin` is where it stands, as no other row of its source; `error` is why `data` is empty."""
+    """One row as read. `origin` is its unique position in the source; `error` is why `data` is empty."""
 
     data: dict[str, Any]
     origin: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def iter_file(path: Path, shown: str) -> Iterator[Row]:
-    """The rows of the file `path`, whose origins begin with `shown`.
+    """Yield the rows of the file `path`, whose origins begin with `shown`.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -54,7 +54,7 @@ def iter_file(path: Path, shown: str) -> Iterator[Row]:
 
 
 def drop_nulls(value: Any) -> Any:
-    """`value` without the None fields of its dicts: Arrow fills the union of all rows' nested fields with nulls."""
+    """Return `value` without the None fields of its dicts: Arrow fills the union of all rows' nested fields with nulls."""
     if isinstance(value, dict):
         return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -66,7 +66,7 @@ def drop_nulls(value: Any) -> Any:
 
 
 class _RepeatedKey(ValueError):
-    """A JSON object has a key twice: which value counts would be a guess."""
+    """A JSON object has a key twice: either value would be a guess."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _reason(error: ValueError | RecursionError, place: str) -> str:
-    """Why JSON cannot be read; `place` is how an error of syntax is located ("column", "line")."""
+    """Return why JSON cannot be read; `place` is the unit of a syntax error's position ("column", "line")."""
     if isinstance(error, RecursionError):
         return "JSON nested too deeply"
     if isinstance(error, json.JSONDecodeError):
@@ -106,8 +106,8 @@ def _parse_line(raw: bytes, origin: str) -> Row:
     except UnicodeDecodeError as error:
         return Row({}, origin, f"not valid UTF-8 at byte {error.start} of the line; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") == "Extra data" and raw.lstrip().startswith(b"{"):
-            return Row({}, origin, f"not one JSON object: more follows at column {error.colno}; write one row a line")
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and raw.lstrip().startswith(b"{"):
+            return Row({}, origin, f"not one JSON object: more follows at column {error.colno}; write one row per line")
         return Row({}, origin, _reason(error, "column"))
     return _as_row(data, origin, escapes=b"\\u" in raw)
 
@@ -117,7 +117,9 @@ def _as_row(data: Any, origin: str, *, escapes: bool) -> Row:
         return Row({}, origin, f"a row must be a JSON object with named fields, this is a {type(data).__name__}")
     if escapes and not _is_text(data):
         return Row(
-            {}, origin, "half of a surrogate pair (\\ud800 to \\udfff) is no character; write both halves, or none"
+            {},
+            origin,
+            "half of a surrogate pair (\\ud800 to \\udfff) is not a character; write both halves, or neither",
         )
     return Row(data, origin)
 
@@ -139,7 +141,7 @@ def _starts_with_bracket(path: Path) -> bool:
 
 
 def _refuse_one_object(path: Path, shown: str) -> None:
-    """A `.json` file that is neither an array nor JSON Lines: one object over several lines."""
+    """Refuse a `.json` file that is neither an array nor JSON Lines: one object over several lines."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"{}")
     if _parse_line(first.removeprefix(_BOM).rstrip(b"\r\n"), shown).error is None:
@@ -149,7 +151,7 @@ def _refuse_one_object(path: Path, shown: str) -> None:
     except (ValueError, RecursionError):
         return
     raise DataError(
-        f"{shown}: the file holds one {type(whole).__name__}, not rows. Write an array of rows, or one row a line"
+        f"{shown}: the file holds one {type(whole).__name__}, not rows. Write an array of rows, or one row per line"
         + (
             f" (here perhaps what stands under {', '.join(map(repr, list(whole)[:5]))})."
             if isinstance(whole, dict)
@@ -159,7 +161,7 @@ def _refuse_one_object(path: Path, shown: str) -> None:
 
 
 def _iter_json_array(path: Path, shown: str) -> Iterator[Row]:
-    """The elements of one JSON array, each with the line it starts on, and its number where a line has several."""
+    """Yield the elements of one JSON array, each with its first line, and its number if a line has several."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -178,20 +180,23 @@ def _iter_json_array(path: Path, shown: str) -> Iterator[Row]:
 
 
 def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] | str]]:
-    """(begin, end, (element,)) of the array whose elements begin at `position`; last, if it does not end well, (begin, end of
-    the text, what is wrong): what follows a broken element cannot be told apart from it."""
+    """Yield (begin, end, (element,)) of the array whose elements begin at `position`.
+
+    If the array does not end well, the last item is (begin, end of the text, what is wrong): the text after a broken element
+    cannot be separated from it.
+    """
     between, blank = re.compile(r"[\s,]*"), re.compile(r"\s*")
     while True:
-        begins = between.match(text, position).end()
+        begins = _after(between, text, position)
         if text.startswith("]", begins):
-            rest = blank.match(text, begins + 1).end()
+            rest = _after(blank, text, begins + 1)
             if rest < len(text):
-                yield rest, len(text), "more follows the array; write one array, or one row a line (.jsonl)"
+                yield rest, len(text), "more follows the array; write one array, or one row per line (.jsonl)"
             return
         try:
             data, position = _DECODER.raw_decode(text, begins)
         except _RepeatedKey as error:
-            # still JSON: the element can be passed over, and the rest of the file be read
+            # still JSON: the element can be skipped, and the rest of the file read
             _, position = json.JSONDecoder().raw_decode(text, begins)
             yield begins, position, str(error)
             continue
@@ -199,6 +204,13 @@ def _elements(text: str, position: int) -> Iterator[tuple[int, int, tuple[Any] |
             yield begins, len(text), f"{_reason(error, 'line')}; the rest of the file is not read"
             return
         yield begins, position, (data,)
+
+
+def _after(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """Return the end of a match at `position` of a pattern that also matches the empty string."""
+    found = pattern.match(text, position)
+    assert found is not None
+    return found.end()
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ def _csv_row(header: list[str], fields: list[str], origin: str) -> Row:
     if len(fields) != len(header):
         advice = "; quote fields with commas" if len(fields) > len(header) else ""
         return Row({}, origin, f"{len(fields)} fields, but the header names {len(header)}{advice}")
-    # An empty CSV field is an absent value, as everywhere else in the world of CSV.
+    # An empty CSV field is an absent value, as usual in CSV.
     return Row({name: value for name, value in zip(header, fields) if value != ""}, origin)
 
 
@@ -260,7 +272,7 @@ def _iter_parquet(path: Path, shown: str) -> Iterator[Row]:
 
 
 def _refuse_repeated_columns(columns: Iterable[Any], shown: str, where: str = "the file") -> None:
-    """Of a schema and of the structs in it."""
+    """Refuse repeated names in a schema and in the structs in it."""
     import pyarrow as pa
 
     columns = list(columns)

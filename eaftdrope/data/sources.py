@@ -1,8 +1,8 @@
-"""Where rows come from: local files, folders, hub datasets, and data that a pip package carries.
+"""Sources of rows: local files, folders, hub datasets, and data that a pip package carries.
 
-- A row that cannot be read does not end the iteration: it comes as a `Row` with `error` set, so that the caller can
+- A row that cannot be read does not end the iteration: it is yielded as a `Row` with `error` set, so that the caller can
   stop or skip.
-- A folder is read with its subfolders; what of it is not read is named (`left_out`).
+- A folder is read with its subfolders; its files that are not read are listed (`left_out`).
 - `check_source` is for validation before anything is loaded: standard library only.
 """
 
@@ -11,14 +11,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from eaftdrope.errors import DataError
 
 from . import bfcl, shipped
-from .folders import folder_files, listing
 from .readers import SUFFIXES, Row, drop_nulls, iter_file
 
 BFCL = "package:bfcl"
@@ -28,14 +27,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 @dataclass(frozen=True)
 class Source:
-    """One place that rows come from.
+    """One source of rows.
 
     Args:
         path (`str`): local `.jsonl`, `.json`, `.parquet` or `.csv` file, folder of such files (with its subfolders), dataset
             id on the hub (`org/name`), or one of `PACKAGES`: `package:bfcl` (function calls), `package:gsm8k`,
             `package:medquad`, `package:novels`.
         weight (`float`, *optional*, defaults to `1.0`): expected repetitions of the source's rows in the mixture: 2.0
-            takes every row twice, 0.5 takes half of the rows (chosen by the seed), 1.5 every row and half of them again.
+            uses every row twice, 0.5 half of the rows (chosen by the seed), 1.5 every row and half of them again.
         split (`str`, *optional*, defaults to `"train"`): split of a hub dataset or a package; for a folder, the
             files named after the split (`test.jsonl`, `test-0001.parquet`).
         limit (`int`, *optional*): read only the first `limit` rows, before the weight applies.
@@ -56,14 +55,14 @@ class Source:
 
 
 def check_source(source: Source) -> str | None:
-    """What is wrong with `source`, and what to do about it, or None. Reads no row and imports nothing heavy.
+    """Return what is wrong with `source` and how to correct it, or None. Reads no row and imports nothing heavy.
 
-    A hub dataset id is only checked for its form: whether it exists is known when it is loaded.
+    A hub dataset id is only checked for its form: its existence is checked when it is loaded.
     """
     if not source.weight > 0 or source.weight == float("inf"):
-        return f"{source.path}: the weight is {source.weight:g}; it must be a number above 0 (1.0 takes each row once)."
+        return f"{source.path}: the weight is {source.weight:g}; it must be a number above 0 (1.0 uses each row once)."
     if source.limit is not None and source.limit < 1:
-        return f"{source.path}: the limit is {source.limit}; it must be at least 1, or left out to take all rows."
+        return f"{source.path}: the limit is {source.limit}; it must be at least 1, or left out to use all rows."
     if source.path.startswith("package:"):
         if source.path not in PACKAGES:
             near = difflib.get_close_matches(source.path, PACKAGES, n=1)
@@ -85,7 +84,7 @@ def check_source(source: Source) -> str | None:
 
 
 def iter_rows(source: Source) -> Iterator[Row]:
-    """The rows of `source` in their own order, at most `source.limit`, weight not applied, in constant memory.
+    """Yield the rows of `source` in their own order, at most `source.limit`, weight not applied, in constant memory.
 
     (A `.json` file that holds one array is the exception: it is read whole.)
 
@@ -104,7 +103,7 @@ def iter_rows(source: Source) -> Iterator[Row]:
 
 
 def left_out(source: Source) -> str | None:
-    """What a folder holds that its rows do not come from, in one line, or None.
+    """Return a line about the files of a folder that are not read, or None.
 
     Raises:
         DataError: as `iter_rows`.
@@ -144,10 +143,12 @@ def _check_file(path: Path, source: Source) -> str | None:
     if path.suffix.lower() not in SUFFIXES:
         return (
             f"{source.path}: files of type {path.suffix or 'without suffix'!r} are not read. "
-            f"Convert it to one of {', '.join(SUFFIXES)} (one JSON object a line is the simplest)."
+            f"Convert it to one of {', '.join(SUFFIXES)} (one JSON object per line is the simplest)."
         )
     if source.split != "train" or source.name is not None:
-        return f"{source.path}: a file has no splits or configurations. Name the file itself, and leave out split and name."
+        return (
+            f"{source.path}: a file has no splits or configurations. Set the file's path, and leave out split and name."
+        )
     if not os.access(path, os.R_OK):
         return f"{source.path}: the file cannot be read (permission denied). Check its permissions."
     if path.stat().st_size == 0:
@@ -156,7 +157,7 @@ def _check_file(path: Path, source: Source) -> str | None:
 
 
 def _looks_local(path: str) -> bool:
-    """Whether a path that does not exist was meant as a local one, rather than as a dataset id on the hub."""
+    """Return whether a path that does not exist was meant as a local one, rather than as a dataset id on the hub."""
     if path.lower().endswith((*SUFFIXES, ".txt", ".gz", ".zip", ".tsv", ".yaml")) or not _HUB_ID.fullmatch(path):
         return True
     return "/" not in path and bool(_close_names(Path(path)))
@@ -170,7 +171,7 @@ def _missing_file(given: str, path: Path) -> str:
     if close:
         return f"{given}: no such file. Did you mean {' or '.join(repr(str(folder / name)) for name in close)}?"
     names = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
-    found = f"Data files there: {listing(names)}." if names else "There is no data file in that folder."
+    found = f"Data files there: {listing(names)}." if names else "That folder has no data file."
     return f"{given}: no such file. {found} A dataset on the hub is written org/name."
 
 
@@ -196,8 +197,120 @@ def _iter_hub(source: Source) -> Iterator[Row]:
         raise DataError(
             f"{source}: the dataset cannot be loaded from the hub: {error}\n"
             f"Check its id, split and configuration name, the network (HF_HUB_OFFLINE is "
-            f"{os.environ.get('HF_HUB_OFFLINE', 'not set')}), or download it and name the local file."
+            f"{os.environ.get('HF_HUB_OFFLINE', 'not set')}), or download it and use the local file."
         ) from error
     where = ":".join(filter(None, (source.name, source.split)))
     for index, data in enumerate(dataset):
         yield Row(drop_nulls(data), f"{source.path}[{where}]:{index}")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+_SPLIT = re.compile(r"(train|test|validation|valid|dev|eval)(\b|_)", re.IGNORECASE)
+# files about a data set, never rows
+_ABOUT = re.compile(r"_[A-Z]|_(common_)?metadata$|(readme|license|notice|changelog)\b", re.IGNORECASE)
+_HIDDEN_FOLDER = re.compile(r"\.|__|_temporary$")
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files of a folder: `read` in order; `left_out` lists the others in one line, or is None."""
+
+    read: list[Path]
+    left_out: str | None
+
+
+def folder_files(folder: Path, split: str) -> FolderFiles:
+    """List the data files of `folder` and its subfolders for `split`, sorted.
+
+    These are the files named after the split (or in a folder that is), or all if none is named after any split. Each file is
+    read once, also if links lead to it again. Hidden files are not read; these, and files about the data set (README,
+    LICENSE, _SUCCESS), are not mentioned.
+
+    Raises:
+        DataError: no such file, a broken link, or a subfolder that cannot be read.
+    """
+    files, others, empty, again = [], [], [], []
+    seen: dict[str, Path] = {}
+    for path in _walk(folder):
+        if path.suffix.lower() not in SUFFIXES:
+            if not _ABOUT.match(path.name):
+                others.append(path)
+            continue
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise DataError(f"{path}: the file cannot be read (permission denied). Check its permissions.")
+        if not path.is_file():
+            raise DataError(f"{path}: a broken link, or not a file. Remove it, or put the file there.")
+        real = os.path.realpath(path)
+        if real in seen:
+            again.append(path)
+        elif path.stat().st_size == 0:
+            empty.append(path)
+        else:
+            files.append(path)
+        seen.setdefault(real, path)
+    if not files:
+        holds = f" It holds {listing(_below(folder, [*others, *empty]))}." if others or empty else ""
+        rows = " with rows" if empty else ""
+        raise DataError(
+            f"{folder}: the folder holds no {', '.join(SUFFIXES)} file{rows}.{holds} Use a file, or put the data there."
+        )
+    chosen, unnamed = _of_split(folder, files, split)
+    notes = [
+        (others, f"not of a type that is read ({', '.join(SUFFIXES)})"),
+        (empty, "empty"),
+        (again, "links to a file that is read already"),
+        (unnamed, f"not named after a split, as others are ({split!r} is read)"),
+    ]
+    parts = [f"{listing(_below(folder, paths))}: {what}" for paths, what in notes if paths]
+    return FolderFiles(chosen, f"{folder}: files that are not read: {'; '.join(parts)}." if parts else None)
+
+
+def listing(names: Iterable[str], most: int = 6) -> str:
+    """Return the first names, and the number of the others."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Return all files below `folder` that are not hidden, sorted; a folder that links lead to is entered once."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror}). Check its permissions.")
+
+    found, entered = [], set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not _HIDDEN_FOLDER.match(name))
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], list[Path]]:
+    """Return the files of the split, and the files of no split if others are of one."""
+    of_split: dict[str | None, list[Path]] = {}
+    for file in files:
+        of_split.setdefault(_split(file.relative_to(folder)), []).append(file)
+    unnamed = of_split.pop(None, [])
+    if split in of_split:
+        return of_split[split], unnamed
+    if split == "train" and not of_split:
+        return unnamed, []
+    raise DataError(
+        f"{folder}: no file of the folder is named after the split {split!r} "
+        f"(files: {listing(_below(folder, files))}). Use a file, or change the split."
+    )
+
+
+def _split(path: Path) -> str | None:
+    """Return the split that a file is named after, or else the innermost of its folders that is named after one."""
+    found = (_SPLIT.match(part) for part in reversed(path.parts))
+    return next((match[1].lower() for match in found if match), None)
+
+
+def _below(folder: Path, paths: Iterable[Path]) -> list[str]:
+    return [str(path.relative_to(folder)) for path in paths]

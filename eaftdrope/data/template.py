@@ -1,8 +1,8 @@
-"""What a tokenizer's chat template can do, found by rendering a canary through it, never by its name.
+"""Capabilities of a tokenizer's chat template, found by rendering a canary through it, never by its name.
 
-Templates silently drop what they do not know: SmolLM2's drops tools and calls, those of vision models a content that is a
-plain string, Gemma 4's the reasoning of a turn that does not call. The canary decides in which form a conversation is given
-to the template; whether the template then wrote all of it is checked row by row (`audit.py`).
+Templates silently drop what they do not support: SmolLM2's drops tools and calls, those of vision models a content that is a
+plain string, Gemma 4's the reasoning of a turn that does not call. The canary decides the form in which the template
+receives a conversation; `audit.py` checks row by row whether the template then wrote all of it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from eaftdrope.errors import ChatTemplateError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Private-use characters: no template looks at them, no sane text begins or ends with them.
+# Private-use characters: no template reads them, no real text begins or ends with them.
 MARKER = "\ue0f0turn\ue0f1"
-# Stands for "</think>" on its way through a template that cuts off what is in front of that.
+# Replaces "</think>" in a template that cuts off what is in front of that.
 _CLOSE_THOUGHT = "\ue0f2"
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # The inline form of reasoning: (white space and <think>, the thought, </think> and white space, the answer).
@@ -42,29 +42,29 @@ _ASK = {"role": "user", "content": "canary question"}
 
 @dataclass(frozen=True)
 class Template:
-    """What one chat template can do.
+    """The capabilities of one chat template.
 
     Args:
         source (`str`): the template itself.
-        is_tool_use (`bool`): it is the one of several named templates that is meant for conversations with tools: where
-            the row has no definitions, it is given an empty list.
+        is_tool_use (`bool`): it is the one of several named templates for conversations with tools: it receives an empty
+            list if the row has no definitions.
         has_tools (`bool`): tools, calls and results all appear in the rendering: the template's own way is used.
-        arguments_as_text (`bool`): the template wants a call's `arguments` as a JSON string, not as an object.
-        content_as_parts (`bool`): it wants content as a list of parts, `[{"type": "text", "text": ...}]`.
+        arguments_as_text (`bool`): the template reads a call's `arguments` as a JSON string, not as an object.
+        content_as_parts (`bool`): it reads content as a list of parts, `[{"type": "text", "text": ...}]`.
         has_system_role (`bool`): a system turn appears in the rendering.
         has_developer_role (`bool`): so does a developer turn.
         reasoning_key (`str`, *optional*): the key under which the reasoning of a turn without calls appears.
         reasoning_key_beside_calls (`str`, *optional*): the same for a turn that calls.
-        cuts_thoughts (`bool`): of a content with `</think>`, what is in front of that is dropped.
+        cuts_thoughts (`bool`): it drops the part of a content in front of `</think>`.
         has_markers (`bool`): it has `{% generation %}` blocks.
         stop (`str`, *optional*): the special token right after an answer, such as `<|im_end|>`.
-        stop_run (`str`): that and those that follow it at once (Cohere's turns end in two); "" if there is none.
-        stop_between (`str`): what ends an answer that is not the last turn, if that is another token (gpt-oss); else "".
-        stop_is_next_turn (`bool`): the turns of GLM have no end of their own: what stops them, in the stop's place here,
-            is the special token that the next turn begins with.
+        stop_run (`str`): that and those right after it (Cohere's turns end in two); "" if there is no stop.
+        stop_between (`str`): the end of an answer that is not the last turn, if that is another token (gpt-oss); else "".
+        stop_is_next_turn (`bool`): the turns of GLM have no end of their own: they are stopped by the special token that
+            the next turn begins with, which is `stop` here.
         stop_after_call (`str`): that token after a turn that calls; "" unless `stop_is_next_turn`.
-        after_stop (`str`): what the template writes behind the stop of the last turn, such as a line break.
-        prompt_differs (`str`): how the generation prompt ends, if answered conversations do not begin with it; else "".
+        after_stop (`str`): the text that the template writes after the stop of the last turn, such as a line break.
+        prompt_differs (`str`): the end of the generation prompt, if answered conversations do not begin with it; else "".
         specials (`tuple[str, ...]`): the text of every special token, longest first.
     """
 
@@ -89,7 +89,7 @@ class Template:
     specials: tuple[str, ...]
 
     def shaped(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`message` with reasoning, content and arguments in the form this template takes."""
+        """Return `message` with reasoning, content and arguments in the form that this template reads."""
         if message["role"] == "assistant":
             message = self._with_reasoning(message)
         if self.arguments_as_text and message.get("tool_calls"):
@@ -101,7 +101,7 @@ class Template:
         return _in_parts(message) if self.content_as_parts else message
 
     def _with_reasoning(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Reasoning under the key that the template reads for such a turn; without one, in <think> before the content."""
+        """Put reasoning under the key that the template reads for such a turn; without one, in <think> before the content."""
         key = self.reasoning_key_beside_calls if message.get("tool_calls") else self.reasoning_key
         thought, content = message.get("reasoning_content"), message["content"]
         if not thought and key and self.cuts_thoughts and (found := THOUGHT.match(content)):
@@ -116,7 +116,7 @@ class Template:
         return {**message, "content": content}
 
     def stop_at_end(self, text: str) -> str:
-        """The special token that `text` ends in, or ""."""
+        """Return the special token that `text` ends in, or ""."""
         return next((special for special in self.specials if text.endswith(special)), "")
 
 
@@ -124,13 +124,13 @@ _known: WeakKeyDictionary[Any, dict[tuple[str, bool, str | None], Template]] = W
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> Template:
-    """What the tokenizer's chat template can do (found once for each tokenizer and template).
+    """Return the capabilities of the tokenizer's chat template (found once per tokenizer and template).
 
-    Of several named templates, `tool_use` is looked at with `tools` (a conversation with tools, calls or results), and
-    `default` otherwise.
+    Of several named templates, `tool_use` is tested with `tools` (a conversation with tools, calls or results), and `default`
+    otherwise.
 
     Raises:
-        ChatTemplateError: the tokenizer has no chat template, or the template drops what the assistant says.
+        ChatTemplateError: the tokenizer has no chat template, or the template drops the assistant's text.
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(
@@ -158,10 +158,10 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The conversation through the chat template `source`, as text.
+    """Render the conversation through the chat template `source`, as text.
 
     Raises:
-        DataError: the template refuses it or fails on it; the text carries the template's own words.
+        DataError: the template refuses it or fails on it; the message has the template's own words.
     """
     try:
         text = tokenizer.apply_chat_template(
@@ -170,6 +170,7 @@ def render(
     # A template is a program that came with the model: it may raise anything (ZeroDivisionError, RecursionError, ...).
     except Exception as error:
         raise _refusal(error, tokenizer) from error
+    assert isinstance(text, str)
     return text.replace(_CLOSE_THOUGHT, "</think>")
 
 
@@ -183,7 +184,7 @@ def _refusal(error: Exception, tokenizer: PreTrainedTokenizerBase) -> DataError:
 
 
 def render_quickly(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]], tools: Any) -> str:
-    """The same without the copies and checks of `apply_chat_template`: for text that is compared with what that gave.
+    """Render without the copies and checks of `apply_chat_template`, for text that is compared with its result.
 
     Raises:
         DataError: as `render`.
@@ -202,7 +203,7 @@ def render_quickly(tokenizer: PreTrainedTokenizerBase, source: str, messages: li
 
 
 def try_render(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]], **options: Any) -> str:
-    """The same, or "" where the template refuses the conversation."""
+    """Render, or return "" if the template refuses the conversation."""
     try:
         return render(tokenizer, source, messages, **options)
     except DataError:
@@ -211,7 +212,7 @@ def try_render(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[d
 
 @contextmanager
 def one_clock(source: str) -> Iterator[None]:
-    """Within, the template reads one and the same time of day: renderings of one row must differ in nothing else."""
+    """Fix the time of day that the template reads: renderings of one row must not differ in anything else."""
     if "strftime_now" not in source:
         yield
         return
@@ -230,7 +231,7 @@ def one_clock(source: str) -> Iterator[None]:
 
 
 class _Canary:
-    """Made-up conversations through one template."""
+    """Made-up conversations rendered through one template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, is_tool_use: bool) -> None:
         self.tokenizer = tokenizer
@@ -239,10 +240,10 @@ class _Canary:
         self.in_parts = False
 
     def template(self) -> Template:
-        """Everything that there is to find.
+        """Find all capabilities.
 
         Raises:
-            ChatTemplateError: the template drops what the assistant says, or refuses one question and one answer.
+            ChatTemplateError: the template drops the assistant's text, or refuses one question and one answer.
         """
         with one_clock(self.source):
             answered = self._answered()
@@ -270,7 +271,7 @@ class _Canary:
                 has_markers=bool(_GENERATION.search(self.source)),
                 stop=next(iter(run or begins), None),
                 stop_run="".join(run or begins),
-                # What stands alone between an answer and the next turn is the head of that turn, not the answer's end.
+                # A single token between an answer and the next turn is the head of that turn, not the answer's end.
                 stop_between=between[0] if run and len(between) > 1 and between[: len(run)] != run else "",
                 stop_is_next_turn=bool(begins),
                 stop_after_call=self._after_call(as_text, specials) if begins and has_tools else "",
@@ -284,7 +285,7 @@ class _Canary:
         return try_render(self.tokenizer, self.source, talk, **{"tools": self.no_tools, **options})
 
     def _answered(self) -> str:
-        """A question and the marker as its answer; finds out whether content has to come in parts."""
+        """Render a question with the marker as its answer, and find out whether content must be in parts."""
         talk = [_ASK, {"role": "assistant", "content": MARKER}]
         reason = ""
         try:
@@ -297,14 +298,14 @@ class _Canary:
         text = self._text(*talk)
         if MARKER not in text:
             raise ChatTemplateError(
-                f"the chat template of {_name(self.tokenizer)} drops what the assistant says, or refuses a conversation "
+                f"the chat template of {_name(self.tokenizer)} drops the text of the assistant, or refuses a conversation "
                 f"of one question and one answer{reason.rstrip('.')}. Set another tokenizer.chat_template, or bring the "
                 "data as prompt and completion strings."
             )
         return text
 
     def _between(self, specials: tuple[str, ...]) -> list[str]:
-        """The special tokens in the text between an answer and the user's next question, if it begins with one."""
+        """Return the special tokens between an answer and the user's next question, if that text begins with one."""
         text = self._text(_ASK, {"role": "assistant", "content": MARKER}, _ASK)
         gap = text.partition(MARKER)[2].partition(_ASK["content"])[0]
         if not specials or not specials_at_start(gap, specials):
@@ -315,7 +316,7 @@ class _Canary:
         return "canary role" in self._text({"role": role, "content": "canary role"}, _ASK)
 
     def _reasoning_key(self, more: dict[str, Any]) -> str | None:
-        """The key under which the last turn's reasoning is read."""
+        """Return the key under which the last turn's reasoning is read."""
         answer = {"role": "assistant", "content": "canary answer", **more}
         tools = [_CANARY_TOOL] if more else self.no_tools
         for key in _REASONING_KEYS:
@@ -329,9 +330,9 @@ class _Canary:
         return "canary answer" in text and "canary reasoning" not in text
 
     def _tool_support(self) -> tuple[bool, bool]:
-        """(whether tools, calls and results all appear, whether arguments must be text)."""
+        """Return whether tools, calls and results all appear, and whether arguments must be text."""
         for as_text in (False, True):
-            # The result does not carry the call's name: a call that is dropped must not be found in its result.
+            # The result does not have the call's name: a dropped call must not be found in its result.
             result = {"role": "tool", "content": "canary result", "tool_call_id": "canary000"}
             call = {"role": "assistant", "content": "", "tool_calls": _calls(as_text)}
             text = self._text(
@@ -339,14 +340,14 @@ class _Canary:
             )
             called = text.partition("canary_call")[2].partition("canary result")[0]
             all_there = all(word in text for word in ("canary_tool", "canary_call", "canary value", "canary result"))
-            # `{'key': 'value'}` is Python's way to print an object: the template meant a string. `{\"key\"` is a string
-            # that was written as JSON once more: the template meant an object.
+            # `{'key': 'value'}` is Python's form of an object: the template expects a string. `{\"key\"` is a string that
+            # was written as JSON again: the template expects an object.
             if all_there and "'canary_argument'" not in called and '\\"canary_argument' not in called:
                 return True, as_text
         return False, False
 
     def _after_call(self, as_text: bool, specials: tuple[str, ...]) -> str:
-        """The special token that a result begins with right after the turn that calls, or ""."""
+        """Return the special token that a result begins with right after the turn that calls, or ""."""
         talk = [_ASK, {"role": "assistant", "content": "", "tool_calls": _calls(as_text)}]
         called = self._text(*talk, tools=[_CANARY_TOOL])
         result = {"role": "tool", "content": "canary result", "tool_call_id": "canary000"}
@@ -361,7 +362,7 @@ def _calls(as_text: bool) -> list[dict[str, Any]]:
 
 
 def specials_at_start(tail: str, specials: tuple[str, ...], eos: str | None = None) -> list[str]:
-    """The special tokens that `tail` begins with, up to the end-of-sequence token if it is among them."""
+    """Return the special tokens that `tail` begins with, up to the end-of-sequence token if it is among them."""
     run: list[str] = []
     while eos not in run and (found := next((special for special in specials if tail.startswith(special)), None)):
         run.append(found)
@@ -388,7 +389,7 @@ def _json(value: Any) -> str:
 
 
 def common_prefix(a: str, b: str) -> int:
-    """How many characters two strings begin with in common."""
+    """Return the number of characters that two strings have in common at their start."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

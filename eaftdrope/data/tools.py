@@ -1,6 +1,6 @@
-"""Tools and calls: one clean shape of what OpenAI, ShareGPT and others write, and a text rendering with its inverse.
+"""Tools and calls: one clean form of those that OpenAI, ShareGPT and others write, and a text rendering with its inverse.
 
-The text rendering is for chat templates that silently drop `tools` or `tool_calls` (see `chat.py`, which finds out):
+The text rendering is for chat templates that silently drop `tools` or `tool_calls` (`template.py` finds out):
 
     system      {system text}\n\n{instructions}\n<tools>[{"name": ...}, ...]</tools>
     assistant   {content}\n<tool_call>[{"name": ..., "arguments": {...}}, ...]</tool_call>
@@ -14,8 +14,7 @@ from typing import Any
 
 from eaftdrope.errors import DataError
 
-from .fields import TOOLS, Fields, plain_name
-from .json_text import from_json
+from .fields import TOOLS, Fields, from_json, plain_name
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _INSTRUCTIONS = (
@@ -25,23 +24,23 @@ _INSTRUCTIONS = (
 )
 
 
-# The names that arguments have in the wild: OpenAI's first, Llama's `parameters`, Anthropic's `input`, Gemini's `args`.
+# The names of arguments in data sets: OpenAI's first, Llama's `parameters`, Anthropic's `input`, Gemini's `args`.
 _ARGUMENTS = frozenset(
     {"arguments", "argument", "parameters", "params", "args", "input", "inputs", "kwargs", "toolinput", "toolargs"}
     | {"toolarguments", "functionargs", "functionarguments", "functionparameters", "actioninput"}
 )
 _NAMES = frozenset({"name", "toolname", "functionname"})
 _SCHEMAS = frozenset({"inputschema"})
-# What a call may have without arguments; `function` is what its name stands in.
+# Keys that a call without arguments may have; `function` holds its name.
 _BESIDE = frozenset({"type", "function", "id", "callid", "toolcallid", "index", "status"})
 _TYPES = ("function", "function_call", "tool_call", "tool_use", "tool")
 
 
 def read_tools(row: Fields, own: dict[str, Any] | None = None) -> list[dict[str, Any]] | None:
-    """The tools of a row as `{"type": "function", "function": {...}}` each; None if there are none.
+    """Return the tools of a row as `{"type": "function", "function": {...}}` each; None if it has none.
 
-    They stand in the column `tools` (or `functions` and the like) or in the system turn; `own` has, by column, what the
-    row's format makes of it.
+    They are in the column `tools` (`functions`, ...) or in the system turn; `own` has, by column, those that the row's format
+    has already parsed.
 
     Raises:
         DataError: not JSON, not a list of objects, a tool without a name, or two places that differ.
@@ -71,7 +70,7 @@ def _tool(tool: Any, where: str, row: Fields, key: str | None, index: int) -> di
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DataError(f"{where} must be an object with a name (or with a function that has one)")
     if function is not tool and key is not None:
-        # What stands inside is the template's; what stands beside it is not passed on.
+        # The template receives what is inside; what is beside it is not passed on.
         beside = row.inner(tool, key, index)
         beside.get("type"), beside.get("function")
     schema = next((name for name in function if plain_name(str(name)) in _SCHEMAS), None)
@@ -81,12 +80,17 @@ def _tool(tool: Any, where: str, row: Fields, key: str | None, index: int) -> di
 
 
 def read_call(call: Any, outer: Fields, key: str, index: int | None) -> dict[str, Any]:
-    """One call as `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` if it had one), from
-    the list under `key` of `outer` (`index` None: it stands there by itself).
+    """Return one call as `{"type": "function", "function": {"name": str, "arguments": dict}}` (with `id` if it had one).
+
+    Args:
+        call (`Any`): the call as written.
+        outer (`Fields`): the object that contains it.
+        key (`str`): its key there.
+        index (`int`, *optional*): its index in a list under `key`.
 
     Raises:
-        DataError: no name, arguments that are neither an object nor a JSON string of one, or arguments that stand under
-            two names or under one that is not known.
+        DataError: no name, arguments that are neither an object nor a JSON string of one, or arguments under
+            two names or under an unknown one.
     """
     where = outer.place(key) if index is None else f"{outer.place(key)}[{index}]"
     call = from_json(call, where)
@@ -94,8 +98,9 @@ def read_call(call: Any, outer: Fields, key: str, index: int | None) -> dict[str
         raise DataError(f"{where} must be an object with function.name and function.arguments")
     places = [outer.inner(call, key, index)]
     wrapper = next((name for name in ("function", "function_call", "functionCall") if call.get(name) is not None), None)
-    inside = from_json(call[wrapper], f"{where}.{wrapper}") if _is_object(call.get(wrapper)) else None
-    if isinstance(inside, dict):
+    is_wrapped = wrapper is not None and _is_object(call[wrapper])
+    inside = from_json(call[wrapper], f"{where}.{wrapper}") if is_wrapped else None
+    if wrapper is not None and isinstance(inside, dict):
         places.insert(0, places[0].inner(inside, wrapper))
     name = _named(places, where)
     arguments = _arguments(places, name, where)
@@ -141,7 +146,7 @@ def _arguments(places: list[Fields], name: str, where: str) -> dict[str, Any]:
             found += [(at, value)] if value else []
     if found:
         return found[0][1]
-    # No arguments: either there are none, or they stand where nobody looks.
+    # No arguments: either the call has none, or they are under an unknown key.
     for place in places:
         for key in place.unread():
             may_be_them = not is_given or (isinstance(place.values[key], dict) and place.values[key])
@@ -156,10 +161,10 @@ def _arguments(places: list[Fields], name: str, where: str) -> dict[str, Any]:
 
 
 def refuse_bare_calls(row: Fields, tools: list[dict[str, Any]] | None) -> None:
-    """A call without a key of arguments, of a tool that requires some, has lost them.
+    """Refuse a call without a key of arguments, of a tool that requires some: they were lost.
 
     Raises:
-        DataError: there is one.
+        DataError: the row has such a call.
     """
     required = {}
     for tool in tools or ():
@@ -175,13 +180,13 @@ def refuse_bare_calls(row: Fields, tools: list[dict[str, Any]] | None) -> None:
 
 
 def render_tool_calls(calls: list[dict[str, Any]]) -> str:
-    """Calls (in the shape of `read_call`) as text; `parse_tool_calls` is the inverse."""
+    """Write calls (in the form of `read_call`) as text; `parse_tool_calls` is the inverse."""
     plain = [{"name": call["function"]["name"], "arguments": call["function"]["arguments"]} for call in calls]
     return f"{_OPEN}{json.dumps(plain, ensure_ascii=False)}{_CLOSE}"
 
 
 def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """The calls in a model's answer as `{"name": str, "arguments": dict}` each, or None if there is no well-formed call.
+    """Parse the calls in a model's answer as `{"name": str, "arguments": dict}` each; None if no call is well-formed.
 
     Understood: `<tool_call>` blocks that hold one call or a list of them, and an answer that is bare JSON (one call or a
     list), with `parameters` accepted for `arguments`. One malformed block makes the whole answer None.
@@ -212,7 +217,7 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]] | None:
 
 
 def _calls(value: Any) -> list[dict[str, Any]] | None:
-    """`value` as calls, or None if it is anything else (an empty list is no call)."""
+    """Return `value` as calls, or None if it is anything else (an empty list is not a call)."""
     values = value if isinstance(value, list) else [value]
     calls = []
     for item in values:
@@ -233,7 +238,7 @@ def _calls(value: Any) -> list[dict[str, Any]] | None:
 def as_plain_messages(
     messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, has_system_role: bool
 ) -> list[dict[str, Any]]:
-    """The conversation with tools, calls and results as text, for a template that knows only role and content.
+    """Write the conversation with tools, calls and results as text, for a template that has only role and content.
 
     Assistant turns stay assistant turns, in order; consecutive tool results become one user turn.
 

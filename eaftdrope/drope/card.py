@@ -1,33 +1,33 @@
-"""The model card of a converted checkpoint: what was done, which engines serve it, then the source's own card."""
+"""The model card of a converted checkpoint: the conversion, the engines that serve it, then the source's own card."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from .config import RECORD
+from huggingface_hub import ModelCard, ModelCardData
+
+from eaftdrope.files import write_atomically
+
+from .config import RECORD, one_line
 from .engines import Serving, serving_markdown
-from .reading import one_line
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
 
 _TEXT = """\
 # {name}
 
 The rotary position embedding of this checkpoint is switched off (DroPE, [arXiv 2512.12167](https://arxiv.org/abs/2512.12167))
-by its configuration alone: it loads with stock libraries, without remote code. {state}
+by its configuration only: it loads with stock libraries, without remote code. {state}
 
 - layers without rotation: {layers}
 - trained length: {trained:,} tokens; announced length: {announced:,} tokens
 - attention temperature folded into the query weights: {temperature:g}
-- `config.json` keeps what it said before under `drope`; `eaftdrope convert --undo` restores the files that the conversion
-  found, where this folder has `drope_original`
+- `config.json` keeps the original values under `drope`; `eaftdrope convert --undo` restores the files that the conversion
+  found, if this folder has `drope_original`
 
 ## Engines
 
 {engines}
-"Silently wrong" engines would rotate after all: fluent text, no error, and not this model.
+"Silently wrong" engines would still rotate: fluent text, no error, and not this model.
 """
 _RAW = (
     "**Dropping alone costs quality**: this checkpoint has to be recalibrated (trained briefly on pretraining-like text) "
@@ -35,20 +35,22 @@ _RAW = (
 )
 
 
-def _state(record: dict) -> str:
-    # what the stage recalibrate notes
+def _state(record: dict[str, Any]) -> str:
+    # written by the stage recalibrate
     done = record.get("recalibrated")
     return _RAW if done is None else f"It was recalibrated on {done['tokens']:,} tokens."
 
 
-def write_card(folder: Path, raw: dict, engines: list[Serving]) -> list[str]:
-    """README.md of the converted checkpoint `folder`, around the card that stands there (its metadata stays). Returns
-    notes about a card that could not be kept."""
-    from huggingface_hub import ModelCardData
+def write_card(folder: Path, raw: dict[str, Any], engines: list[Serving]) -> list[str]:
+    """Write README.md of the converted checkpoint `folder`, around the source's card (its metadata stays).
 
+    Returns:
+        Notes about a card that could not be kept.
+    """
     path, record = folder / "README.md", raw[RECORD]
     old, notes = _old_card(path)
     data = old.data if old else ModelCardData(library_name="transformers", pipeline_tag="text-generation")
+    assert isinstance(data, ModelCardData)
     data.tags = sorted({*(data.tags or []), "drope", "nope", "long-context"})
     text = _TEXT.format(
         # the folder does not have its name yet
@@ -62,20 +64,17 @@ def write_card(folder: Path, raw: dict, engines: list[Serving]) -> list[str]:
     )
     if old and old.text.strip():
         text += f"\n## The card of the source\n\n{old.text.strip()}\n"
-    path.unlink(missing_ok=True)
-    path.write_text(f"---\n{data}\n---\n\n{text}", encoding="utf-8")
+    write_atomically(path, f"---\n{data}\n---\n\n{text}")
     return notes
 
 
 def _old_card(path: Path) -> tuple[ModelCard | None, list[str]]:
-    """The card that stands there, if it can be read, and a note if it cannot."""
-    from huggingface_hub import ModelCard
-
+    """Return the source's card if it can be read, and a note if it cannot."""
     if not path.is_file():
         return None, []
     try:
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        # what cannot be written again must not pass either
+        # a card that cannot be written again is not kept either
         str(card.data)
         return card, []
     # a YAML parser's errors, and the hub library's own

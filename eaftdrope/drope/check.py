@@ -1,34 +1,34 @@
-"""Is a converted checkpoint really without rotary embedding? Measured on the architecture's own class, not believed.
+"""Checks that a converted checkpoint has no rotary embedding, measured on the architecture's own class.
 
-    identity   logits equal those of the unconverted configuration whose dropped layers are handed cos = 1, sin = 0
+    identity   logits equal those of the unconverted configuration whose dropped layers receive cos = 1, sin = 0
     shift      logits do not change when all positions move by 100,000           (every layer dropped)
     order      with one layer, the last token's logits do not depend on the order of those before it
-    control    the unconverted configuration, untouched, gives other logits: the checks above can fail
+    control    the unconverted configuration as it is gives other logits: the checks above can fail
 
-The first two are asked to the last bit, in float32 and bfloat16. They run on a slice (`slices`), or on the weights
-themselves. Shift and order are left out where the reference itself, without any rotation, fails them: where a class looks
-at positions in another way as well (convolutions, linear attention, a temperature by position).
+The first two must hold bit for bit, in float32 and bfloat16. They run on a slice (`slices`), or on the weights
+themselves. The shift is left out if the reference itself, without any rotation, fails it: if a class uses positions in
+another way as well (convolutions, linear attention, a temperature by position). An order that cannot be checked is
+reported as a skipped check with its reason.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
 
 from eaftdrope.errors import UserError
 
 from .checkpoint import carried_files, read_header, read_json
-from .config import RECORD, before, check_record
-from .identity import attention_modules, identity_rotation
-from .reading import one_line, read_config, text_part
+from .config import RECORD, check_record, one_line, original_config, read_config, text_part
+from .identity import attention_modules, identity_rotation, scaling_of, set_scaling
 from .slices import CONTROL, logits, one_layer, random_model, seeded, small_pair, tokens
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import PretrainedConfig
 
 _SHIFT = 100_000
 _ORDER_LIMIT = 1e-4
@@ -36,36 +36,51 @@ _ORDER_LIMIT = 1e-4
 
 @dataclass(frozen=True)
 class Check:
-    """`value` is a largest difference of logits; it passes within `limit`, or beyond it for a control."""
+    """One check of a conversion.
+
+    Attributes:
+        name (`str`): what is checked.
+        value (`float`): the largest difference of logits.
+        limit (`float`): the largest value that passes; for a control, the smallest.
+        at_least (`bool`): the check is a control.
+        skipped (`str`, *optional*): why it could not be made; then it counts as passed.
+    """
 
     name: str
     value: float
     limit: float
     at_least: bool = False
+    skipped: str | None = None
 
     @property
     def passed(self) -> bool:
+        if self.skipped is not None:
+            return True
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
+        if self.skipped is not None:
+            return f"not checked: {self.name} ({self.skipped})"
         wanted = f"{'at least' if self.at_least else 'at most'} {self.limit:g}"
         return f"{'ok    ' if self.passed else 'FAILED'} {self.name}: {self.value:.3g} ({wanted})"
 
 
 def check_folder(folder: str | Path, *, weights: bool = False) -> list[Check]:
-    """The checks on the converted checkpoint `folder`; on its own weights where asked, which loads them.
+    """Check the converted checkpoint `folder`.
+
+    Args:
+        folder (`str` or `Path`): a converted checkpoint, also after a training.
+        weights (`bool`): check on its own weights, which loads them, not on a slice.
 
     Raises:
-        UserError: the folder is no converted checkpoint, or its architecture cannot be built or looked into.
+        UserError: the folder is not a converted checkpoint, or its architecture cannot be built or inspected.
     """
-    import torch
-
     folder = Path(folder)
     raw = read_json(folder / "config.json")
     if RECORD not in raw:
         raise UserError(f"{folder} is not a converted checkpoint: its config.json has no `drope` record.")
     check_record(raw, folder / "config.json")
-    new, old = configs(raw, folder)
+    new, old = original_and_converted(raw, folder)
     pair = None
     if not weights:
         pair = small_pair(new.get_text_config(), old.get_text_config(), parameters(folder))
@@ -79,23 +94,23 @@ def check_folder(folder: str | Path, *, weights: bool = False) -> list[Check]:
             checks += _exact_checks(new, old, dropped if not is_whole else None, folder if weights else None, dtype)
     except UserError:
         raise
-    # a class that cannot compute with the new rope parameters fails in a way of its own
+    # a class that cannot compute with the new rope parameters may fail with any error
     except Exception as error:
         raise UserError(f"{text.model_type} cannot be checked, its class fails: {one_line(error)}") from error
     if is_whole:
         pair = pair or small_pair(new.get_text_config(), old.get_text_config(), parameters(folder))
-        checks += _order(*pair)
+        checks.append(_order(*pair))
     return checks
 
 
-def configs(raw: dict, where: str | Path) -> tuple[PretrainedConfig, PretrainedConfig]:
-    """Of a converted config.json's content: the configuration as it is, and as it was before."""
+def original_and_converted(raw: dict[str, Any], where: str | Path) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """Return the configurations of a converted config.json's content: the converted one, and the original one."""
     new = read_config(raw, where)
-    return new, read_config(_with_temperature_of(new, before(raw)), where)
+    return new, read_config(_with_temperature_of(new, original_config(raw)), where)
 
 
 def parameters(folder: Path) -> int:
-    """Elements of all tensors of a checkpoint; reads headers only."""
+    """Return the number of elements of all tensors of a checkpoint; reads headers only."""
     files = [name for name in carried_files(folder)[0] if name.endswith(".safetensors")]
     total = 0
     for file in files:
@@ -114,9 +129,7 @@ def _exact_checks(
     folder: Path | None,
     dtype: torch.dtype,
 ) -> list[Check]:
-    """Identity, control and shift in one dtype; `dropped` None: all layers."""
-    import torch
-
+    """Check identity, control and shift in one dtype; `dropped` None stands for all layers."""
     name = str(dtype).removeprefix("torch.")
     model, reference = _pair(new, old, folder, dtype)
     ids = tokens(new.get_text_config())
@@ -130,7 +143,7 @@ def _exact_checks(
         difference = _difference(got, logits(reference, ids))
         checks.append(Check("control: differs from the rotation as it was", difference, CONTROL, at_least=True))
     if dropped is None:
-        # Ministral-3's own temperature looks at positions, and is no rotation
+        # Ministral-3's own temperature uses positions, and is not a rotation
         still = _without_temperature(new)
         if still is not new:
             model, sees_positions = _pair(still, old, folder, dtype)[0], False
@@ -140,29 +153,33 @@ def _exact_checks(
     return checks
 
 
-def _order(new: PretrainedConfig, old: PretrainedConfig) -> list[Check]:
-    """On the first layer that can stand alone and attends to all tokens alike. Without such a layer there is no check of the
-    order, and none in the list: the exact ones, which were made before, hold by themselves."""
+def _order(new: PretrainedConfig, old: PretrainedConfig) -> Check:
+    """Check the order on the first layer without linear attention, as a model of one layer.
+
+    The check is skipped if no such model can be built, or if the layer sees the order without any rotation. The exact checks,
+    which were made before, hold by themselves.
+    """
+    name = "one layer does not see the order of tokens"
     new = _without_temperature(new)
     kinds = getattr(new, "layer_types", None) or []
-    for layer in range(new.num_hidden_layers):
-        if kinds and "linear" in kinds[layer]:
-            continue
-        one, was = one_layer(new, layer), one_layer(old, layer)
-        try:
-            with identity_rotation(reference := random_model(was)):
-                applies = _order_difference(reference, was) <= _ORDER_LIMIT
-            difference = _order_difference(random_model(one), one)
-        # a class that wants several layers, or layers of several kinds
-        except Exception:
-            return []
-        return [Check("one layer does not see the order of tokens", difference, _ORDER_LIMIT)] if applies else []
-    return []
+    layer = next((i for i in range(new.num_hidden_layers) if not (kinds and "linear" in kinds[i])), None)
+    if layer is None:
+        return Check(name, math.nan, _ORDER_LIMIT, skipped="every layer has linear attention")
+    try:
+        one, original = one_layer(new, layer), one_layer(old, layer)
+        with identity_rotation(reference := random_model(original)):
+            sees_order = _order_difference(reference, original) > _ORDER_LIMIT
+        difference = _order_difference(random_model(one), one)
+    # a class that requires several layers, or layers of several kinds, may fail with any error
+    except Exception as error:
+        reason = f"a model of one layer cannot be built: {one_line(error)}"
+        return Check(name, math.nan, _ORDER_LIMIT, skipped=reason)
+    if sees_order:
+        return Check(name, math.nan, _ORDER_LIMIT, skipped="the layer sees the order without any rotation")
+    return Check(name, difference, _ORDER_LIMIT)
 
 
-def _order_difference(model: nn.Module, config: PretrainedConfig) -> float:
-    import torch
-
+def _order_difference(model: PreTrainedModel, config: PretrainedConfig) -> float:
     window = getattr(config, "sliding_window", None)
     ids = tokens(config, rows=1)
     ids = ids[:, : min(ids.shape[1], window or ids.shape[1])]
@@ -172,8 +189,10 @@ def _order_difference(model: nn.Module, config: PretrainedConfig) -> float:
 
 
 def _dropped_layers(wanted: str, config: PretrainedConfig) -> set[int]:
-    """Numbers of the layers without rotation, by the record's words. (Those of SmolLM3 that never had one are among
-    them: handing them the identity changes nothing.)"""
+    """Return the numbers of the layers without rotation, as the record lists them.
+
+    Those of SmolLM3 that never had a rotation are among them: the identity changes nothing there.
+    """
     if wanted == "all":
         return set(range(config.num_hidden_layers))
     if hasattr(config, "no_rope_layers"):
@@ -181,8 +200,8 @@ def _dropped_layers(wanted: str, config: PretrainedConfig) -> set[int]:
     return {index for index, kind in enumerate(config.layer_types) if kind in wanted.split(",")}
 
 
-def _with_temperature_of(new: PretrainedConfig, raw: dict) -> dict:
-    """`raw` with Ministral-3's temperature by position as in `new`: it is no part of the rotation."""
+def _with_temperature_of(new: PretrainedConfig, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return `raw` with Ministral-3's temperature by position as in `new`: it is not part of the rotation."""
     rope = new.get_text_config().rope_parameters
     part = text_part(raw)
     if "llama_4_scaling_beta" in rope:
@@ -201,23 +220,23 @@ def _without_temperature(config: PretrainedConfig) -> PretrainedConfig:
     return still
 
 
-def _pair(new: PretrainedConfig, old: PretrainedConfig, folder: Path | None, dtype) -> tuple[nn.Module, nn.Module]:
-    """Two models of the same weights: the converted configuration's, and the one before it."""
+def _pair(
+    new: PretrainedConfig, old: PretrainedConfig, folder: Path | None, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Build two models of the same weights: of the converted configuration and of the original one."""
     model = random_model(new, dtype) if folder is None else _loaded(new, folder, dtype)
     reference = type(model)._from_config(copy.deepcopy(old), dtype=dtype, attn_implementation="eager").eval()
-    # takes the tensors themselves: the second model costs no memory beyond its buffers
+    # shares the tensors: the second model needs no memory beyond its buffers
     reference.load_state_dict(model.state_dict(), assign=True)
-    # a factor on the scores that belongs to YaRN's type (DeepSeek) is no rotation: see `inherited`
-    scalings = attention_modules(model)
+    # a factor on the scores that belongs to YaRN's type (DeepSeek) is not a rotation: see `temperature`
+    modules = attention_modules(model)
     for name, module in attention_modules(reference).items():
-        module.scaling = scalings[name].scaling
+        set_scaling(module, scaling_of(modules[name]))
     return model, reference
 
 
-def _loaded(config: PretrainedConfig, folder: Path, dtype) -> nn.Module:
-    """The checkpoint itself: a multimodal one as the class that it names, whose text part is then checked."""
-    import transformers
-
+def _loaded(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the checkpoint itself: a multimodal one as the class in its configuration, whose text part is then checked."""
     named = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
     try:
         model, info = named.from_pretrained(

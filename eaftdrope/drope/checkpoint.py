@@ -1,7 +1,7 @@
-"""A checkpoint folder as files: what is in it, what is carried over to a converted one, and how.
+"""A checkpoint folder as files: what it contains, what a converted one carries over, and how.
 
-Weights are never loaded: safetensors files are hard-linked, or copied where a link cannot be made, and of a file whose
-queries are rescaled only those bytes are rewritten. Nothing heavy is imported here.
+Weights are never loaded: safetensors files are hard-linked, or copied if a link cannot be made, and of a file whose
+queries are rescaled only those bytes are rewritten. Free of torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eaftdrope.errors import UserError
 from eaftdrope.files import atomic_folder, write_atomically
@@ -22,7 +23,7 @@ from eaftdrope.files import atomic_folder, write_atomically
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ORIGINALS = "drope_original"
-"""Folder in a converted checkpoint for what `undo` needs."""
+"""Folder in a converted checkpoint with what `undo` needs."""
 
 MANIFEST = "manifest.json"
 
@@ -31,7 +32,7 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: file (relative), dtype as safetensors names it, shape, first byte and length in the file."""
+    """A tensor in a weight file: the file (relative), safetensors' name of the dtype, shape, first byte and byte count."""
 
     file: str
     dtype: str
@@ -40,8 +41,8 @@ class Tensor:
     length: int
 
 
-def read_json(path: Path) -> dict:
-    """Raises UserError where the file is not a JSON object."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise UserError if the file is not one."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -51,17 +52,18 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def write_json(path: Path, data: dict) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON file atomically: an existing file may be a hard link to another checkpoint's."""
     write_atomically(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def carried_files(folder: Path) -> tuple[list[str], list[str]]:
-    """(files that a conversion carries over, weight files in other formats that it leaves out), relative and sorted.
-    Hidden files and folders are the tools' (caches, locks) and not the checkpoint's.
+    """List the files that a conversion carries over, and the weight files in other formats that it leaves out.
+
+    Both are relative and sorted. Hidden files and folders belong to tools (caches, locks) and not to the checkpoint.
 
     Raises:
-        UserError: there are no safetensors weights, or a link leads nowhere.
+        UserError: the folder has no safetensors weights, or a broken link.
     """
     files = []
     for path in sorted(folder.rglob("*")):
@@ -70,7 +72,7 @@ def carried_files(folder: Path) -> tuple[list[str], list[str]]:
             continue
         if path.is_symlink() and not path.exists():
             raise UserError(
-                f"{path} is a link to {os.readlink(path)}, which is not there. Download the checkpoint again."
+                f"{path} is a link to {os.readlink(path)}, which does not exist. Download the checkpoint again."
             )
         if path.is_file():
             files.append(str(relative))
@@ -79,17 +81,17 @@ def carried_files(folder: Path) -> tuple[list[str], list[str]]:
         kind = f"only {', '.join(others[:3])}" if others else "none"
         raise UserError(
             f"{folder} has no safetensors weights ({kind}). A conversion never loads weights, and other formats cannot be "
-            "taken as files. Save them again first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` and "
-            "`AutoTokenizer.from_pretrained(SRC).save_pretrained(NEW)`."
+            "carried over as files. Save them again first: `AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(NEW)` "
+            "and `AutoTokenizer.from_pretrained(SRC).save_pretrained(NEW)`."
         )
     return [name for name in files if name not in others], others
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name -> file, of the checkpoint's model weights.
+    """Return tensor name -> file, of the checkpoint's model weights.
 
     Raises:
-        UserError: neither model.safetensors nor its index is there, or a file of the index is missing.
+        UserError: neither model.safetensors nor its index exists, or a file of the index is missing.
     """
     if (folder / SINGLE).is_file():
         return dict.fromkeys(read_header(folder / SINGLE)[0], SINGLE)
@@ -100,15 +102,15 @@ def weight_map(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / INDEX} has no `weight_map` of tensor names to files. Download it again.")
     missing = sorted({file for file in names.values() if not (folder / file).is_file()})
     if missing:
-        raise UserError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing[:3])}. Download them.")
+        raise UserError(f"{folder}: {INDEX} lists files that do not exist: {', '.join(missing[:3])}. Download them.")
     return names
 
 
 def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
-    """(tensors by name, hash of the header) of a safetensors file; reads only the header.
+    """Read the header of a safetensors file: its tensors by name, and the hash of the header.
 
     Raises:
-        UserError: the file is not whole or not safetensors.
+        UserError: the file is incomplete or not safetensors.
     """
     try:
         with file.open("rb") as stream:
@@ -127,13 +129,13 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, hashlib.sha256(text).hexdigest()
 
 
-def _entry(file: str, entry: dict, begin: int) -> Tensor:
+def _entry(file: str, entry: dict[str, Any], begin: int) -> Tensor:
     first, last = entry["data_offsets"]
     return Tensor(file, entry["dtype"], tuple(entry["shape"]), begin + first, last - first)
 
 
-def carry(source: Path, target: Path, *, copy: bool = False) -> None:
-    """`target` becomes `source`: a hard link where that can be made (not over a file system's edge), else a copy."""
+def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> None:
+    """Make `target` a hard link to `source` if possible (within one file system), else, or with `copy`, a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # a hub's cache has links to its blobs
     source = source.resolve()
@@ -146,25 +148,25 @@ def carry(source: Path, target: Path, *, copy: bool = False) -> None:
     shutil.copy2(source, target)
 
 
-def outside(target: Path, source: Path) -> None:
-    """Raises UserError where `target` lies in `source`, whose files it would become one of."""
+def check_outside(target: Path, source: Path) -> None:
+    """Raise UserError if `target` is inside `source`, whose files it would become one of."""
     if source.resolve() in target.resolve().parents:
         raise UserError(f"{target} is inside {source}. Pass the path of a folder outside it.")
 
 
 @contextmanager
-def made(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` when all went well, and is gone otherwise.
+def new_checkpoint(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it becomes `target` when the block ends, and is deleted on an error.
 
     Raises:
-        UserError: `target` is there already or cannot be made, or the disk does not take what is written.
+        UserError: `target` exists already or cannot be created, or the disk cannot hold what is written.
     """
-    # `..` and links in its path are followed, a link of its own name is not
+    # `..` and links in its path are resolved, a link at the target itself is not
     target = target.parent.resolve() / target.name if target.name not in ("", "..") else target.resolve()
     if target == Path.cwd():
         raise UserError(f"{target} is the current folder, which cannot be replaced. Pass the path of a new one.")
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UserError(f"{target} is there already. Pass the path of a new folder.")
+        raise UserError(f"{target} exists already. Pass the path of a new folder.")
     try:
         with atomic_folder(target) as partial:
             yield partial

@@ -1,8 +1,8 @@
-"""Which engines serve a converted checkpoint, as far as anybody ran them; what their source says where nobody did.
+"""Engine support: which engines serve a converted checkpoint, as run by tests, or else as read in their source.
 
-The rules are data. "right", "wrong" and "refused" are what `make test-compat` found when it ran the engine on a class in the
-form at hand: tests/compat holds this file to it, class by class. Whatever was not run is "unknown", with what its source
-says, where it was read. Silent wrongness is what matters: an engine that rotates after all gives fluent, worse text and no
+The rules are data. "right", "wrong" and "refused" are the results of `make test-compat`, which ran the engine on a class in
+that form: tests/compat holds this file to them, class by class. What was not run is "unknown", with the behaviour in the
+engine's source if that was read. Silent errors matter most: an engine that still rotates gives fluent, worse text and no
 error.
 
 Sources read: vLLM model_executor/layers/rotary_embedding (Llama3RotaryEmbedding, LinearScalingRotaryEmbedding,
@@ -14,11 +14,10 @@ smollm3.cpp.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .checkpoint import read_json
-from .config import RECORD
-from .reading import text_part
+from .config import RECORD, text_part
 
 VERSIONS = {
     "transformers 5": "5.23",
@@ -27,7 +26,7 @@ VERSIONS = {
     "SGLang": "0.5.23",
     "llama.cpp": "xllamacpp 2026.10",
 }
-# Run in transformers 4 and 5, in the llama3 and the linear form (Phi-3 and PhiMoE in theirs), and right in both.
+# Run in transformers 4 and 5, in the llama3 and the linear form (Phi-3 and PhiMoE in theirs), and correct in both.
 _RUN_IN_BOTH = frozenset(
     [
         "apertus",
@@ -85,7 +84,7 @@ _RUN_IN_BOTH = frozenset(
         "vaultgemma",
     ]
 )
-# Run in both and right in 5; 4 does not have these classes.
+# Run in both and correct in 5; 4 does not have these classes.
 _ONLY_IN_5 = frozenset(
     [
         "afmoe",
@@ -122,14 +121,14 @@ _ONLY_IN_5 = frozenset(
         "youtu",
     ]
 )
-# Run in both and right in 5; what 4 does with them is said below.
+# Run in both and correct in 5; for 4, see below.
 _TYPES_BY_LAYER = ("gemma3_text", "gemma3n_text", "olmo3")
 _NO_SCALING_IN_4 = ("modernbert-decoder", "nemotron")
 _LINEAR_IN_4 = ("olmo", "olmo2")
 _RUN = _RUN_IN_BOTH | _ONLY_IN_5 | {*_TYPES_BY_LAYER, *_NO_SCALING_IN_4, *_LINEAR_IN_4, "llama4_text"}
 # Classes whose rotary embedding was followed through the engine's source.
 _READ = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
-# Of these llama.cpp's converter writes frequency factors for the llama3 form.
+# Classes for which llama.cpp's converter writes frequency factors in the llama3 form.
 _LLAMA_CONVERTER = ("llama", "mistral", "granite", "smollm3")
 _NO_LINEAR = "refuses to load: its linear rope builds a table of length x factor. Convert without --for gguf"
 _COMPARE = "compare a few greedy answers with transformers first"
@@ -140,7 +139,7 @@ _GGUF_WAY_OUT = (
 
 
 class Serving(NamedTuple):
-    """`verdict`: "right", "wrong" (silently rotates), "refused" (an error at loading) or "unknown"."""
+    """One engine's support. `verdict`: "right", "wrong" (silently rotates), "refused" (an error at loading), "unknown"."""
 
     engine: str
     version: str
@@ -148,11 +147,11 @@ class Serving(NamedTuple):
     note: str
 
 
-def serving(raw: dict) -> list[Serving]:
-    """Verdicts for the config.json content of a converted checkpoint, one an engine."""
+def serving(raw: dict[str, Any]) -> list[Serving]:
+    """Return a verdict per engine for the config.json content of a converted checkpoint."""
     part, record = text_part(raw), raw[RECORD]
     kind, form, layers = part["model_type"], record["form"], record["layers"]
-    # a multimodal class is another one than that of its text part, which is what was run
+    # a multimodal class is not that of its text part, which was run
     whole = kind if part is raw else raw["model_type"]
     rows = []
     for engine, rule in (("transformers 5", _transformers_5), ("transformers 4", _transformers_4)):
@@ -161,14 +160,16 @@ def serving(raw: dict) -> list[Serving]:
             Serving(engine, f"{VERSIONS[engine]} ({'not run' if verdict == 'unknown' else 'run'})", verdict, note)
         )
     for engine, rule in (("vLLM", _vllm), ("SGLang", _sglang)):
-        said = rule(kind, form, layers)
-        note = f"not run. By its source it {said}" if said else f"not run, and its source not read: {_COMPARE}"
+        behaviour = rule(kind, form, layers)
+        note = (
+            f"not run. By its source it {behaviour}" if behaviour else f"not run, and its source not read: {_COMPARE}"
+        )
         rows.append(Serving(engine, f"{VERSIONS[engine]} (not run)", "unknown", note))
     return [*rows, _llama_cpp(whole, form, layers)]
 
 
 def _was_run(kind: str, form: str, layers: str) -> bool:
-    """Whether `make test-compat` runs this class in this form, without rotation in these layers."""
+    """Return whether `make test-compat` runs this class in this form, without rotation in these layers."""
     some = (kind in ("gemma3_text", "olmo3") and layers == "full_attention") or kind == "smollm3"
     return kind in _RUN and (layers == "all" or (some and form == "llama3"))
 
@@ -195,9 +196,9 @@ def _transformers_4(kind: str, form: str, layers: str) -> tuple[str, str]:
     if kind in _NO_SCALING_IN_4:
         return "wrong", "version 4's class reads no rope scaling, and rotates. Use transformers 5"
     if kind in _LINEAR_IN_4 and form != "linear":
-        return "refused", "version 4's class takes only the linear form: convert with --for gguf"
+        return "refused", "version 4's class accepts only the linear form: convert with --for gguf"
     if kind == "llama4_text" and form == "linear":
-        return "refused", "version 4's class takes only the llama3 form: convert without --for gguf"
+        return "refused", "version 4's class accepts only the llama3 form: convert without --for gguf"
     return "right", ""
 
 
@@ -207,7 +208,7 @@ def _vllm(kind: str, form: str, layers: str) -> str:
     if kind == "phi3":
         return "serves it: announced and original length are equal, so its own scaling of the attention is 1"
     if kind == "ministral3":
-        return "serves it: the temperature by position stands in `llama_4_scaling` too, where it looks for it"
+        return "serves it: the temperature by position is in `llama_4_scaling` too, which it reads"
     if kind in ("smollm3", "olmo2"):
         return "serves it, in its transformers backend"
     return "serves it" if kind in _READ else ""
@@ -255,13 +256,14 @@ def _types(layers: str) -> list[str]:
 
 
 def engines_markdown(folder: str | Path) -> str:
-    """The table as Markdown, for a model card; "" for a folder that is no converted checkpoint."""
+    """Return the table as Markdown, for a model card; "" for a folder that is not a converted checkpoint."""
     path = Path(folder) / "config.json"
     raw = read_json(path) if path.is_file() else {}
     return serving_markdown(serving(raw)) if RECORD in raw else ""
 
 
 def serving_markdown(rows: list[Serving]) -> str:
+    """Return the verdicts as a Markdown table."""
     words = {"right": "right", "wrong": "**silently wrong**", "refused": "refuses to load", "unknown": "not known"}
     lines = ["| engine | version | serves it | |", "|---|---|---|---|"]
     lines += [f"| {row.engine} | {row.version} | {words[row.verdict]} | {row.note} |" for row in rows]

@@ -1,4 +1,4 @@
-"""Which layers lose their rotary embedding: all, a list, a share, or those of one attention type."""
+"""The layers that lose their rotary embedding: all, a list, a share, or those of one attention type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layers:
-    """`indices`: these layers; `types`: the layers of these attention types; both None: all layers."""
+    """A choice of layers: by `indices`, or by attention `types`; all layers if both are None."""
 
     indices: tuple[int, ...] | None = None
     types: tuple[str, ...] | None = None
@@ -27,10 +27,10 @@ class Layers:
 
 
 def choose_layers(wanted: str | float | list[int], config: PretrainedConfig) -> Layers:
-    """Read `all`, `0,2,4-7` (or a list), `0.5` (spread evenly, the last layer first of all) or `full_attention`.
+    """Parse `all`, `0,2,4-7` (or a list), `0.5` (evenly spaced, always with the last layer) or `full_attention`.
 
     Raises:
-        UserError: it cannot be read, names a layer that is not there, or this architecture cannot say it.
+        UserError: it cannot be parsed, a layer does not exist, or this architecture cannot express the choice.
     """
     text = config.get_text_config()
     if wanted == "all":
@@ -47,10 +47,10 @@ def choose_layers(wanted: str | float | list[int], config: PretrainedConfig) -> 
         return Layers(types=names)
     indices = _indices(wanted, text.num_hidden_layers, types)
     if not hasattr(text, "no_rope_layers"):
-        per_type = f" It can say it by attention type: {', '.join(types)}." if types != ("",) else ""
+        per_type = f" Layers can be chosen by attention type: {', '.join(types)}." if types != ("",) else ""
         raise UserError(
-            f"layers {wanted!r}: the configuration of {text.model_type} cannot say which layers have a rotary embedding "
-            f"(SmolLM3's can).{per_type} Use layers all."
+            f"layers {wanted!r}: the configuration of {text.model_type} cannot express which layers have a rotary "
+            f"embedding (SmolLM3's can).{per_type} Use layers all."
         )
     return Layers(indices=indices)
 

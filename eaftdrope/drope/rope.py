@@ -1,13 +1,12 @@
-"""Rotary embeddings in stock terms: what `rope_parameters` of a configuration says, and what it can be made to say.
+"""Rotary embeddings in stock terms: what `rope_parameters` of a configuration can express.
 
-- A rotation whose inverse frequencies are all (next to) 0 is the identity, so a stock configuration can say "no rotary
+- A rotation whose inverse frequencies are all (next to) 0 is the identity, so a stock configuration can express "no rotary
   embedding": that is DroPE (arXiv 2512.12167) without code. 1e30 is large enough for cos to be exactly 1 and for sin to
   vanish in the sum in float32 at a million positions, and small enough for the frequency to stay a normal number.
-- The usual ways to stretch a rotary embedding (position interpolation, NTK, YaRN) are stock types as well: they are what
-  DroPE is compared with.
+- The usual ways to stretch a rotary embedding (position interpolation, NTK, YaRN) are stock types as well: DroPE is
+  compared with them.
 
-Rope parameters are a flat mapping (`rope_type`, `rope_theta`, ...), or one such mapping a layer type (Gemma 3, OLMo 3).
-Nothing heavy is imported at module level.
+Rope parameters are a flat mapping (`rope_type`, `rope_theta`, ...), or one such mapping per layer type (Gemma 3, OLMo 3).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FORMS = ("llama3", "linear", "longrope")
 _SCALES = ("short_mscale", "long_mscale")
 _STRETCH = 1e30
 _ORIGINAL = 8192
-# Classes that rotate in layers with a window only, and have no positions in those that see everything.
+# Classes that rotate only in layers with a window, and use no positions in those that see all tokens.
 _ROTATE_IN_WINDOWS = (
     "afmoe",
     "cohere2",
@@ -41,12 +40,12 @@ _ROTATE_IN_WINDOWS = (
     "kolibri1",
 )
 _WINDOWS = ("sliding", "chunked", "local")
-# What stays when the rotation is changed: none of it says how the rotation is scaled.
+# Kept when the rotation is changed: none of them scales the rotation.
 _KEPT = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta")
 
 
 def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
-    """The flat rope parameters of `config`: one entry a layer type, or a single one named "".
+    """Return the flat rope parameters of `config`: one entry per layer type, or a single one with the key "".
 
     Raises:
         UserError: the model has no rotary embedding that its configuration describes.
@@ -55,7 +54,7 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
     parameters = getattr(text, "rope_parameters", None)
     if not parameters:
         raise UserError(
-            f"{text.model_type} models have no `rope_parameters`: there is no rotary embedding that the configuration "
+            f"{text.model_type} models have no `rope_parameters`: they have no rotary embedding that the configuration "
             "could change (learned or no positions, ALiBi, or an older remote-code model)."
         )
     nested = text.nested_rope_parameter_keys(parameters)
@@ -70,7 +69,7 @@ def layer_ropes(config: PretrainedConfig) -> dict[str, dict]:
 
 
 def check_known(rope: dict, model_type: str) -> None:
-    """Raises UserError where transformers does not know the type of these flat rope parameters."""
+    """Raise UserError if transformers does not have the type of these flat rope parameters."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = rope.get("rope_type", "default")
@@ -80,24 +79,24 @@ def check_known(rope: dict, model_type: str) -> None:
 
 
 def form_of(model_type: str) -> str:
-    """The form of the identity rotation that this architecture's class accepts."""
+    """Return the form of the identity rotation that this architecture's class accepts."""
     return "longrope" if model_type in ("phi3", "phimoe") else "llama3"
 
 
 def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int, needs_scales: bool = False) -> dict:
-    """Flat rope parameters -> those of the identity rotation.
+    """Return the flat rope parameters of the identity rotation.
 
     Args:
-        parameters: flat rope parameters.
-        form: one of `FORMS`. "llama3" is what most engines serve; "linear" is what llama.cpp's converter understands;
-            "longrope" is the only type that Phi-3's class takes.
-        length: the context that the checkpoint will announce, in tokens.
-        rotary_dim: rotated dimensions of a head, for "longrope".
-        needs_scales: for "longrope", write PhiMoE's own factors on cosines and sines as well.
+        parameters (`dict`): flat rope parameters of the model.
+        form (`str`): one of `FORMS`. Most engines serve "llama3"; llama.cpp's converter understands "linear"; Phi-3's class
+            accepts only "longrope".
+        length (`int`): the context that the checkpoint will announce, in tokens.
+        rotary_dim (`int`): rotated dimensions of a head, for "longrope".
+        needs_scales (`bool`): for "longrope", write PhiMoE's own factors on cosines and sines as well.
     """
     kept = {key: parameters[key] for key in _KEPT if key in parameters}
     if parameters.get("rope_type") == "proportional":
-        # of this type only, the factor says which frequencies are 0, and all dimensions are rotated
+        # of this type only, the factor sets which frequencies are 0, and all dimensions are rotated
         kept.pop("partial_rotary_factor", None)
     if form == "linear":
         return {"rope_type": "linear", "factor": _STRETCH, **kept}
@@ -114,8 +113,8 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int, 
             **(dict.fromkeys(_SCALES, 1.0) if needs_scales else {}),
             **kept,
         }
-    # Every wavelength (at least 2 pi) is above original / low = 1, hence divided by the factor. An original length that
-    # is not below the announced one would make transformers warn; Ministral-3 reads it for its own temperature.
+    # Every wavelength (at least 2 pi) is above original / low = 1, so its frequency is divided by the factor. transformers
+    # would warn about an original length that is not below the announced one; Ministral-3's temperature reads it.
     original = min(_ORIGINAL, max(1, length // 2))
     if "llama_4_scaling_beta" in parameters:
         original = parameters["original_max_position_embeddings"]
@@ -131,13 +130,13 @@ def identity_rope(parameters: dict, form: str, *, length: int, rotary_dim: int, 
 
 
 def dropped_rope(text: PretrainedConfig, parameters: dict, form: str, length: int) -> dict:
-    """`identity_rope` for the flat rope parameters of this model."""
+    """Return `identity_rope` for the flat rope parameters of this model."""
     dim = rotary_dim(text, parameters) if form == "longrope" else 0
     return identity_rope(parameters, form, length=length, rotary_dim=dim, needs_scales=text.model_type == "phimoe")
 
 
 def rotary_dim(config: PretrainedConfig, parameters: dict) -> int:
-    """Dimensions of a head that are rotated."""
+    """Return the number of dimensions of a head that are rotated."""
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(head_dim * parameters.get("partial_rotary_factor", 1.0))
@@ -146,18 +145,18 @@ def rotary_dim(config: PretrainedConfig, parameters: dict) -> int:
 def with_rope(
     config: PretrainedConfig, method: str, factor: float = 1.0, original_length: int | None = None
 ) -> PretrainedConfig:
-    """A copy of `config` whose rotary embedding is another one, in stock terms.
+    """Return a copy of `config` with another rotary embedding, in stock terms.
 
     Args:
-        config: of a causal language model.
-        method: "rope" (as it is), "nope" (the identity), or a stretch by `factor`: "pi" (position interpolation, Chen et
-            al. 2023), "ntk" (a larger base, theta * factor^(d / (d - 2))), "yarn" (Peng et al. 2023). Attention types
-            with a window keep their own rotary embedding where they have one: they see no distance beyond the window.
-        factor: how many times the trained length; the copy announces `original_length * factor` positions.
-        original_length: trained length in tokens; by default `max_position_embeddings`.
+        config (`PretrainedConfig`): of a causal language model.
+        method (`str`): "rope" (as it is), "nope" (the identity), or a stretch by `factor`: "pi" (position interpolation, Chen
+            et al. 2023), "ntk" (a larger base, theta * factor^(d / (d - 2))), "yarn" (Peng et al. 2023). Attention types
+            with a window keep their own rotary embedding if they have one: they see no distance beyond the window.
+        factor (`float`): multiple of the trained length; the copy announces `original_length * factor` positions.
+        original_length (`int`, *optional*): trained length in tokens; by default `max_position_embeddings`.
 
     Raises:
-        UserError: the architecture or its present rotary embedding cannot say it.
+        UserError: the architecture or its present rotary embedding cannot express it.
     """
     if method not in METHODS:
         raise UserError(f"rope method {method!r} is not one of {', '.join(METHODS)}.")
@@ -180,7 +179,7 @@ def with_rope(
 
 
 def changed_ropes(config: PretrainedConfig, change: Callable[[str, dict], dict]) -> dict:
-    """`rope_parameters` of `config` with `change(layer type or "", flat parameters)` applied, in the same form."""
+    """Return `rope_parameters` of `config` with `change(layer type or "", flat parameters)` applied, in the same form."""
     text = config.get_text_config()
     ropes = {name: change(name, old) for name, old in layer_ropes(text).items()}
     if "" in ropes:
@@ -189,8 +188,10 @@ def changed_ropes(config: PretrainedConfig, change: Callable[[str, dict], dict])
 
 
 def _stretched_types(text: PretrainedConfig, method: str) -> set[str]:
-    """The names of `layer_ropes` that a longer context stretches: those of attention without a window, as the families
-    do it that were trained for long contexts (Gemma 3, OLMo 3)."""
+    """Return the keys of `layer_ropes` that a longer context stretches: those of attention without a window.
+
+    The families that were trained for long contexts (Gemma 3, OLMo 3) do the same.
+    """
     unwindowed = {name for name in layer_ropes(text) if not _has_window(name)}
     rotating = _rotating_kinds(text) if "" in unwindowed else []
     if not unwindowed or (rotating and all(map(_has_window, rotating))):
@@ -207,7 +208,7 @@ def _stretched_types(text: PretrainedConfig, method: str) -> set[str]:
 
 
 def _rotating_kinds(text: PretrainedConfig) -> list[str]:
-    """Attention types of the layers that rotate, where one rotary embedding serves all of them."""
+    """Return the attention types of the layers that rotate, if one rotary embedding serves all of them."""
     kinds = list(getattr(text, "layer_types", None) or [])
     switches = getattr(text, "no_rope_layers", None) or []
     if len(switches) == len(kinds):
@@ -237,7 +238,7 @@ def _stretched(text: PretrainedConfig, old: dict, method: str, factor: float, le
         )
     if text.model_type == "phi3":
         if method == "yarn":
-            raise UserError("Phi-3's class takes no YaRN. Compare with pi or ntk.")
+            raise UserError("Phi-3's class does not accept YaRN. Compare with pi or ntk.")
         factors = [float(factor)] * (rotary_dim(text, old) // 2)
         stretched = {"rope_type": "longrope", "short_factor": factors, "long_factor": list(factors)}
         return {
@@ -254,10 +255,10 @@ def _stretched(text: PretrainedConfig, old: dict, method: str, factor: float, le
 
 @contextlib.contextmanager
 def swapped_rope(model: nn.Module, config: PretrainedConfig) -> Iterator[None]:
-    """The live `model` with the rotary modules of another configuration; its own are put back in the end.
+    """Give the live `model` the rotary modules of another configuration until the block ends.
 
     Raises:
-        UserError: no rotary module was found, or there are several of different bases.
+        UserError: the model has no rotary module, or several of different bases.
     """
     text = config.get_text_config()
     if getattr(text, "layer_rope_theta", None):
@@ -278,10 +279,10 @@ def swapped_rope(model: nn.Module, config: PretrainedConfig) -> Iterator[None]:
 
 
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where the modules that compute cosines and sines are: (parent, attribute).
+    """Return (parent, attribute) of the modules that compute cosines and sines.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has none.
     """
     places = [
         (parent, name)

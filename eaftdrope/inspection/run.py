@@ -20,8 +20,9 @@ from eaftdrope.loss.gates import Gate, resolve_gate
 from eaftdrope.models import load_config, load_tokenizer
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.schema import Recipe
-from eaftdrope.run.build import build_model, check_backend, encode_rows, tile_bytes
-from eaftdrope.run.machine import gib, keep_freed_memory, precision_line, training_device, uses_bfloat16
+from eaftdrope.run.build import build_model, check_backend, tile_bytes
+from eaftdrope.run.data import encode_rows
+from eaftdrope.run.machine import format_bytes, keep_freed_memory, precision_line, training_device, uses_bfloat16
 
 from .on_policy import sampled_rows, survey_of_rows
 from .results import InspectionFolder, write_survey
@@ -69,7 +70,7 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
             "inspect measures the rows of the section data, which this recipe does not have: its stages are "
             f"{', '.join(recipe.stages or [])}."
         )
-    check_backend(recipe)
+    check_backend(recipe.model, recipe.loss, recipe.train.precision)
     options = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **options)
     found, sources = _training_rows(recipe, tokenizer)
@@ -88,11 +89,13 @@ def _training_rows(recipe: Recipe, tokenizer) -> tuple[Dataset, list[str]]:
     data = recipe.data
     assert data is not None, "prepare_inspection refuses a recipe without data"
     once = [replace(source, weight=min(1.0, source.weight)) for source in data.train_sources()]
-    rows, report = encode_rows(recipe, once, tokenizer, max_length=data.max_length)
+    rows, report = encode_rows(
+        data, once, tokenizer, seed=data.data_seed(recipe.train.seed), max_length=data.max_length
+    )
     counts = [source.rows for source in report.by_source.values()]
     rows = rows.add_column("source", np.repeat(np.arange(len(counts), dtype=np.int32), counts))
     if data.held_out_share:
-        rows, _ = hold_out(rows, data.held_out_share, seed=data.drawn_by(recipe.train.seed))
+        rows, _ = hold_out(rows, data.held_out_share, seed=data.data_seed(recipe.train.seed))
     return rows, list(report.by_source)
 
 
@@ -104,8 +107,8 @@ def plan_lines(inspection: Inspection, folder: Path) -> list[tuple[str, str]]:
         tokens += sum(map(len, batch["labels"]))
         trained += sum(label != -100 for labels in batch["labels"] for label in labels[1:])
     device = training_device()
-    precision = precision_line(recipe, uses_bfloat16(recipe), device)
-    memory = "" if device.memory is None else f", which has {gib(device.memory)}"
+    precision = precision_line(recipe.model.dtype, uses_bfloat16(recipe.train.precision), device)
+    memory = "" if device.memory is None else f", which has {format_bytes(device.memory)}"
     lines = [
         ("model", recipe.model.reference),
         ("device", f"{device.name}{memory}; {precision}"),
@@ -141,7 +144,7 @@ def run_inspection(
     device = training_device().kind
     if device == "cpu":
         keep_freed_memory()
-    model = build_model(recipe)
+    model = build_model(recipe.model)
     # a quantised model cannot be moved
     model = model.eval() if recipe.model.quantization != "none" else model.eval().to(device)
     with folder.filled() as place, _autocast(recipe, device):
@@ -170,7 +173,7 @@ def _measure(survey: Survey, inspection: Inspection, model: PreTrainedModel, pro
 
 def _loss_options(recipe: Recipe) -> dict[str, Any]:
     """Return the options of the section `loss` other than the gate."""
-    return {"backend": recipe.loss.backend, "tile_bytes": tile_bytes(recipe)}
+    return {"backend": recipe.loss.backend, "tile_bytes": tile_bytes(recipe.loss)}
 
 
 def _on_policy(inspection: Inspection, model: PreTrainedModel, start: Callable[[str], Progress]) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def _on_policy(inspection: Inspection, model: PreTrainedModel, start: Callable[[
 
 def _autocast(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
     """Return the autocast of training; one block around everything rounds the weights only once."""
-    return torch.autocast(device, torch.bfloat16) if uses_bfloat16(recipe) else nullcontext()
+    return torch.autocast(device, torch.bfloat16) if uses_bfloat16(recipe.train.precision) else nullcontext()
 
 
 def show_plan(inspection: Inspection, folder: Path, console: Console) -> None:

@@ -23,7 +23,7 @@ from eaftdrope.evaluate.likelihood import IGNORED, TokenRow, padded
 from eaftdrope.loss import TokenStats
 from eaftdrope.loss.backends import Backend, select_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
-from eaftdrope.loss.call import default_tile_bytes
+from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.loss.definition import evaluate_gate
 from eaftdrope.loss.gates import Gate
 from eaftdrope.trainer.head import backbone, gathered_head
@@ -89,7 +89,7 @@ def measure_tokens(
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_ND.dtype
         bias = None if head.bias is None else head.bias.to(dtype)
         with torch.autocast(device.type, enabled=False):
-            transform = LogitsTransform(head.scale, head.softcap)
+            transform = head.transform
             weight_VD, chosen = head.weight.to(dtype), select_backend(backend, device, dtype)
             budget = default_tile_bytes(tile_bytes, device, len(weight_VD))
             tile_rows = max(1, budget // (len(weight_VD) * dtype.itemsize))

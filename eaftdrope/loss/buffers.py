@@ -1,5 +1,5 @@
-"""The tile of logits is kept between calls on a CPU: fresh memory costs a page fault every 4 KiB, several per cent of a
-small call. Devices have an allocator that keeps what is freed."""
+"""The buffer of a tile of logits, kept between calls on a CPU: fresh memory costs a page fault every 4 KiB, several per
+cent of a small call. Devices have an allocator that reuses freed memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _lock = threading.Lock()
 
 @contextmanager
 def tile_buffer(rows: int, columns: int, like: Tensor) -> Iterator[Tensor]:
-    """`[rows, columns]`, uninitialised, in the dtype and on the device of `like`. One user at a time; another thread, or
-    a call within a call, gets memory of its own."""
+    """Yield an uninitialised tensor `[rows, columns]` with the dtype and device of `like`. The kept memory has one user at
+    a time; another thread, or a nested call, gets its own."""
     if like.device.type != "cpu":
         stride = -(-columns // _ALIGN) * _ALIGN
         yield like.new_empty(rows, stride)[:, :columns]
@@ -29,7 +29,7 @@ def tile_buffer(rows: int, columns: int, like: Tensor) -> Iterator[Tensor]:
     with _lock:
         memory = _kept.pop() if _kept else None
     if memory is None or memory.numel() < wanted:
-        # the smaller one goes before the larger one comes
+        # free the smaller buffer before the larger one is allocated
         memory = None
         memory = torch.empty(wanted, dtype=torch.uint8)
     try:
@@ -41,6 +41,6 @@ def tile_buffer(rows: int, columns: int, like: Tensor) -> Iterator[Tensor]:
 
 
 def release_buffers() -> None:
-    """Gives the kept tile back to the system."""
+    """Return the kept memory to the system."""
     with _lock:
         _kept.clear()

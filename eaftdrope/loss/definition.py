@@ -1,4 +1,4 @@
-"""The loss as one would write it on a blackboard. Everything faster is tested against this file.
+"""The definition of the loss, as in the paper. Every faster implementation is tested against this file.
 
     p_t     = softmax(z_t)
     nll_t   = -log p_t[y_t]
@@ -6,7 +6,7 @@
     w_t     = gate(nll_t, H_t, ...)                 detached: no gradient flows through the gate
     loss    = sum_t w_t * nll_t / num_items
 
-Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. It holds the full logits in float32 (float64 if they came so):
+Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. It holds the full logits in float32 (float64 for float64 logits):
 for training use `fused_linear_eaft`.
 
 Legend: N tokens, V vocabulary, K largest logits.
@@ -23,7 +23,7 @@ from .statistics import TokenStats
 
 
 def _entropy(log_probs_NV: Tensor) -> Tensor:
-    """Entropy in nats; xlogy makes 0 * log 0 = 0, and rounding can not push it below zero."""
+    """Entropy in nats; xlogy makes 0 * log 0 = 0, and rounding cannot push it below zero."""
     probs_NV = log_probs_NV.exp()
     return -torch.special.xlogy(probs_NV, probs_NV).sum(-1).clamp_max(0)
 
@@ -31,12 +31,12 @@ def _entropy(log_probs_NV: Tensor) -> Tensor:
 def token_statistics(
     logits: Tensor, labels: Tensor, *, k: int | None = 20, sequence: Tensor | None = None
 ) -> TokenStats:
-    """Statistics of rows of logits against their labels; nothing is shifted, no label may be ignored.
+    """Return the statistics of rows of logits and their labels; nothing is shifted, no label may be ignored.
 
     Args:
         logits (`Tensor` `[N, V]`): any floating dtype; computed in float64 if it is float64, else in float32.
         labels (`Tensor` `[N]`, int64): in `[0, V)`.
-        k (`int` or `None`): size of the top-K entropy; `None` leaves it out.
+        k (`int` or `None`): size of the top-K entropy; `None` does not compute it.
     """
     z_NV = logits if logits.dtype == torch.float64 else logits.float()
     log_probs_NV = z_NV.log_softmax(-1)
@@ -87,11 +87,11 @@ def eaft_loss(
 
     Args:
         logits (`Tensor` `[..., V]`): any floating dtype.
-        labels (`Tensor` `[...]`, int64): one label a row; `ignore_index` rows count for nothing.
+        labels (`Tensor` `[...]`, int64): one label per row; rows with `ignore_index` do not count.
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*, defaults to `"eaft"`):
-            Maps [`TokenStats`] to one weight a token.
-        num_items (*optional*): what the sum is divided by; defaults to the number of labels that are not ignored.
-        sequence_ids (`Tensor` `[...]`, *optional*): sequence of each row, used by the `talr` gate alone.
+            Maps [`TokenStats`] to one weight per token.
+        num_items (*optional*): divisor of the sum; defaults to the number of labels that are not ignored.
+        sequence_ids (`Tensor` `[...]`, *optional*): sequence of each row, used only by the `talr` gate.
 
     Returns:
         Scalar loss, float32 (float64 for float64 logits). A batch without a trained token gives a zero with a graph.
@@ -111,7 +111,7 @@ def eaft_loss(
     stats = token_statistics(logits_NV, labels_N, k=gate.topk, sequence=sequence_N)
     with torch.no_grad():
         weight_N = evaluate_gate(gate, stats)
-    # where, not a bare product: a token the gate has closed stays out even if its label is impossible (0 * inf)
+    # not a plain product: a token whose gate is closed stays out even if its label is impossible (0 * inf)
     loss = torch.where(weight_N == 0, 0, weight_N * stats.nll).sum()
     if num_items is None:
         num_items = max(labels_N.numel(), 1)

@@ -1,12 +1,12 @@
-"""The landscape of trained tokens: how many lie where on the plane of entropy and label probability.
+"""The landscape of trained tokens: their density on the plane of entropy and label probability.
 
     density[i, j]   tokens with entropy in [0.1 i, 0.1 (i + 1)) nats, the last row open, and label probability in
                     [0.025 j, 0.025 (j + 1)), the last column closed    (arXiv 2601.02151, Figure 1b)
     gate[k]         tokens with a gate in [0.05 k, 0.05 (k + 1)); below 0 counts in the first, above 1 in the last
     groups          tokens, sum of nll and sum of w * nll, where entropy >= 2 (high) and where entropy <= 0.5 (low): Figure 4
 
-Made of a loss's statistics on their device, without a host sync, so that training can afford it: a scatter a batch.
-Landscapes add up over batches and processes. A token whose statistics are NaN has no place and is not counted.
+Computed from the statistics of the loss on their device, without a host sync, so that it is cheap in training: one
+scatter per batch. Landscapes add up over batches and processes. A token whose statistics are NaN is not counted.
 
 Legend: T tokens.
 """
@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .statistics import CONFLICT_ENTROPY, CONFLICT_PROBABILITY, TokenStats
 
-# Bins, and bins a unit: a product with a whole number keeps decimal borders where a quotient loses them (0.3 / 0.1 < 3).
+# Bins, and bins per unit: a product with a whole number keeps decimal edges, a quotient loses them (0.3 / 0.1 < 3).
 ENTROPY_BINS, ENTROPY_UNIT = 80, 10
 PROBABILITY_BINS, PROBABILITY_UNIT = 40, 40
 GATE_BINS, GATE_UNIT = 20, 20
@@ -49,7 +50,7 @@ class Landscape:
 
     @staticmethod
     def of(stats: TokenStats, weight_T: Tensor, trained_T: Tensor | None = None) -> Landscape:
-        """The landscape of T tokens and their gates; `trained_T` says which count (None: all)."""
+        """Return the landscape of T tokens and their gates; `trained_T` masks those that count (None: all)."""
         entropy_T, nll_T = stats.entropy, stats.nll
         row_T = _bin(entropy_T, ENTROPY_UNIT, ENTROPY_BINS)
         cell_T = row_T * PROBABILITY_BINS + _bin(stats.probability, PROBABILITY_UNIT, PROBABILITY_BINS)
@@ -58,7 +59,7 @@ class Landscape:
             lost_T = lost_T | ~trained_T
         density = _counts(cell_T, lost_T, ENTROPY_BINS * PROBABILITY_BINS).view(ENTROPY_BINS, PROBABILITY_BINS)
 
-        # a token the gate has closed adds nothing even if its label is impossible (0 * inf)
+        # a token whose gate is closed adds nothing even if its label is impossible (0 * inf)
         weighted_T = torch.where(weight_T == 0, 0, weight_T * nll_T)
         values = torch.stack([torch.ones_like(nll_T), nll_T, weighted_T])
         inside = torch.stack([entropy_T >= HIGH_ENTROPY, entropy_T <= LOW_ENTROPY]) & ~lost_T
@@ -74,11 +75,11 @@ class Landscape:
         )
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Landscape:
-        """Over processes: `reduce` sums a tensor."""
+        """Return the landscape of all processes; `reduce` sums a tensor over them."""
         return Landscape(reduce(self.density), reduce(self.gate), reduce(self.groups))
 
-    def to_dict(self) -> dict:
-        """As JSON has it; a sum that is infinite (an impossible label) is null. Waits for the device."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; an infinite sum (an impossible label) is null. Waits for the device."""
         groups = [[value if math.isfinite(value) else None for value in row] for row in self.groups.tolist()]
         conflicts = self.density[
             : _edge(CONFLICT_ENTROPY, ENTROPY_UNIT), : _edge(CONFLICT_PROBABILITY, PROBABILITY_UNIT)
@@ -94,8 +95,8 @@ class Landscape:
         }
 
     def log_values(self) -> dict[str, float]:
-        """What a log keeps of it: `high_entropy_loss` and `low_entropy_loss` (mean nll of the group; left out where it has
-        no token), `high_entropy_share`, `low_entropy_share` and `gate_hist_00` to `gate_hist_09` (shares of the tokens, by
+        """Return the values of a log: `high_entropy_loss` and `low_entropy_loss` (mean nll of the group; left out if it has
+        no token), `high_entropy_share`, `low_entropy_share`, and `gate_hist_00` to `gate_hist_09` (shares of the tokens by
         tenths of the gate). Waits for the device."""
         tokens = max(int(self.density.sum()), 1)
         values = {}
@@ -108,18 +109,18 @@ class Landscape:
 
 
 def _bin(values_T: Tensor, unit: int, bins: int) -> Tensor:
-    """`[T]` int64 bins, `unit` of them from 0 to 1; the first and the last are open."""
-    # clamped first: what a NaN or an infinity becomes as a whole number differs by device
+    """Return bins `[T]` int64, `unit` of them from 0 to 1; the first and the last are open."""
+    # clamped first: the conversion of NaN and infinity to integers differs by device
     return (values_T * unit).nan_to_num(0).clamp(0, bins - 1).long()
 
 
 def _counts(bin_T: Tensor, lost_T: Tensor, bins: int) -> Tensor:
-    """`[bins]` int64: how many fall into each. Not bincount, which waits for the device."""
+    """Return the number of tokens in each bin, `[bins]` int64. Not bincount, which waits for the device."""
     bin_T = torch.where(lost_T, bins, bin_T)
     counts = torch.zeros(bins + 1, dtype=torch.int64, device=bin_T.device)
     return counts.index_add(0, bin_T, torch.ones_like(bin_T))[:bins]
 
 
 def _edge(value: float, unit: int) -> int:
-    """The bin that begins at `value`."""
+    """Return the bin that begins at `value`."""
     return round(value * unit)

@@ -1,10 +1,10 @@
-"""The matrix products of the loss: in which arithmetic, and into what.
+"""The matrix products of the loss: in which precision, and into which output.
 
-A processor without instructions for bfloat16 or float16 has no fast product of them: torch's is 7 to 90 times slower than
-its float32 one there (one core of an AMD EPYC with AVX2, 512 rows, a hidden size of 896). Such operands are widened to
-float32 block by block, and the product is rounded once.
+A CPU without instructions for bfloat16 or float16 multiplies such matrices 7 to 90 times slower than float32 ones with
+torch (one core of an AMD EPYC with AVX2, 512 rows, a hidden size of 896). Such operands are widened to float32 block by
+block, and the product is rounded once.
 
-Legend: R rows, K what is summed over, C columns; H hidden size, V vocabulary.
+Legend: R rows, K the dimension summed over, C columns, B columns of a block.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Size of the largest widened block, in bytes: a few of them stay in a processor's cache.
+# Size of the largest widened block, in bytes: a few of them fit a CPU's cache.
 _BLOCK_BYTES = 2**23
 
-# A product that sums over the vocabulary is padded to as many rows: the matrix-vector kernels that libraries take for a
-# handful of rows add in one running sum (relative error 1e-5 over 262,144 tokens, 7e-7 from here on).
+# A product that sums over the vocabulary is padded to this many rows: the matrix-vector kernels that libraries use for
+# fewer rows add in one running sum (relative error 1e-5 over 262,144 tokens, 7e-7 from here on).
 _FEW_ROWS = 16
 
 
 def multiply_into(
     out_RC: Tensor, left_RK: Tensor, right_KC: Tensor, *, bias_C: Tensor | None = None, add: bool = False
 ) -> None:
-    """`out = left @ right + bias`, or `out += left @ right`; what is widened may go into a float32 `out`."""
+    """Compute `out = left @ right + bias`, or `out += left @ right`; for widened operands `out` may be float32."""
     if is_widened(left_RK):
         _multiply_widened(out_RC, left_RK, right_KC, bias_C, add)
     elif add:
@@ -37,7 +37,7 @@ def multiply_into(
 
 
 def multiply(left_RK: Tensor, right_KC: Tensor) -> Tensor:
-    """`left @ right`, exact enough for a sum over the vocabulary whatever the number of rows."""
+    """Return `left @ right`, accurate enough for a sum over the vocabulary for any number of rows."""
     rows = len(left_RK)
     if rows < _FEW_ROWS:
         padding = left_RK.new_zeros(_FEW_ROWS - rows, left_RK.shape[1])
@@ -48,8 +48,8 @@ def multiply(left_RK: Tensor, right_KC: Tensor) -> Tensor:
 
 
 def multiply_for_sum(left_RK: Tensor, right_KC: Tensor) -> Tensor:
-    """A product for a float32 sum, not rounded on the way where the device can do so. A float16 one must not be: it can
-    leave the range of float16 within a single tile."""
+    """Return a product to be added to a float32 sum, in float32 where the device supports that. A float16 product must not
+    be rounded: it can leave the range of float16 within a single tile."""
     if left_RK.is_cuda:
         return torch.mm(left_RK, right_KC, out_dtype=torch.float32)
     if is_widened(left_RK):
@@ -62,7 +62,7 @@ def multiply_for_sum(left_RK: Tensor, right_KC: Tensor) -> Tensor:
 
 
 def is_widened(operand: Tensor) -> bool:
-    """Whether products of such tensors are formed in float32 because the processor has no instructions for them."""
+    """True if products of such tensors are formed in float32, because the CPU has no instructions for them."""
     if operand.device.type != "cpu" or operand.dtype not in (torch.bfloat16, torch.float16):
         return False
     return not has_instructions(operand.dtype)
@@ -70,15 +70,17 @@ def is_widened(operand: Tensor) -> bool:
 
 @cache
 def has_instructions(dtype: torch.dtype) -> bool:
-    """Whether the processor multiplies matrices of bfloat16 or float16 fast. Asks torch, which takes oneDNN's product where
-    it says so; a build without oneDNN has no fast one."""
+    """True if the CPU multiplies matrices of bfloat16 or float16 fast.
+
+    The answer is torch's own: where it is positive torch uses oneDNN's product; a build without oneDNN has no fast one.
+    """
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     return supported is not None and supported()
 
 
 def _multiply_widened(out_RC: Tensor, left_RK: Tensor, right_KC: Tensor, bias_C: Tensor | None, add: bool) -> None:
-    """By blocks of the longest of the three sides, so that no operand the size of a head is ever widened whole."""
+    """Multiply by blocks of the longest of the three sides, so that an operand of the head's size is never widened whole."""
     rows, inner, columns = *left_RK.shape, right_KC.shape[1]
     longest = max(rows, inner, columns)
     block = max(1, _BLOCK_BYTES // (4 * max(1, sorted((rows, inner, columns))[1])))

@@ -1,7 +1,8 @@
-"""Which rows of a call are trained.
+"""The trained rows of a call.
 
-Normally those alone are gathered, which a device tells the host once a call: one wait, for GEMMs over a fraction of the
-rows. Inside a CUDA graph nothing can be waited for: there all rows are computed, and ignored ones weigh nothing.
+Normally only they are gathered. Their number has to reach the host, which waits for the device once per call; the GEMMs
+then cover a fraction of the rows. Inside a CUDA graph the host cannot wait: there all rows are computed, and ignored ones
+have weight 0.
 
 Legend: N rows of the call, T of them trained (in a CUDA graph T = N).
 """
@@ -23,8 +24,8 @@ class TrainedRows:
     Args:
         labels (`Tensor` `[T]`, int64): their labels, all in the vocabulary.
         sequence (`Tensor` `[T]` or `None`): their sequences.
-        index (`Tensor` `[T]` or `None`): their places among the N rows; None for all of them.
-        trained (`Tensor` `[N]` bool, or `None`): in a CUDA graph, which rows are really trained.
+        index (`Tensor` `[T]` or `None`): their indices among the N rows; None for all of them.
+        trained (`Tensor` `[N]` bool, or `None`): in a CUDA graph, the mask of the rows that are really trained.
     """
 
     labels: Tensor
@@ -38,24 +39,24 @@ class TrainedRows:
 
     @property
     def is_static(self) -> bool:
-        """Whether the rows are the same whatever the labels."""
+        """True if the rows do not depend on the labels (in a CUDA graph)."""
         return self.trained is not None
 
-    def places(self, rows: Tensor | slice) -> Tensor | slice:
-        """Places among the N of some of the T rows. Where every row is trained a slice stays one: nothing is gathered."""
+    def indices(self, rows: Tensor | slice) -> Tensor | slice:
+        """Return the indices among the N of some of the T rows. If every row is trained a slice stays a slice, and nothing
+        is gathered."""
         return rows if self.index is None else self.index[rows]
 
-    def mask(self, weight: Tensor, rows: slice) -> Tensor:
-        """Weights of some rows, 0 where a row is not trained."""
+    def mask(self, weight: Tensor, rows: Tensor | slice) -> Tensor:
+        """Return the weights of some rows, 0 where a row is not trained."""
         return weight if self.trained is None else torch.where(self.trained[rows], weight, 0)
 
 
 def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int, vocab_size: int) -> TrainedRows:
-    """The rows whose label is not `ignore_index`.
+    """Return the rows whose label is not `ignore_index`.
 
     Raises:
-        ValueError: a label outside the vocabulary. In a CUDA graph labels can not be looked at: there the device
-            asserts.
+        ValueError: a label outside the vocabulary. In a CUDA graph the host cannot read labels: there the device asserts.
     """
     is_trained_N = labels_N != ignore_index
     labels_N = labels_N.long()
@@ -63,7 +64,7 @@ def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int,
     if _is_capturing(labels_N.device):
         torch._assert_async((inside_N == is_trained_N).all())
         return TrainedRows(torch.where(inside_N, labels_N, 0), sequence_N, None, is_trained_N)
-    # one wait of the host for both numbers
+    # the host waits once for both numbers
     count, inside = torch.stack([is_trained_N.sum(), inside_N.sum()]).tolist()
     if inside < count:
         check_labels(labels_N[is_trained_N], vocab_size, ignore_index)
@@ -74,5 +75,5 @@ def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int,
 
 
 def _is_capturing(device: torch.device) -> bool:
-    """Whether what runs now is written into a CUDA graph."""
+    """True while a CUDA graph is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

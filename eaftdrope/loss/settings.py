@@ -11,6 +11,12 @@ BACKENDS = ("auto", "torch", "cpu", "triton", "cuda")
 TAILS = ("exact", "sparse")
 
 
+def check_backend_name(name: str) -> None:
+    """Raise ValueError for a name that is not in `BACKENDS`."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown loss backend {name!r}. Backends: {', '.join(BACKENDS)}.")
+
+
 @dataclass(frozen=True)
 class LossSettings:
     """Settings of the fused operator.
@@ -46,8 +52,7 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         assert isinstance(self.gate, Gate), "resolve_gate() makes a gate of a name or a function"
-        if self.backend not in BACKENDS:
-            raise ValueError(f"unknown loss backend {self.backend!r}. Backends: {', '.join(BACKENDS)}.")
+        check_backend_name(self.backend)
         if self.tail not in TAILS:
             raise ValueError(f"unknown tail {self.tail!r}. Tails: {', '.join(TAILS)}.")
         if not 0 < self.tail_threshold < 1:

@@ -1,4 +1,4 @@
-"""What is known of a token once its row of logits has been seen: the input of every gate.
+"""Per-token statistics: the input of every gate.
 
 Legend: N tokens (rows), V vocabulary, K largest logits kept for the top-K entropy. All entropies are in nats.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A token is a *confident conflict* when the model is sure of itself and the label disagrees: entropy and probability
-# of the label both low. 0.5 nats is the low-entropy group of the paper's Figure 4; at that entropy the favourite token
-# holds more than 0.8, so a label under 0.1 contradicts it.
+# A token is a *confident conflict* if the model is certain and the label disagrees: entropy and probability of the label
+# are both low. 0.5 nats is the low-entropy group of the paper's Figure 4; at that entropy the most likely token has more
+# than 0.8, so a label below 0.1 contradicts it.
 CONFLICT_ENTROPY = 0.5
 CONFLICT_PROBABILITY = 0.1
 
@@ -28,16 +28,16 @@ class TokenStats:
         nll (`Tensor` `[N]`, float32 or float64):
             Cross-entropy of the label, `-log p(y)`; never negative.
         entropy (`Tensor` `[N]`, same dtype):
-            Entropy of the whole next-token distribution; never negative.
+            Entropy of the next-token distribution over the whole vocabulary; never negative.
         topk_entropy (`Tensor` `[N]` or `None`):
             Entropy of the K most likely tokens, renormalised among themselves (EAFT paper, Eq. 2). `None` unless the
-            gate asks for it.
+            gate reads it.
         correct (`Tensor` `[N]`, bool):
-            Whether no token is more likely than the label.
+            True if no token is more likely than the label.
         vocab_size (`int`):
             V.
         sequence (`Tensor` `[N]`, int64, or `None`):
-            Which sequence of the batch a token belongs to, for gates that average over sequences.
+            The sequence of the batch that a token belongs to, for gates that average over sequences.
     """
 
     nll: Tensor
@@ -49,10 +49,10 @@ class TokenStats:
 
     @property
     def probability(self) -> Tensor:
-        """`[N]` probability of the label."""
+        """Probability of the label, `[N]`."""
         return torch.exp(-self.nll)
 
     @property
     def conflict(self) -> Tensor:
-        """`[N]` bool: confident conflicts, by `CONFLICT_ENTROPY` (nats) and `CONFLICT_PROBABILITY`."""
+        """Confident conflicts, `[N]` bool, by `CONFLICT_ENTROPY` (nats) and `CONFLICT_PROBABILITY`."""
         return (self.entropy < CONFLICT_ENTROPY) & (self.probability < CONFLICT_PROBABILITY)

@@ -1,9 +1,9 @@
 """The operator inside torch.compile: registered with torch, opaque to the compiler, no graph break.
 
-How many rows are trained differs from batch to batch and is nothing a graph can know, so everything that goes out has
-the size of the rows that went in: what was seen of ignored rows is 0. The gate travels as text.
+The number of trained rows differs from batch to batch and cannot be part of a graph, so every output has as many rows as
+the inputs; what belongs to ignored rows is 0. The gate is passed as text.
 
-Legend: N rows, H hidden size, V vocabulary.
+Legend: N rows, T trained rows, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,142 +13,156 @@ import json
 import math
 import uuid
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .call import Call, default_tile_bytes, run
+from .backends.tile import LogitsTransform
+from .compute import compute_loss, default_tile_bytes
 from .gates import GATES, Gate, GateLike, resolve_gate
 from .gradients import sum_dtype
+from .settings import LossSettings
 from .statistics import TokenStats
-from .tail import ROWS_A_SUM
+from .tail import ROWS_PER_SUM
 
-# Gates that text can not carry: functions, and classes of other people. The name is of this process alone, so a graph
-# that a cache brings from another one finds nothing instead of another gate.
+# Gates that cannot be written as text: functions, and classes defined elsewhere. Their names are unique to this process, so
+# a graph from a compile cache of another process finds no gate rather than a wrong one.
 _PROCESS = uuid.uuid4().hex
-_foreign_gates: dict[str, Gate] = {}
+_other_gates: dict[str, Gate] = {}
 
 
 @torch.compiler.assume_constant_result
 def gate_name(gate: GateLike) -> str:
-    """A gate as text; see `named_gate`."""
+    """Return a gate as text; see `named_gate`."""
     gate = resolve_gate(gate)
     if type(gate) is GATES.get(gate.name):
         return json.dumps([gate.name, {option.name: getattr(gate, option.name) for option in fields(gate)}])
-    name = next((name for name, known in _foreign_gates.items() if known is gate), f"{_PROCESS}:{len(_foreign_gates)}")
-    _foreign_gates[name] = gate
+    name = next((name for name, other in _other_gates.items() if other is gate), f"{_PROCESS}:{len(_other_gates)}")
+    _other_gates[name] = gate
     return name
 
 
 @functools.lru_cache(maxsize=256)
 def named_gate(name: str) -> Gate:
-    """The gate that `gate_name` wrote."""
+    """Return the gate that `gate_name` wrote as text."""
     if not name.startswith("["):
-        return _foreign_gates[name]
+        return _other_gates[name]
     name, options = json.loads(name)
     return resolve_gate(name, **options)
 
 
 def compiled_loss(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
-    gate: GateLike,
-    settings: dict,
+    settings: LossSettings,
+    transform: LogitsTransform,
+    ignore_index: int,
 ) -> tuple[Tensor, TokenStats, Tensor, Tensor]:
-    """(loss sum, statistics `[N]`, gate `[N]`, closed `[N]`), 0 where a row is not trained. `settings` are a [`Call`]'s."""
+    """Return (loss sum, statistics `[N]`, gate `[N]`, closed `[N]`), 0 where a row is not trained."""
     grad = torch.is_grad_enabled()
-    needed = [grad and t is not None and t.requires_grad for t in (hidden_NH, weight_VH, bias_V)]
-    inputs = (hidden_NH, weight_VH, bias_V, labels_N, sequence_N)
-    loss, _, _, _, *seen = _operator(*inputs, needed, gate_name(gate), **settings)
-    nll, entropy, topk_entropy, correct, weight, closed = (value.detach() for value in seen)
-    stats = TokenStats(
-        nll, entropy, topk_entropy if topk_entropy.numel() else None, correct, weight_VH.shape[0], sequence_N
+    needs_grad = [grad and t is not None and t.requires_grad for t in (hidden_ND, weight_VD, bias_V)]
+    loss, _, _, _, *per_row = _operator(
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        labels_N,
+        sequence_N,
+        needs_grad,
+        gate_name(settings.gate),
+        transform.scale,
+        transform.softcap,
+        settings.backend,
+        settings.tile_bytes,
+        settings.tail,
+        settings.tail_threshold,
+        settings.gate_threshold,
+        settings.recompute,
+        ignore_index,
     )
+    nll, entropy, topk_entropy, correct, weight, closed = (value.detach() for value in per_row)
+    topk_entropy = topk_entropy if topk_entropy.numel() else None
+    stats = TokenStats(nll, entropy, topk_entropy, correct, weight_VD.shape[0], sequence_N)
     return loss, stats, weight, closed
 
 
 @torch.library.custom_op("eaftdrope::fused_linear_eaft", mutates_args=())
 def _operator(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
-    needed: list[bool],
+    needs_grad: list[bool],
     gate: str,
     logit_scale: float,
     softcap: float | None,
     backend: str,
     tile_bytes: int | None,
-    tail_threshold: float | None,
+    tail: str,
+    tail_threshold: float,
     gate_threshold: float,
     recompute: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    call = Call(
-        named_gate(gate),
-        logit_scale,
-        softcap,
-        backend,
-        tile_bytes,
-        tail_threshold,
-        gate_threshold,
-        recompute,
-        ignore_index,
-    )
-    result, rows = run(hidden_NH, weight_VH, bias_V, labels_N, sequence_N, call, tuple(needed))
-    dtypes = _gradient_dtypes(hidden_NH, weight_VH, tile_bytes, tail_threshold)
+    settings = LossSettings(named_gate(gate), backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute)
+    transform = LogitsTransform(logit_scale, softcap)
+    hidden, weight, bias = needs_grad
+    inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N)
+    result = compute_loss(*inputs, settings, transform, ignore_index, (hidden, weight, bias))
+    dtypes = _gradient_dtypes(hidden_ND, weight_VD, tile_bytes, tail)
     gradients = [
-        hidden_NH.new_empty(0, dtype=dtype) if gradient is None else gradient.to(dtype)
+        hidden_ND.new_empty(0, dtype=dtype) if gradient is None else gradient.to(dtype)
         for gradient, dtype in zip(result.gradients, dtypes, strict=True)
     ]
-    stats = result.stats
-    seen = (stats.nll, stats.entropy, stats.topk_entropy, stats.correct, result.weight, result.closed)
+    indices_T = result.rows.indices(slice(0, result.rows.count))
 
     def of_all_rows(value_T: Tensor | None) -> Tensor:
         if value_T is None:
             return result.weight.new_empty(0)
         value_N = value_T.new_zeros(len(labels_N))
         # not an assignment by mask, which would wait for the device
-        value_N[rows.places(slice(0, rows.count))] = value_T
+        value_N[indices_T] = value_T
         return value_N
 
-    return result.loss, *gradients, *(of_all_rows(value) for value in seen)
+    stats = result.stats
+    per_row = (stats.nll, stats.entropy, stats.topk_entropy, stats.correct, result.weight, result.closed)
+    return result.loss, *gradients, *(of_all_rows(value) for value in per_row)
 
 
 @_operator.register_fake
-def _(hidden_NH, weight_VH, bias_V, labels_N, sequence_N, needed, gate, logit_scale, softcap, backend, tile_bytes,
-      tail_threshold, gate_threshold, recompute, ignore_index):  # fmt: skip
-    inputs = (hidden_NH, weight_VH, hidden_NH if bias_V is None else bias_V)
+def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, needs_grad, gate, logit_scale, softcap, backend, tile_bytes,
+      tail, tail_threshold, gate_threshold, recompute, ignore_index):  # fmt: skip
+    inputs = (hidden_ND, weight_VD, hidden_ND if bias_V is None else bias_V)
     gradients = [
-        value.new_empty(value.shape if need else (0,), dtype=dtype)
-        for value, need, dtype in zip(
-            inputs, needed, _gradient_dtypes(hidden_NH, weight_VH, tile_bytes, tail_threshold), strict=True
+        value.new_empty(value.shape if needed else (0,), dtype=dtype)
+        for value, needed, dtype in zip(
+            inputs, needs_grad, _gradient_dtypes(hidden_ND, weight_VD, tile_bytes, tail), strict=True
         )
     ]
-    single = torch.promote_types(hidden_NH.dtype, torch.float32)
+    single = torch.promote_types(hidden_ND.dtype, torch.float32)
     rows = labels_N.shape[0]
-    number, flag = hidden_NH.new_empty(rows, dtype=single), hidden_NH.new_empty(rows, dtype=torch.bool)
+    number, flag = hidden_ND.new_empty(rows, dtype=single), hidden_ND.new_empty(rows, dtype=torch.bool)
     topk = number if named_gate(gate).topk is not None else number.new_empty(0)
-    loss = hidden_NH.new_empty((), dtype=single)
+    loss = hidden_ND.new_empty((), dtype=single)
     outputs = (number, number, topk, flag, number, flag)
     return loss, *gradients, *(torch.empty_like(output) for output in outputs)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:4])
-    hidden_NH, weight_VH, bias_V, _, _, ctx.needed, *ctx.settings = inputs
-    ctx.dtypes = (hidden_NH.dtype, weight_VH.dtype, None if bias_V is None else bias_V.dtype)
+    hidden_ND, weight_VD, bias_V, _, _, ctx.needs_grad, *ctx.settings = inputs
+    ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
 
 
-def _backward(ctx, grad_loss, *_):
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = [
-        (gradient * grad_loss).to(dtype) if need and grad_loss is not None else None
-        for gradient, need, dtype in zip(ctx.saved_tensors, ctx.needed, ctx.dtypes, strict=True)
+        (gradient * grad_loss).to(dtype) if needed and grad_loss is not None else None
+        for gradient, needed, dtype in zip(ctx.saved_tensors, ctx.needs_grad, ctx.dtypes, strict=True)
     ]
     return *gradients, None, None, None, *(None for _ in ctx.settings)
 
@@ -157,12 +171,12 @@ _operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _gradient_dtypes(
-    hidden_NH: Tensor, weight_VH: Tensor, tile_bytes: int | None, tail_threshold: float | None
+    hidden_ND: Tensor, weight_VD: Tensor, tile_bytes: int | None, tail: str
 ) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    """Of the gradients by hidden, weight and bias before they are scaled: known from the sizes alone."""
-    dtype = hidden_NH.dtype
+    """Dtypes of the gradients with respect to hidden, weight and bias before they are scaled, from the sizes only."""
+    dtype = hidden_ND.dtype
     single = torch.promote_types(dtype, torch.float32)
-    rows, vocab = hidden_NH.shape[0], weight_VH.shape[0]
-    most = max(1, default_tile_bytes(tile_bytes, hidden_NH.device, vocab) // (vocab * dtype.itemsize))
-    pieces = math.ceil(rows / (most if tail_threshold is None else ROWS_A_SUM))
-    return dtype, sum_dtype(dtype, pieces) if weight_VH.dtype == dtype else single, single
+    rows, vocab = hidden_ND.shape[0], weight_VD.shape[0]
+    most = max(1, default_tile_bytes(tile_bytes, hidden_ND.device, vocab) // (vocab * dtype.itemsize))
+    pieces = math.ceil(rows / (most if tail == "exact" else ROWS_PER_SUM))
+    return dtype, sum_dtype(dtype, pieces) if weight_VD.dtype == dtype else single, single

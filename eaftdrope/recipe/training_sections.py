@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
-from .base import LARGEST_RATE, MOST, STRONGEST, Positive, Section, Share, require_package
+from .base import LARGEST_RATE, MOST, STRONGEST, OneOf, Positive, Section, Share, require_package
 
 OPTIMIZERS = (
     "adamw_torch",
@@ -31,7 +31,7 @@ OPTIMIZERS = (
 class Loss(Section):
     """The gate on each token's cross-entropy, and how the loss is computed."""
 
-    gate: Literal[tuple(GATE_OPTIONS)] = Field("eaft", description="What weights the tokens; none: plain SFT.")
+    gate: Annotated[str, OneOf(GATE_OPTIONS)] = Field("eaft", description="What weights the tokens; none: plain SFT.")
     alpha: float | None = Field(
         None, ge=0, le=STRONGEST, description="eaft, eaft-vocab, eaft-exact: exponent of the gate (1.0)."
     )
@@ -108,7 +108,9 @@ class Train(Section):
     max_grad_norm: float = Field(
         1.0, ge=0, le=LARGEST_RATE, description="Clip the gradient norm at this (0: do not clip)."
     )
-    optimizer: Literal[OPTIMIZERS] = Field("adamw_torch", description="Optimiser, by its name in transformers.")
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = Field(
+        "adamw_torch", description="Optimiser, by its name in transformers."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of order, dropout and new weights.")

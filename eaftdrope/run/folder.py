@@ -1,15 +1,15 @@
-"""The folder of a run: whose it is, how far it got, and what a second start of the same command may do with it.
+"""The run folder: its recipe, its progress, and whether a second start of the same command may resume it.
 
-    run.json            recipe, status, fingerprints (see run_record.py); written first, and last
+    run.json            recipe, status, fingerprints (see record.py); written first, and last
     recipe.yaml         the resolved recipe
-    metrics.jsonl       one line a log
-    landscape.jsonl     one line a window of steps: where the trained tokens lay
+    metrics.jsonl       one line per log
+    landscape.jsonl     one line per window of steps: entropy and probability of the trained tokens
     probes_before.json, probes_after.json
-    checkpoints/        what a killed run resumes from
+    checkpoints/        a killed run resumes from these
     and beside them     the result: adapter or weights, tokenizer, README.md
 
-An unfinished run of the same recipe is resumed, a finished one is left alone, anybody else's folder is not touched.
-The folder of a stage is such a folder too; its finished run is the model of the next stage.
+An unfinished run of the same recipe is resumed, a finished one is left as it is, and any other folder is not touched. The
+folder of a stage is such a folder too; its finished run is the model of the next stage.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from eaftdrope.errors import UserError
+from eaftdrope.evaluate import Score, scores_from_json, scores_to_json
 from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
+from eaftdrope.processes import process_count
+from eaftdrope.recipe.schema import Recipe
 
 from .checkpoints import MANIFEST, Checkpoints, Found
 from .interrupts import LOCK_FILE
 from .record import (
     NAME,
     RECIPE_NAME,
+    DataStats,
     changes,
     differences,
     dumped,
@@ -38,31 +42,27 @@ from .record import (
     without_nulls,
 )
 
-if TYPE_CHECKING:
-    from eaftdrope.evaluate import Score
-    from eaftdrope.recipe.schema import Recipe
-
-    from .plan import DataStats
-
+CAPTURE_FILE = "agreement.safetensors"
+"""The base model's predictions, which the probe agreement compares with; deleted once the run is finished."""
 WAYS_OUT = (
-    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+    "Nothing was changed: choose another folder with output.dir=..., or pass --overwrite to delete it and start over."
 )
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model.*")
 
 
 class RunFolder:
-    """A run's folder, opened for one recipe. Making one only looks; `begin` is the first to write.
+    """A run folder, opened for one recipe. The constructor only reads; `begin` is the first to write.
 
     Args:
         path: the folder; it need not exist.
-        recipe: the recipe to run. `output` is not compared with the folder's: where results go does not change them.
-        overwrite: `begin` deletes the run that is there.
-        keep_finished: a finished run of this recipe is no error; `finished` tells of it.
-        uploads: the repository that the result is uploaded to, None for none.
+        recipe: the recipe to run. Its section `output` is not compared with the folder's: it does not affect results.
+        overwrite: `begin` deletes the run in the folder.
+        keep_finished: accept a finished run of this recipe; see `finished`.
+        uploads: the repository to upload the result to.
 
     Raises:
-        UserError: the folder holds a finished run that lacks nothing, a run of another recipe or files that are not a
-            run's, or it cannot be written to.
+        UserError: the folder holds a complete, finished run, a run of another recipe or files that are not a run's, or it
+            cannot be written to.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RunFolder:
         overwrite: bool = False,
         keep_finished: bool = False,
         uploads: str | None = None,
-    ):
+    ) -> None:
         self.path = Path(path).expanduser()
         self._notes: list[str] = []
         self._overwrite = overwrite
@@ -81,10 +81,10 @@ class RunFolder:
         self._merges = recipe.output.merge and recipe.lora is not None
         self.uploads = uploads
         self._schema = type(recipe)
-        # how many share a batch changes the steps, as a key of the recipe does
-        self._processes = int(os.environ.get("WORLD_SIZE", "1"))
+        # their number changes the steps, as a key of the recipe does
+        self._processes = process_count()
         self._keep_finished = keep_finished
-        self._run: dict | None = None
+        self._run: dict[str, Any] | None = None
         self._found: Found | None = None
         check_writable(self.path)
         self._check()
@@ -94,8 +94,8 @@ class RunFolder:
         if run is None:
             if not self._is_free():
                 raise UserError(
-                    f"{self.path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: "
-                    "name another folder with output.dir=..."
+                    f"{self.path} is not empty and does not contain an eaftdrope run (no run.json). Nothing was changed: "
+                    "choose another folder with output.dir=..."
                 )
             return
         if self._overwrite:
@@ -108,28 +108,26 @@ class RunFolder:
             raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
         if run["status"] == "running" and run["processes"] != self._processes:
             raise UserError(
-                f"{self.path} holds an unfinished run on {run['processes']} processes, and this is one on "
-                f"{self._processes}: a step would have other rows. {WAYS_OUT}"
+                f"{self.path} holds an unfinished run on {run['processes']} processes, and this run has {self._processes}: "
+                f"its steps would have other rows. {WAYS_OUT}"
             )
 
-    def _opened(self) -> dict | None:
-        """run.json, rebuilt from recipe.yaml where it is damaged, and set back where the result is not whole."""
+    def _opened(self) -> dict[str, Any] | None:
+        """run.json, rebuilt from recipe.yaml if it is damaged, and set back to "running" if the result is incomplete."""
         run = read_record(self.path)
         if run is None:
             return self._rebuilt()
         if run["data"] and run["status"] != "running" and not self._overwrite and (lost := self._lost()):
             self._run = run
             if self.last_checkpoint():
-                self._notes.append(f"{self.path} has no {lost} any more: made again from the last checkpoint")
+                self._notes.append(f"{self.path} no longer has {lost}: made again from the last checkpoint")
                 return {**run, "status": "running"}
             if run["status"] == "trained":
-                raise UserError(
-                    f"{self.path} has no {lost} any more, nor a checkpoint to make it again from. {WAYS_OUT}"
-                )
+                raise UserError(f"{self.path} no longer has {lost}, nor a checkpoint to make it from again. {WAYS_OUT}")
         return run
 
-    def _rebuilt(self) -> dict | None:
-        """The record of a run whose run.json is damaged or lost, as far as it can be rebuilt; None where there was no run."""
+    def _rebuilt(self) -> dict[str, Any] | None:
+        """The record of a run whose run.json is damaged or lost, as far as it can be rebuilt; None without a run."""
         sealed = any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
         damaged = is_damaged(self.path)
         if not damaged and ((self.path / NAME).exists() or not sealed):
@@ -151,7 +149,7 @@ class RunFolder:
         return {"status": "running", "recipe": record, "processes": self._processes, "data": {}, "rebuilt": True}
 
     def _lost(self) -> str | None:
-        """What of the result or its scores is not there, though run.json has it done."""
+        """The part of the result or its scores that is missing although run.json records it as done; None without any."""
         if not any(file for pattern in _WEIGHTS for file in self.path.glob(pattern)):
             return "weights"
         scores = [f"probes_{when}.json" for when in ("before", "after")]
@@ -159,24 +157,24 @@ class RunFolder:
             return next((f"readable {name}" for name in scores if self.load_scores(name[7:-5]) is None), None)
         return None
 
-    def _as_now(self, recipe: dict) -> dict:
-        """A recipe that an older version dumped, with the defaults of keys that it did not have."""
+    def _as_now(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """A recipe that an older version stored, with the defaults of keys that it did not have."""
         try:
             return dumped(self._schema.model_validate({**without_nulls(recipe), "output": {"dir": "unused"}}))
         except ValueError:
-            # it had keys that are no more
+            # it has keys that no longer exist
             return recipe
 
     def pop_notes(self) -> list[str]:
-        """What the user should know of the folder's state, a sentence each; once."""
+        """Notes about the folder's state for the user, one sentence each; they are returned once."""
         notes, self._notes = self._notes, []
         return notes
 
     def check_unchanged(self, data: DataStats, fingerprints: dict[str, str]) -> None:
-        """Compares what the run would train on now with what it began with.
+        """Compare the data and the base model with those that the run began with.
 
         Raises:
-            UserError: anything of it has changed; the message names it.
+            UserError: any of them has changed; the message lists them.
         """
         if not self._run or self._overwrite or self.rebuilt:
             return
@@ -184,15 +182,16 @@ class RunFolder:
             raise UserError(f"{self.path} holds an unfinished run{changed} {WAYS_OUT}")
         if "fingerprints" not in self._run:
             self._notes.append(
-                f"{self.path} was begun by an older version, which kept no fingerprints: whether data and base model are "
+                f"{self.path} was begun by an older version, which stored no fingerprints: whether data and base model are "
                 "as they were at its start cannot be checked"
             )
 
     def begin(
         self, recipe_yaml: str, versions: dict[str, str], data: DataStats, fingerprints: dict[str, str] | None = None
     ) -> None:
-        """Makes the folder, deletes an overwritten run, and records that a run is on. For the main process, once
-        everything that can be checked is.
+        """Make the folder, delete an overwritten run, and record that a run is in progress.
+
+        For the main process, after everything that can be checked was checked.
 
         Raises:
             UserError: the data are not those that the unfinished run began with (see `check_unchanged`), or none of its
@@ -206,7 +205,7 @@ class RunFolder:
         self._overwrite = False
         self.path.mkdir(parents=True, exist_ok=True)
         if found.checkpoint and not found.has_manifest:
-            # before run.json says that complete ones have a manifest
+            # before run.json records that complete checkpoints have a manifest
             self.sealed.seal(int(found.checkpoint.name.removeprefix("checkpoint-")))
         self._write_run(
             status="running",
@@ -219,8 +218,8 @@ class RunFolder:
         self.write(RECIPE_NAME, recipe_yaml)
 
     def take(self, made: Path, recipe_yaml: str, versions: dict[str, str]) -> None:
-        """Puts a folder that was made beside it in its place, as a finished run: whole or not at all."""
-        run = {
+        """Move a folder that was made beside it into its place, as a finished run: whole or not at all."""
+        run: dict[str, Any] = {
             "status": "finished",
             "versions": versions,
             "processes": self._processes,
@@ -228,7 +227,7 @@ class RunFolder:
             "recipe": self._recipe,
         }
         for name, text in {NAME: json.dumps(run, indent=2) + "\n", RECIPE_NAME: recipe_yaml}.items():
-            # a file of that name may be a link to somebody else's
+            # a file of that name may be a link into the source
             (made / name).unlink(missing_ok=True)
             (made / name).write_text(text, encoding="utf-8")
         flush_tree(made)
@@ -241,19 +240,19 @@ class RunFolder:
         self._run = read_record(self.path)
 
     def discard(self) -> None:
-        """Deletes the run that is there, if the folder was opened to be overwritten."""
+        """Delete the run in the folder, if the folder was opened to be overwritten."""
         if self._overwrite and self._run:
             self._delete()
         self._overwrite = False
 
     @property
     def finished(self) -> bool:
-        """Whether it holds a finished run that is to be kept."""
+        """True if the folder holds a finished run that is to be kept."""
         return self._status == "finished"
 
     @property
     def trained(self) -> bool:
-        """Whether nothing is left to train or to measure, and something to write (see `missing`)."""
+        """True if everything is trained and measured, and something is left to write (see `missing`)."""
         return self._status == "trained" or bool(self._status == "finished" and self.missing)
 
     @property
@@ -262,7 +261,7 @@ class RunFolder:
 
     @property
     def missing(self) -> list[str]:
-        """What a trained run lacks: card, merged model, report, upload. A stage without training lacks nothing."""
+        """Missing parts of a trained run: card, merged model, report, upload. Always empty for a stage without training."""
         if not self._run or not self._run["data"] or self._lost():
             return []
         lacks = [name for name in ("README.md", "report.html") if not (self.path / name).is_file()]
@@ -275,38 +274,44 @@ class RunFolder:
     @property
     def about(self) -> dict[str, str]:
         """When and how the run was made, for its report."""
-        return self._run["about"]
+        return self._begun["about"]
 
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the packages that trained it."""
-        return self._run["versions"]
+        return self._begun["versions"]
 
     @property
     def begun(self) -> bool:
+        """True if the folder holds a run."""
         return self._run is not None
 
     @property
+    def _begun(self) -> dict[str, Any]:
+        assert self._run is not None, "the run was begun"
+        return self._run
+
+    @property
     def rebuilt(self) -> bool:
-        """Whether run.json is damaged or missing, and only recipe.yaml tells of the run."""
+        """True if run.json is damaged or missing, and only recipe.yaml is left of the record."""
         return bool(self._run and self._run.get("rebuilt"))
 
     def note_trained(self, about: dict[str, str]) -> None:
-        """Records that the result and its scores are whole and on the disk; `about` is when and how they were made."""
+        """Record that the result and its scores are complete on the disk; `about` is when and how they were made."""
         flush_tree(self.path, without=(self.checkpoints.name, LOCK_FILE))
-        self._write_run(**{**self._run, "status": "trained", "about": about})
+        self._write_run(**{**self._begun, "status": "trained", "about": about})
 
     def finish(self) -> None:
-        """Records that the run is complete. The last thing that is written."""
+        """Record that the run is finished. Written last."""
         flush_tree(self.path, without=(self.checkpoints.name, LOCK_FILE))
         uploaded = {"uploaded": self.uploads} if self.uploads else {}
-        self._write_run(**{**self._run, "status": "finished", **uploaded})
+        self._write_run(**{**self._begun, "status": "finished", **uploaded})
 
     def resume_point(self) -> Found:
-        """The checkpoint to resume from, its contents verified. For one process: it reads all of it, once.
+        """The checkpoint to resume from, its contents verified. For one process: it reads the whole checkpoint, once.
 
         Raises:
-            UserError: all the checkpoints there are were complete, and are damaged now.
+            UserError: every checkpoint was complete once and is damaged now.
         """
         if self._found is None:
             if self._overwrite or self._run is None:
@@ -316,7 +321,7 @@ class RunFolder:
         return self._found
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint with all its files, their contents not read; None too where all are damaged."""
+        """The newest checkpoint with all its files, whose contents are not read; None also if all are damaged."""
         try:
             return self.sealed.newest(manifests=self._has_manifests, contents=False).checkpoint
         except UserError:
@@ -324,14 +329,14 @@ class RunFolder:
 
     @property
     def _has_manifests(self) -> bool:
-        """Whether the run writes manifests: then a checkpoint without one was not written to its end."""
+        """True if the run writes manifests: a checkpoint without one is then incomplete."""
         if self.rebuilt:
             return any(self.checkpoints.glob(f"checkpoint-*/{MANIFEST}"))
         return "fingerprints" in (self._run or read_record(self.path) or {})
 
     @property
     def sealed(self) -> Checkpoints:
-        """The checkpoints, with what makes and checks their manifests."""
+        """The checkpoints with their manifests."""
         return Checkpoints(self.checkpoints, self._processes)
 
     @property
@@ -339,46 +344,42 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def save_scores(self, when: str, scores: list[Score]) -> None:
-        from eaftdrope.evaluate import scores_to_json
-
         self.write(f"probes_{when}.json", scores_to_json(scores))
 
     def load_scores(self, when: str) -> list[Score] | None:
-        """The scores of "before" or "after"; None where they are not there, or cannot be read."""
-        from eaftdrope.evaluate import scores_from_json
-
+        """The scores of "before" or "after"; None if they are missing or cannot be read."""
         try:
             return scores_from_json((self.path / f"probes_{when}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
-    def kept(self, name: str) -> str | None:
-        """The text of a file of the run that is to be resumed; None where there is none, or it is not UTF-8."""
+    def stored(self, name: str) -> str | None:
+        """The text of a file of the run that is to be resumed; None if it is missing or not UTF-8."""
         try:
             return None if self._overwrite else (self.path / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return None
 
     def write(self, name: str, text: str) -> None:
-        """A small file, whole or not at all."""
+        """Write a small file, whole or not at all."""
         write_atomically(self.path / name, text, durable=True)
 
-    def _write_run(self, **run) -> None:
+    def _write_run(self, **run: Any) -> None:
         self.write(NAME, json.dumps(run, indent=2) + "\n")
         self._run = run
 
     def _is_free(self) -> bool:
-        """Nothing there, or only what a start of ours leaves that was killed before it wrote run.json."""
+        """True if nothing is in the folder, or only files of a start that was killed before it wrote run.json."""
         if not self.path.exists():
             return True
-        ours = (f".{NAME}.partial", LOCK_FILE)
+        leftovers = (f".{NAME}.partial", LOCK_FILE)
         for entry in self.path.iterdir():
-            if entry.name not in ours and not (entry == self.checkpoints and not any(entry.iterdir())):
+            if entry.name not in leftovers and not (entry == self.checkpoints and not any(entry.iterdir())):
                 return False
         return True
 
     def _delete(self) -> None:
-        """Empties the folder; run.json goes last, so that a kill in between leaves a run and not a stranger's folder."""
+        """Empty the folder; run.json goes last, so that after a kill in between it is still recognised as a run's."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == NAME):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

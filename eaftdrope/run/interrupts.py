@@ -1,6 +1,6 @@
-"""What ends a run before its end: a disk that cannot be written, and Ctrl-C. Both leave a folder to go on from.
+"""Early exits: an unwritable disk and Ctrl-C, both of which leave a folder to resume from; and the lock of a run.
 
-One start at a time: two that write the same run's folder would take each other's checkpoints.
+Only one process may run in a folder: two that write the same run folder would use each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from eaftdrope.errors import UserError
 from eaftdrope.files import make_folder, remove_empty
+
+LOCK_FILE = ".eaftdrope.lock"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # `ulimit -f`, or the largest file of the file system
 _TOO_LARGE = errno.EFBIG
-# what torch.save says instead, as torch 2.13 words it
+# the words of torch.save instead, in torch 2.13
 _FULL_FOR_TORCH = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the text says where it stopped and how to go on."""
+    """Ctrl-C during a run; the text states where it stopped and how to resume it."""
 
 
 @contextmanager
-def told_about_disk(folder: str) -> Iterator[None]:
-    """Turns the errors of a full or unwritable disk into UserError.
+def disk_errors_to_user_errors(folder: str) -> Iterator[None]:
+    """Turn the errors of a full or unwritable disk into UserError.
 
     A full disk is an OSError in Python, an error that quotes the system's text in safetensors and tokenizers, and a
     RuntimeError about a position or a stream in torch.save.
@@ -40,24 +44,24 @@ def told_about_disk(folder: str) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
+        file = error.filename if isinstance(error, OSError) else None
         texts = [*(os.strerror(known) for known in _FULL), *_FULL_FOR_TORCH]
         if number == _TOO_LARGE or os.strerror(_TOO_LARGE) in str(error) or f"os error {_TOO_LARGE}" in str(error):
             raise UserError(
-                f"a file of {folder} may not become as large as it must ({_first_line(error)}): raise the limit of this "
-                "shell (ulimit -f) or name a folder on another disk. What was written whole is kept: run the same command "
-                "again (without --overwrite) to resume."
+                f"a file of {folder} would exceed the size limit ({_first_line(error)}): raise the limit of this shell "
+                "(ulimit -f) or choose a folder on another disk. Complete files are kept: run the same command again "
+                "(without --overwrite) to resume."
             ) from error
-        if number in _FORBIDDEN and _is_within(error.filename, folder):
+        if number is not None and number in _FORBIDDEN and _is_within(file, folder):
             raise UserError(
-                f"{folder} cannot be written to ({error.strerror}: {error.filename}). Name another folder with "
+                f"{folder} cannot be written to ({os.strerror(number)}: {file}). Choose another folder with "
                 "output.dir=..., or change its permissions."
             ) from error
         if number not in _FULL and not any(text in str(error) for text in texts):
             raise
-        place = error.filename if number and error.filename else folder
         raise UserError(
-            f"the disk of {place} is full ({_first_line(error)}). What was written whole is kept: make room and run the "
-            "same command again (without --overwrite) to go on."
+            f"the disk of {file or folder} is full ({_first_line(error)}). Complete files are kept: free some space and run "
+            "the same command again (without --overwrite) to resume."
         ) from error
 
 
@@ -71,45 +75,39 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-LOCK_FILE = ".eaftdrope.lock"
-
-
 @contextmanager
-def only_start(folder: str) -> Iterator[None]:
-    """Holds the run of `folder` for this process; the system lets go of it when the process ends, however it ends.
+def run_lock(folder: str) -> Iterator[None]:
+    """Hold the lock of a run folder; the system releases it when the process ends, however it ends.
 
     The lock is a file in the folder itself, locked by the system, so it does not depend on the user's temporary or home
-    folder. On a disk that several machines share it also keeps their starts apart, if the disk passes locks on: NFS 4
-    does, NFS 3 needs its lock daemon. The file is deleted at the end; what a killed process leaves of it is not locked,
-    and stands in nobody's way.
+    folder. It also works between machines that share a disk, if the disk supports locks: NFS 4 does, NFS 3 needs its lock
+    daemon. The file is deleted at the end; one that a killed process leaves is not locked and does no harm.
 
     Raises:
-        UserError: another start is at work on the folder; the folder cannot be made; its disk has no locks.
+        UserError: another process is running in the folder; the folder cannot be made; its disk has no locks.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(folder).expanduser().resolve()
     made = make_folder(path, folder)
     file = path / LOCK_FILE
     lock = FileLock(file)
     try:
-        # a start that is just ending deletes the file and lets go of it: tried again for a second
+        # a process that is just ending deletes the file and releases it: retried for a second
         lock.acquire(timeout=1)
     except Timeout:
         raise UserError(
-            f"another start is at work on {folder}. Nothing was touched: wait for it, stop it, or name another folder with "
-            "output.dir=..."
+            f"another process is already running in {folder}. Nothing was changed: wait for it, stop it, or choose another "
+            "folder with output.dir=..."
         ) from None
     except OSError as error:
         remove_empty(made)
         raise UserError(
-            f"{folder} cannot be locked, so two starts could write it at a time ({error.strerror}: {file}). Name a folder "
-            "on another disk with output.dir=..., or change its permissions."
+            f"{folder} cannot be locked, so two processes could write it at the same time ({error.strerror}: {file}). Choose "
+            "a folder on another disk with output.dir=..., or change its permissions."
         ) from error
     try:
         yield
     finally:
-        # while it is locked, so that it is nobody else's
+        # while it is locked: later it could be another process's
         with contextlib.suppress(OSError):
             file.unlink()
         lock.release()

@@ -1,44 +1,40 @@
-"""The recipe's `lora` section as a peft configuration; the plan counts with it, the run trains with it.
+"""Adapters: the recipe's section `lora` as a peft configuration, for the plan and for the training.
 
-Models that also see or hear (Gemma 3): text trains their language model, and the rest stays as it is.
-
-Left trainable, those parts would get no gradient, which several processes take for a mistake.
+Multimodal models (Gemma 3): text trains their language model only. Their other modules are frozen and get no adapters:
+they would receive no gradient, which several processes report as an error.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import PreTrainedModel
+
+from eaftdrope.recipe.schema import Lora
+
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
-
-    from eaftdrope.recipe.schema import Lora
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedModel
 
 
 def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
-    """Adapters for `model`: none on what text does not reach, where they would never be trained."""
+    """Adapters for `model`, except on modules that no text passes through."""
     from peft import LoraConfig
 
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
+        # pyrefly: ignore[bad-argument-type]  # peft divides by r: a fraction works, whatever its annotation
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        exclude_modules=beside_the_text(model) or None,
+        exclude_modules=non_text_modules(model) or None,
         modules_to_save=lora.modules_to_save or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
 
 
-def beside_the_text(model: PreTrainedModel) -> list[str]:
+def non_text_modules(model: PreTrainedModel) -> list[str]:
     """Names of the modules with parameters of their own that no text passes through."""
     language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     read = {id(parameter) for part in language if part is not None for parameter in part.parameters()}
@@ -49,8 +45,7 @@ def beside_the_text(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def freeze_beside_the_text(model: PreTrainedModel) -> None:
-    for name in beside_the_text(model):
-        module: nn.Module = model.get_submodule(name)
-        for parameter in module.parameters(recurse=False):
+def freeze_non_text_modules(model: PreTrainedModel) -> None:
+    for name in non_text_modules(model):
+        for parameter in model.get_submodule(name).parameters(recurse=False):
             parameter.requires_grad = False

@@ -1,21 +1,28 @@
-"""What this machine has: devices and their memory. Imports torch when asked.
-
-In which types a run computes and keeps its weights: what the recipe says, or what the device is fast at.
-"""
+"""The machine: its devices and their memory, the processes of a launch, its precision, the installed packages."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from eaftdrope.recipe.schema import Recipe
+import psutil
+import torch
+
+from eaftdrope.loss import products
+from eaftdrope.processes import process_count
 
 GIB = 2**30
+_PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+# CPUs with these flags were measured to be faster in bfloat16 than in float32. ARM's bf16 has not been measured.
+_FAST_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 @dataclass(frozen=True)
 class Device:
-    """`kind` is torch's device type; `memory` in bytes: all of it (None where it cannot be known)."""
+    """A device. `kind` is torch's device type; `memory` is its total memory in bytes, None if unknown."""
 
     kind: str
     name: str
@@ -23,9 +30,7 @@ class Device:
 
 
 def accelerators() -> list[Device]:
-    """The cuda (also ROCm), xpu and mps devices that torch sees."""
-    import torch
-
+    """The cuda (also ROCm), xpu and mps devices that torch finds."""
     found = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -41,15 +46,13 @@ def accelerators() -> list[Device]:
 
 
 def training_device() -> Device:
-    """The device that training takes: the first accelerator, else the processor with its memory."""
+    """The device that training uses: the first accelerator, else the CPU."""
     found = accelerators()
     return found[0] if found else Device("cpu", cpu_name(), ram())
 
 
 def ram() -> int:
-    """Bytes of memory this process may use: the machine's, or its container's limit where that is lower."""
-    import psutil
-
+    """Bytes of memory that this process may use: the machine's, or its container's limit where that is lower."""
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -57,10 +60,10 @@ def ram() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Lets large tensors reuse freed memory instead of having the kernel map and clear fresh pages at every step; for
-    training on the processor. Returns whether the C library took it: glibc does, others have no such setting."""
-    import ctypes
+    """Let large tensors reuse freed memory, so that the kernel need not map and clear fresh pages in every step.
 
+    For training on the CPU. Returns whether the C library accepted the setting: glibc does, others have none.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
@@ -70,13 +73,11 @@ def keep_freed_memory() -> bool:
 
 
 def cpu_flags() -> set[str]:
-    """The processor's feature flags as Linux names them (avx512f, avx512_bf16, ...); empty on other systems."""
+    """Feature flags of the CPU as Linux names them (avx512f, avx512_bf16, ...); empty on other systems."""
     return set(_cpuinfo("flags").split()) | set(_cpuinfo("Features").split())
 
 
 def cpu_name() -> str:
-    import platform
-
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
@@ -91,42 +92,49 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def gib(size: float) -> str:
-    """Bytes for people: `85 MB`, `2.31 GB` (powers of 1024, as tools that watch memory count)."""
+def format_bytes(size: float) -> str:
+    """A size for people: `85 MB`, `2.31 GB` (powers of 1024, as memory monitors count)."""
     if size < GIB:
         return f"{size / 2**20:.0f} MB"
     return f"{size / GIB:.2f} GB" if size < 100 * GIB else f"{size / GIB:.0f} GB"
 
 
-# Of these processors it is known that bfloat16 is faster than float32. On ARM (bf16) nobody has measured.
-_FAST_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+# Processes
 
 
-def uses_bfloat16(recipe: Recipe) -> bool:
-    """Whether the run computes under bfloat16 autocast; `auto` says yes where the device is fast at it."""
-    if recipe.train.precision != "auto":
-        return recipe.train.precision == "bfloat16"
+def wait_for_everyone() -> None:
+    """Wait until every process of the launch is here."""
+    if process_count() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=training_device().kind == "cpu").wait_for_everyone()
+
+
+# Precision
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """True if `train.precision` means bfloat16 autocast; `auto` does where the device is fast at it."""
+    if precision != "auto":
+        return precision == "bfloat16"
     return fast_in_bfloat16(training_device())
 
 
-def weights_dtype(recipe: Recipe, device: Device | None = None) -> str:
-    """The type the weights are loaded in, as [`load_model`] takes it: `fast` is settled by the device, which is the one
-    that training takes unless another is given."""
-    if recipe.model.dtype != "fast":
-        return recipe.model.dtype
+def weights_dtype(dtype: str, device: Device | None = None) -> str:
+    """`model.dtype` with `fast` resolved for a device, by default the one that training uses."""
+    if dtype != "fast":
+        return dtype
     return "bfloat16" if fast_in_bfloat16(device or training_device()) else "float32"
 
 
-def precision_line(recipe: Recipe, autocast: bool, device: Device) -> str:
-    """For people, as a plan says it."""
-    return f"{weights_dtype(recipe, device)} weights" + (", bfloat16 autocast" if autocast else "")
+def precision_line(dtype: str, autocast: bool, device: Device) -> str:
+    """The precision in the words of a plan: `float32 weights, bfloat16 autocast`."""
+    return f"{weights_dtype(dtype, device)} weights" + (", bfloat16 autocast" if autocast else "")
 
 
 def fast_in_bfloat16(device: Device) -> bool:
-    """Whether the device, one of this machine, is known to be faster in bfloat16 than in float32."""
+    """True if the device, one of this machine, is known to be faster in bfloat16 than in float32."""
     if device.kind == "cuda":
-        import torch
-
         return torch.cuda.is_bf16_supported()
     if device.kind == "cpu":
         return bool(cpu_flags() & _FAST_FLAGS) and not slow_in_bfloat16()
@@ -134,10 +142,13 @@ def fast_in_bfloat16(device: Device) -> bool:
 
 
 def slow_in_bfloat16() -> bool:
-    """Whether torch has no fast product of bfloat16 matrices on this processor: it is then many times as fast in float32.
-    The loss and the trainer decide by the same answer."""
-    import torch
+    """True if torch has no fast bfloat16 matrix product on this CPU, where float32 is then many times as fast.
 
-    from eaftdrope.loss.products import has_instructions
+    The loss and the trainer decide by the same function.
+    """
+    return not products.has_instructions(torch.bfloat16)
 
-    return not has_instructions(torch.bfloat16)
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    return {name: version(name) for name in _PACKAGES}

@@ -1,42 +1,43 @@
-"""How much memory a training step takes on one device, from shapes alone: an estimate, made before anything is loaded.
+"""Memory of a training step on one device, estimated from shapes before anything is loaded; and GPUs that it fits on.
 
     total = weights + gradients + optimizer + activations + loss tile
 
 Not counted: the process itself (Python, torch, a CUDA context: 0.5 to 1 GB), short-lived buffers and fragmentation.
 
-Notation: P parameters, P_t trained parameters, N = batch_size x max_length tokens of one batch (the longest it can
-be), L layers, h hidden size, a q heads of size d, c key/value heads, f intermediate size, V vocabulary. Bytes in units
-of the element size e (4 in float32, 2 in bfloat16).
+Notation: N = batch_size x max_length tokens of one batch (at most), P parameters, L layers, D hidden size, a query heads of
+size d, c key/value heads, F intermediate size, V vocabulary. Sizes in bytes: e is the element size (4 in float32, 2 in
+bfloat16).
 
-Which common GPUs a run fits on: the estimate of `memory.py`, on one of them or sharded over several with FSDP.
-
-One device holds everything. Of n devices under FSDP (full shard, one decoder layer a unit) each holds
+On n devices under FSDP (full shard, one decoder layer per unit) each holds
 
     (weights + gradients + optimizer) / n + gathered + activations + loss tile
 
-`gathered` is what is whole for a moment: two layers (one at work, the next fetched ahead) and the gradient of one, and
-what is in no layer, embeddings and head, with their gradients where they are trained. It is in bfloat16 under autocast,
-but for the head's gradient, which the loss adds up in float32. Each device has a batch of its own, so activations and
-tile stay as they are.
+`gathered` is held whole for a moment: two layers (the current one, and the next fetched ahead), the gradient of one, and
+everything outside the layers (embeddings and head), with gradients where these are trained. It is in bfloat16 under autocast,
+except for the head's gradient, which the loss accumulates in float32. Each device has its own batch, so activations and tile
+are not divided.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
-    from eaftdrope.recipe.schema import Recipe
-from typing import TYPE_CHECKING
+from eaftdrope.loss.compute import default_tile_bytes
+from eaftdrope.recipe.schema import Lora
 
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig
+from .machine import format_bytes
+from .settings import TrainingSettings
 
-    from eaftdrope.recipe.schema import Recipe
+SIZES = (16, 24, 40, 48, 80, 141)
+"""Memory of common GPUs in GB, as advertised; in powers of 1024 they have slightly more."""
+COUNTS = (1, 2, 4, 8)
+USABLE = 0.9
+"""The rest is for what the estimate leaves out: the CUDA context, short-lived buffers, fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +55,50 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def estimate(recipe: Recipe, config: PretrainedConfig, model: nn.Module, *, device: str, autocast: bool) -> Memory:
-    """The estimate for `model` (on meta, adapters attached) trained as the recipe says on a `device` of torch's kinds.
+def estimate(
+    settings: TrainingSettings, config: PretrainedConfig, model: PreTrainedModel, *, device: str, autocast: bool
+) -> Memory:
+    """The estimate of a training.
 
-    `autocast` says that the arithmetic is bfloat16 while the weights keep their own type.
+    Args:
+        model: on the meta device, with its adapters.
+        device: torch's device type.
+        autocast: the arithmetic is bfloat16 while the weights keep their own type.
     """
+    train, tokens = settings.train, settings.train.batch_size * settings.max_length
+    recompute, quantized = train.gradient_checkpointing, settings.model.quantization == "4bit"
+    element = 2 if autocast else _element(model)
     return Memory(
-        weights=weight_bytes(recipe, model, autocast=autocast),
+        weights=weight_bytes(model, autocast=autocast, quantized=quantized, recompute=recompute),
         gradients=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-        optimizer=optimizer_bytes(recipe.train.optimizer, model),
-        activations=activation_bytes(recipe, config, model, autocast=autocast),
-        loss_tile=loss_tile_bytes(recipe, config, device=device, element=2 if autocast else _element(model)),
+        optimizer=optimizer_bytes(train.optimizer, model),
+        activations=activation_bytes(
+            config, model, tokens=tokens, lora=settings.lora, autocast=autocast, recompute=recompute
+        ),
+        loss_tile=loss_tile_bytes(config, tokens=tokens, tile_mb=settings.loss.tile_mb, device=device, element=element),
     )
 
 
-def weight_bytes(recipe: Recipe, model: nn.Module, *, autocast: bool) -> int:
-    """P e. In 4 bits a linear weight takes 0.5 bytes and 0.127 bits of scales (QLoRA, arXiv 2305.14314, section 3:
-    blocks of 64, scales quantised again). Under autocast a bfloat16 copy of every float32 linear weight lives from the
-    forward to the backward (2 bytes each), unless layers are recomputed: then one layer's copies at a time."""
+def weight_bytes(model: PreTrainedModel, *, autocast: bool, quantized: bool = False, recompute: bool = False) -> int:
+    """P e.
+
+    In 4 bits a linear weight has 0.5 bytes and 0.127 bits of scales (QLoRA, arXiv 2305.14314, section 3: blocks of 64,
+    scales quantised again). Under autocast a bfloat16 copy of every float32 linear weight lives from the forward to the
+    backward (2 bytes each); with gradient checkpointing (`recompute`) only the copies of one layer at a time.
+    """
     total = 0.0
     linear = {id(module.weight) for module in _linears(model)}
-    quantised = recipe.model.quantization == "4bit"
     copies = 0
     for parameter in model.parameters():
         size, element = parameter.numel(), parameter.element_size()
         if id(parameter) in linear:
-            if quantised and not parameter.requires_grad:
+            if quantized and not parameter.requires_grad:
                 total += size * (0.5 + 0.127 / 8)
                 continue
             copies += 2 * size if autocast and element == 4 else 0
         total += size * element
-    if recipe.train.gradient_checkpointing:
-        copies //= max(1, _layers(model))
+    if recompute:
+        copies //= max(1, model.config.get_text_config().num_hidden_layers)
     return int(total) + copies
 
 
@@ -93,8 +106,8 @@ def optimizer_bytes(optimizer: str, model: nn.Module) -> int:
     """State of the trained parameters, as torch and bitsandbytes allocate it.
 
     adamw: two moments in the parameter's type (torch.optim.AdamW: `zeros_like(p)`), 8bit: one byte each, 32bit: four.
-    lion: one moment. adagrad, rmsprop: one accumulator. sgd (no momentum in transformers' choice): none.
-    adafactor: a row and a column of float32 for each matrix (arXiv 1804.04235, section 3), a vector as it is.
+    lion: one moment. adagrad, rmsprop: one accumulator. sgd (transformers uses no momentum): none.
+    adafactor: a row and a column of float32 per matrix (arXiv 1804.04235, section 3), a vector as it is.
     bitsandbytes keeps tensors under 4,096 elements in 32 bits: too small to count.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -110,80 +123,84 @@ def optimizer_bytes(optimizer: str, model: nn.Module) -> int:
     return sum(moments * p.numel() * p.element_size() for p in trained)
 
 
-def activation_bytes(recipe: Recipe, config: PretrainedConfig, model: nn.Module, *, autocast: bool) -> int:
-    """What the forward keeps for the backward, for a decoder with RMSNorm, SwiGLU and attention that does not store
-    its N x N weights: the bookkeeping of arXiv 2205.05198, section 4.1, done over for this architecture and checked
-    against torch's own saved tensors (tests/recipe/test_memory.py). Bytes a token and layer; e_w is the element size
-    of the weights, e that of the arithmetic:
+def activation_bytes(
+    config: PretrainedConfig,
+    model: nn.Module,
+    *,
+    tokens: int,
+    autocast: bool,
+    lora: Lora | None = None,
+    recompute: bool = False,
+) -> int:
+    """Tensors that the forward keeps for the backward, for a decoder with RMSNorm, SwiGLU and attention that does not store
+    its N x N weights.
 
-        two norms        2 (4 h + e_w h)     the float32 input; the normalised input, only if the norm is trained
-        linear inputs    2 e h               one for q, k, v, one for gate and up; under autocast from float32 each of
-                                             the five makes its own copy: 5 e h
+    The accounting of arXiv 2205.05198, section 4.1, repeated for this architecture and checked against torch's own saved
+    tensors (tests/run/test_memory.py). Bytes per token and layer; e_w is the element size of the weights, e that of the
+    arithmetic:
+
+        two norms        2 (4 D + e_w D)     the float32 input; the normalised input, only if the norm is trained
+        linear inputs    2 e D               one for q, k, v, one for gate and up; under autocast from float32 each of
+                                             the five makes its own copy: 5 e D
         attention        e (2 a d + 2 c d)   q, k, v, output
-        feed-forward     4 e f               gate, its SiLU, up, their product
+        feed-forward     4 e F               gate, its SiLU, up, their product
         adapters         e r each            the rank-r output
 
-    An adapter's input x that is changed on its way is kept in place of the two e h and the product: with dropout the
-    result and its mask (2 e x), on bfloat16 weights the cast to the adapter's float32 (4 x, under autocast 2 x).
+    If an adapter changes its input x first, that is kept in place of the two e D and the product: with dropout the result
+    and its mask (2 e x), on bfloat16 weights the cast to the adapter's float32 (4 x, under autocast 2 x).
 
-    With gradient checkpointing each layer keeps its input, e_w h, and one layer at a time is recomputed in full. The
-    last norm adds (4 + e_w) h.
+    With gradient checkpointing (`recompute`) each layer keeps its input, e_w D, and one layer at a time is recomputed in
+    full. The last norm adds (4 + e_w) D.
     """
     text = config.get_text_config()
     element_w = _element(model)
     element = 2 if autocast else element_w
-    tokens = recipe.train.batch_size * recipe.data.max_length
     hidden, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or hidden // heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    norms = 2 * (4 + (0 if recipe.lora else element_w)) * hidden
+    norms = 2 * (4 + (0 if lora else element_w)) * hidden
     inputs = (5 if element < element_w else 2) * element * hidden
     attention = element * 2 * (heads + key_heads) * head_size
     feed_forward = 4 * element * inner
     adapters = 0.0
-    if recipe.lora:
+    if lora:
         shapes = [parameter.shape for name, parameter in model.named_parameters() if "lora_A" in name]
         width, rank = sum(shape[-1] for shape in shapes) / layers, sum(shape[0] for shape in shapes) / layers
-        changed = 2 * element if recipe.lora.dropout else 0
+        changed = 2 * element if lora.dropout else 0
         if element_w == 2:
             changed += 2 if autocast else 4
         if changed:
             inputs, feed_forward = 0, 3 * element * inner
         adapters = element * rank + changed * width
     layer = norms + inputs + attention + feed_forward + adapters
-    kept = layers * element_w * hidden + layer if recipe.train.gradient_checkpointing else layers * layer
+    kept = layers * element_w * hidden + layer if recompute else layers * layer
     return int(tokens * (kept + (4 + element_w) * hidden))
 
 
-def loss_tile_bytes(recipe: Recipe, config: PretrainedConfig, *, device: str, element: int) -> int:
-    """One tile of logits (never N x V), and the gradient of the hidden states, e N h, which the forward already makes.
-    The tile is the recipe's tile_mb, or the operator's own budget."""
-    import torch
+def loss_tile_bytes(config: PretrainedConfig, *, tokens: int, tile_mb: int | None, device: str, element: int) -> int:
+    """One tile of logits (never N x V), and the gradient with respect to the hidden states, e N D, formed in the forward.
 
-    from eaftdrope.loss.call import default_tile_bytes
-
+    Args:
+        tile_mb: the recipe's size of a tile, None for the operator's default.
+    """
     text = config.get_text_config()
-    tokens = recipe.train.batch_size * recipe.data.max_length
-    asked = None if recipe.loss.tile_mb is None else recipe.loss.tile_mb * 2**20
-    budget = default_tile_bytes(asked, torch.device(device), text.vocab_size)
+    budget = default_tile_bytes(None if tile_mb is None else tile_mb << 20, torch.device(device), text.vocab_size)
     row = text.vocab_size * element
     rows = min(tokens, max(1, budget // row))
     return rows * row + tokens * text.hidden_size * element
 
 
 def _element(model: nn.Module) -> int:
-    """Bytes of an element of the (frozen or trained) weights: the type most parameters have."""
+    """Bytes per element of the weights, frozen or trained: of the type that most parameters have."""
     sizes: dict[int, int] = {}
     for parameter in model.parameters():
         sizes[parameter.element_size()] = sizes.get(parameter.element_size(), 0) + parameter.numel()
-    return max(sizes, key=sizes.get)
+    return max(sizes, key=lambda size: sizes[size])
 
 
-def _linears(model: nn.Module) -> list[nn.Module]:
+def _linears(model: PreTrainedModel) -> list[nn.Linear]:
     """The linear layers of the body. The head is the loss's own, and may share its weight with the embedding."""
-    from torch import nn
-
     head = model.get_output_embeddings()
     return [
         module
@@ -192,44 +209,38 @@ def _linears(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _layers(model: nn.Module) -> int:
-    return model.config.get_text_config().num_hidden_layers
-
-
-SIZES = (16, 24, 40, 48, 80, 141)
-"""Memory of common GPUs in GB, as they are sold; a little more, in powers of 1024, is really there."""
-COUNTS = (1, 2, 4, 8)
-USABLE = 0.9
-"""The rest is for what the estimate leaves out: the CUDA context, short-lived buffers, fragmentation."""
+# GPUs
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`devices` GPUs of `size` GB, the smallest that will do; each needs `needed` bytes. None: no common size will."""
+    """`devices` GPUs of `size` GB, the smallest sufficient size, None if no common one is; each needs `needed` bytes."""
 
     devices: int
     needed: int
     size: int | None
 
 
-def fits(recipe: Recipe, config: PretrainedConfig, model: nn.Module, *, autocast: bool) -> tuple[Fit, ...]:
-    """One entry for each number of devices, up to the one that the smallest GPU is enough for.
+def fits(
+    settings: TrainingSettings, config: PretrainedConfig, model: PreTrainedModel, *, autocast: bool
+) -> tuple[Fit, ...]:
+    """One entry per number of devices, up to the first for which the smallest GPU is enough.
 
-    A base in 4 bits is never sharded: bitsandbytes' bytes are not.
+    A base model in 4 bits is never sharded: FSDP does not shard bitsandbytes' bytes.
     """
-    whole = estimate(recipe, config, model, device="cuda", autocast=autocast)
-    shared = gathered_bytes(model, autocast=autocast)
-    found = []
-    for devices in COUNTS if recipe.model.quantization == "none" else (1,):
-        needed = whole.total if devices == 1 else on_each(whole, shared, devices)
+    whole = estimate(settings, config, model, device="cuda", autocast=autocast)
+    gathered = gathered_bytes(model, autocast=autocast)
+    found: list[Fit] = []
+    for devices in COUNTS if settings.model.quantization == "none" else (1,):
+        needed = whole.total if devices == 1 else sharded_bytes(whole, gathered, devices)
         found.append(Fit(devices, needed, smallest(needed)))
         if found[-1].size == SIZES[0]:
             break
     return tuple(found)
 
 
-def on_each(whole: Memory, gathered: int, devices: int) -> int:
-    """Bytes on each of several devices, as above."""
+def sharded_bytes(whole: Memory, gathered: int, devices: int) -> int:
+    """Bytes on each of several devices."""
     return (
         (whole.weights + whole.gradients + whole.optimizer) // devices + gathered + whole.activations + whole.loss_tile
     )
@@ -240,21 +251,19 @@ def smallest(needed: int) -> int | None:
     return next((size for size in SIZES if needed <= USABLE * size * 1e9), None)
 
 
-def gathered_bytes(model: nn.Module, *, autocast: bool) -> int:
-    """What FSDP has whole on every device for a moment."""
-    from torch import nn
-
+def gathered_bytes(model: PreTrainedModel, *, autocast: bool) -> int:
+    """Bytes that FSDP holds whole on every device for a moment."""
     blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = max(blocks, key=_size)
     layer = max(layers, key=_size)
     inside = {id(parameter) for parameter in layers.parameters()}
     outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
-    def held(parameters) -> int:
+    def held(parameters: Iterable[nn.Parameter]) -> int:
         return sum(parameter.numel() * (2 if autocast else parameter.element_size()) for parameter in parameters)
 
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    head = model.get_output_embeddings().weight
+    head = getattr(model.get_output_embeddings(), "weight", None)
     gradients = sum(4 * p.numel() if p is head else held([p]) for p in outside if p.requires_grad)
     return 2 * held(layer.parameters()) + held(trained) + held(outside) + gradients
 
@@ -264,14 +273,12 @@ def _size(module: nn.Module) -> int:
 
 
 def fit_lines(found: tuple[Fit, ...]) -> list[str]:
-    """The table, a line for each number of devices."""
-    from .machine import gib
-
+    """The table: one line per number of devices."""
     lines = []
     for fit in found:
         gpus = "1 GPU" if fit.devices == 1 else f"{fit.devices} GPUs with FSDP"
         if fit.size is None:
-            lines.append(f"{gpus}: no, {gib(fit.needed)} needed on each")
+            lines.append(f"{gpus}: no, {format_bytes(fit.needed)} needed on each")
         else:
-            lines.append(f"{gpus}: from {fit.size} GB ({gib(fit.needed)} needed on each)")
+            lines.append(f"{gpus}: from {fit.size} GB ({format_bytes(fit.needed)} needed on each)")
     return lines

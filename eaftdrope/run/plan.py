@@ -1,4 +1,4 @@
-"""What a recipe will do, told before anything is loaded: parameters, tokens, steps, memory, files.
+"""The plan of a training, before anything is loaded: parameters, tokens, steps, memory, files.
 
 The model is built on torch's meta device from its configuration, so parameters (and the adapters', attached by peft
 itself) are counted exactly and no weight is read.
@@ -7,45 +7,36 @@ itself) are counted exactly and no weight is read.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from eaftdrope.errors import UserError
-from eaftdrope.recipe.stage_sections import TextData
+from eaftdrope.processes import process_count
+from eaftdrope.recipe.schema import Lora, Model
+from eaftdrope.recipe.training_sections import Loss
 
-from . import memory
-from .limits import check_positions, context_notes, room_notes
-from .lora import freeze_beside_the_text, lora_config
-from .machine import Device, gib, precision_line, slow_in_bfloat16, training_device, weights_dtype
-from .memory import Fit, fit_lines, fits
-from .stages.chain import tokens_of_a_step
+from . import limits
+from .lora import freeze_non_text_modules, lora_config
+from .machine import Device, format_bytes, precision_line, training_device, weights_dtype
+from .memory import Fit, Memory, estimate, fit_lines, fits
+from .record import DataStats
+from .settings import TrainingSettings
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from torch import nn
-    from transformers import PretrainedConfig
-
-    from eaftdrope.recipe.schema import Lora, Recipe
+Lines = list[tuple[str, str]]
+"""A plan as (name, text) lines."""
 
 
 @dataclass(frozen=True)
-class DataStats:
-    """What is known about the training rows once they have been read; tokens are after truncation."""
+class StagePlan:
+    """A training in numbers. Tokens and steps are None where the data has not been read; `memory` is per device.
 
-    rows: int
-    tokens: int
-    trained_tokens: int
-    truncated: int = 0
-    skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run in numbers. Counts of tokens and steps are None where the data is not known yet; `memory` is a device's.
-
-    `tokens_per_step` counts all processes, and is the most it can be when `data` is None."""
+    `tokens_per_step` counts all processes, and is an upper bound where `data` is None."""
 
     model: str
     architecture: str
@@ -59,7 +50,7 @@ class Plan:
     tokens_per_step: int
     steps: int | None
     data: DataStats | None
-    memory: memory.Memory
+    memory: Memory
     device: Device
     gpus: tuple[Fit, ...]
     folder: str
@@ -68,183 +59,146 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the estimate is below the device's memory; None when that is not known."""
+        """True if the estimate is below the device's memory; None if that is unknown."""
         return None if self.device.memory is None else self.memory.total <= self.device.memory
 
 
 def make_plan(
-    recipe: Recipe,
+    settings: TrainingSettings,
     config: PretrainedConfig,
     data: DataStats | None = None,
     *,
     autocast: bool,
     device: Device | None = None,
     longest: int = 0,
-) -> Plan:
-    """The plan of `recipe` for a model of this configuration.
+) -> StagePlan:
+    """The plan of a training for a model of this configuration.
 
     Args:
-        data: statistics of the training rows, where they are known: steps and tokens are then exact.
-        autocast: whether the run computes in bfloat16 under autocast.
-        device: what to compare the memory with; the device that training takes by default.
-        longest: tokens of the longest row, where the rows are known.
+        data: counts of the training rows, where they have been read: steps and tokens are then exact.
+        autocast: the arithmetic is bfloat16 autocast.
+        device: the device to compare the memory with, by default the one that training uses.
+        longest: tokens of the longest row, where the rows have been read.
 
     Raises:
-        UserError: peft puts no such adapter on the model, or a row is longer than the positions that the model has learned.
+        UserError: peft cannot put such an adapter on the model, or a row is longer than its table of positions.
     """
     device = device or training_device()
-    model = meta_model(recipe, config, device)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows = recipe.train.batch_size * recipe.train.accumulation * processes
-    mean = min(recipe.data.max_length, data.tokens / max(1, data.rows)) if data else recipe.data.max_length
-    if recipe.data.packing:
-        mean = recipe.data.max_length
-    lora = recipe.lora
-    if not recipe.data.packing:
-        check_positions(model, config, longest)
-    estimated = memory.estimate(recipe, config, model, device=device.kind, autocast=autocast)
-    return Plan(
-        model=recipe.model.reference,
-        architecture=(config.architectures or [type(config).__name__])[0],
+    train, lora, processes = settings.train, settings.lora, process_count()
+    model = meta_model(settings.model, lora, config, device)
+    rows = train.batch_size * train.accumulation * processes
+    mean = min(settings.max_length, data.tokens / max(1, data.rows)) if data else settings.max_length
+    if settings.packing:
+        mean = settings.max_length
+    else:
+        limits.check_positions(model, config, longest)
+    memory = estimate(settings, config, model, device=device.kind, autocast=autocast)
+    return StagePlan(
+        model=settings.model.reference,
+        architecture=architecture(config),
         parameters=sum(p.numel() for n, p in model.named_parameters() if not _is_adapter(n)),
-        trained_parameters=trained,
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         method=f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
-        gate=_gate(recipe),
-        precision=precision_line(recipe, autocast, device),
+        gate=_gate(settings.loss),
+        precision=precision_line(settings.model.dtype, autocast, device),
         processes=processes,
         rows_per_step=rows,
         tokens_per_step=round(rows * mean),
-        steps=recipe.train.steps or (steps_of(recipe, data, processes) if data else None),
+        steps=train.steps or (steps_of(settings, data, processes) if data else None),
         data=data,
-        memory=estimated,
+        memory=memory,
         device=device,
-        gpus=fits(recipe, config, model, autocast=autocast or recipe.train.precision == "auto"),
-        folder=recipe.output.dir,
-        files=_files(recipe, model, estimated.optimizer),
-        notes=(
-            *context_notes(recipe, config, longest),
-            *_notes(recipe, config, data, estimated, device),
-            *room_notes(recipe, config, model),
-        ),
+        gpus=fits(settings, config, model, autocast=autocast or train.precision == "auto"),
+        folder=settings.folder,
+        files=_files(settings, model, memory.optimizer),
+        notes=tuple(limits.notes(settings, config, model, data, memory, device, longest)),
     )
 
 
-def meta_model(recipe: Recipe, config: PretrainedConfig, device: Device | None = None) -> nn.Module:
-    """The model of the recipe on the meta device, with its adapters and with `requires_grad` as in training; in the types
-    of a training on `device`."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def architecture(config: PretrainedConfig) -> str:
+    """The name of the model's class."""
+    return (config.architectures or [type(config).__name__])[0]
 
-    dtype = getattr(torch, weights_dtype(recipe, device), None) or config.dtype or torch.float32
+
+def meta_model(
+    section: Model, lora: Lora | None, config: PretrainedConfig, device: Device | None = None
+) -> PreTrainedModel:
+    """The model on the meta device, with its adapters, and with the types and `requires_grad` of a training on `device`."""
+    dtype = getattr(torch, weights_dtype(section.dtype, device), None) or config.dtype or torch.float32
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code)
-        freeze_beside_the_text(model)
-        if recipe.lora:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code)
+        freeze_non_text_modules(model)
+        if lora:
             from peft import get_peft_model
 
             with warnings.catch_warnings():
-                # peft asks transformers by a deprecated name; nothing the user could change
+                # peft calls transformers by a deprecated name; nothing that the user could change
                 warnings.simplefilter("ignore", FutureWarning)
                 try:
-                    model = get_peft_model(model, lora_config(recipe.lora, model))
+                    model = get_peft_model(model, lora_config(lora, model))
                 except ValueError as error:
-                    raise UserError(_no_adapter(recipe.lora, str(error))) from error
+                    raise UserError(_no_adapter(lora, str(error))) from error
     return model
 
 
 def _no_adapter(lora: Lora, problem: str) -> str:
-    """Why peft puts no adapter on a model, and what to do about it."""
+    """The reason why peft cannot adapt a model, with the way out."""
     if "lora_dropout" in problem and lora.dropout:
-        return f"lora.dropout: {problem} Set it to 0, or name lora.target_modules without the experts."
-    return f"lora.target_modules: {problem} Name modules of the model, or leave the key out for all-linear."
+        return f"lora.dropout: {problem} Set it to 0, or set lora.target_modules without the experts."
+    return f"lora.target_modules: {problem} Use modules of the model, or leave the key out for all-linear."
 
 
-def steps_of(recipe: Recipe, data: DataStats, processes: int) -> int:
-    """Optimiser steps of the run's epochs, counted as transformers' Trainer counts them: a last, smaller batch and a
-    last, shorter accumulation make a step too."""
+def steps_of(settings: TrainingSettings, data: DataStats, processes: int) -> int:
+    """Optimiser steps of the epochs, counted as transformers' Trainer counts them.
+
+    A last, smaller batch and a last, shorter accumulation are a step too.
+    """
+    train = settings.train
+    assert train.epochs is not None, "a training has steps or epochs"
     rows = data.rows
-    if recipe.data.packing:
-        rows = math.ceil(data.tokens / recipe.data.max_length)
-    batches = math.ceil(math.ceil(rows / processes) / recipe.train.batch_size)
-    an_epoch = max(1, math.ceil(batches / recipe.train.accumulation))
-    return math.ceil(recipe.train.epochs * an_epoch)
+    if settings.packing:
+        rows = math.ceil(data.tokens / settings.max_length)
+    batches = math.ceil(math.ceil(rows / processes) / train.batch_size)
+    per_epoch = max(1, math.ceil(batches / train.accumulation))
+    return math.ceil(train.epochs * per_epoch)
 
 
 def _is_adapter(name: str) -> bool:
     return "lora_" in name or "modules_to_save" in name
 
 
-def _gate(recipe: Recipe) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in recipe.loss.gate_kwargs().items())
-    loss = recipe.loss
+def _gate(loss: Loss) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
     tail = ", sparse tail" if loss.tail == "sparse" else ""
     skipped = f", gates below {loss.gate_threshold:g} left out" if loss.gate_threshold else ""
     return loss.gate + (f" ({options})" if options else "") + tail + skipped
 
 
-def _files(recipe: Recipe, model: nn.Module, optimizer: int) -> tuple[tuple[str, str], ...]:
+def _files(settings: TrainingSettings, model: PreTrainedModel, optimizer: int) -> tuple[tuple[str, str], ...]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if not _is_adapter(n))
-    checkpoint = weights + optimizer
+    train, checkpoint = settings.train, weights + optimizer
     files = [
-        ("the adapters" if recipe.lora else "the model's weights", f"about {gib(weights)}"),
+        ("the adapters" if settings.lora else "the model's weights", f"about {format_bytes(weights)}"),
         ("tokenizer with its chat template, model card, resolved recipe, metrics.jsonl", "small"),
         (
-            f"checkpoints every {recipe.train.save_every} steps, {recipe.train.keep_checkpoints} kept",
-            f"about {gib(checkpoint)} each",
+            f"checkpoints every {train.save_every} steps, {train.keep_checkpoints} kept",
+            f"about {format_bytes(checkpoint)} each",
         ),
     ]
-    if recipe.output.merge:
-        files.append(("the merged model", f"about {gib(whole)}"))
+    if settings.merge:
+        files.append(("the merged model", f"about {format_bytes(whole)}"))
     return tuple(files)
-
-
-def _notes(recipe: Recipe, config: PretrainedConfig, data: DataStats | None, estimated, device: Device):
-    if isinstance(recipe.data, TextData):
-        yield from _text_notes(recipe, data)
-    if data and data.truncated:
-        yield f"{data.truncated} of {data.rows} rows ({data.truncated / data.rows:.0%}) are cut at data.max_length."
-    chosen = weights_dtype(recipe, device)
-    weights = str(config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
-    if device.kind == "cpu" and "bfloat16" in (weights, recipe.train.precision) and slow_in_bfloat16():
-        yield (
-            "This processor has no bfloat16 instructions and is several times as slow in it as in float32: "
-            "model.dtype=fast train.precision=auto."
-        )
-    if device.memory is not None and estimated.total > device.memory:
-        ways = ["a smaller train.batch_size (raise train.accumulation as much)", "a smaller data.max_length"]
-        if not recipe.train.gradient_checkpointing:
-            ways.insert(0, "train.gradient_checkpointing: true")
-        if not recipe.lora:
-            ways.append("lora")
-        yield (
-            f"It will probably not fit: {gib(estimated.total)} needed, {device.name} has {gib(device.memory)}. "
-            f"Ways out: {', '.join(ways)}."
-        )
-
-
-def _text_notes(recipe: Recipe, data: DataStats | None):
-    train, text = recipe.train, recipe.data
-    if data and train.steps:
-        passes = train.steps * tokens_of_a_step(recipe) / data.tokens
-        if passes > 1.05:
-            yield f"The text is read {passes:.1f} times to make up the tokens: more text would do better."
-    if text.documents == "separate" and train.batch_size > 1 and "flash" not in str(recipe.model.attn_implementation):
-        yield (
-            "documents separate puts a batch in one row. Without flash attention that costs batch_size times the "
-            f"attention: batch_size=1 accumulation={train.batch_size * train.accumulation} is the same training for less."
-        )
 
 
 # Rendering
 
 
-def plan_lines(plan: Plan) -> list[tuple[str, str]]:
+def plan_lines(plan: StagePlan) -> Lines:
     """The plan as (name, text) lines."""
     share = plan.trained_parameters / plan.parameters
     most = "" if plan.data else "at most "
-    lines = [
+    lines: Lines = [
         ("model", f"{plan.model} ({plan.architecture}, {plan.parameters:,} parameters)"),
         ("trained", f"{plan.trained_parameters:,} parameters ({share:.2%}), {plan.method}"),
         ("loss", f"gate {plan.gate}"),
@@ -256,22 +210,22 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
             (
                 "data",
                 f"{d.rows:,} rows, {d.tokens:,} tokens, {d.trained_tokens:,} of them trained "
-                f"({d.trained_tokens / max(1, d.tokens):.0%}), {d.truncated} rows cut, {d.skipped} skipped",
+                f"({d.trained_tokens / max(1, d.tokens):.0%}), {d.truncated} rows truncated, {d.skipped} skipped",
             )
         )
-    lines.append(("a step", f"{plan.rows_per_step} rows, {most}{plan.tokens_per_step:,} tokens"))
+    lines.append(("per step", f"{plan.rows_per_step} rows, {most}{plan.tokens_per_step:,} tokens"))
     if plan.steps is None:
         lines.append(("steps", "known once the data has been read"))
     else:
         lines.append(("steps", f"{plan.steps:,}, {most}{plan.steps * plan.tokens_per_step:,} tokens"))
     m = plan.memory
     lines += [
-        ("memory", f"about {gib(m.total)} on {plan.device.name}" + _of(plan)),
-        ("  weights", gib(m.weights)),
-        ("  gradients", gib(m.gradients)),
-        ("  optimizer", gib(m.optimizer)),
-        ("  activations", f"{gib(m.activations)} (when every row has the full length)"),
-        ("  loss tile", gib(m.loss_tile)),
+        ("memory", f"about {format_bytes(m.total)} on {plan.device.name}" + _of(plan)),
+        ("  weights", format_bytes(m.weights)),
+        ("  gradients", format_bytes(m.gradients)),
+        ("  optimizer", format_bytes(m.optimizer)),
+        ("  activations", f"{format_bytes(m.activations)} (when every row has the full length)"),
+        ("  loss tile", format_bytes(m.loss_tile)),
     ]
     table = fit_lines(plan.gpus)
     lines += [("fits on", table[0]), *(("", line) for line in table[1:])]
@@ -281,23 +235,28 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-def plan_text(plan: Plan) -> str:
-    """The plan as plain lines, for logs and pipes."""
-    return "\n".join(f"{name:13} {text}" for name, text in plan_lines(plan))
+def print_plan(lines: Lines, console: Console) -> None:
+    """Print a plan: as a table in a terminal, as plain lines in a log."""
+    console.print()
+    if console.is_terminal:
+        console.print(plan_table(lines))
+    else:
+        console.print(plan_text(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print()
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """The plan as a rich table, for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
+def plan_text(lines: Lines) -> str:
+    return "\n".join(f"{name:13} {text}" for name, text in lines)
 
+
+def plan_table(lines: Lines) -> RenderableType:
     table = Table(title="Plan", show_header=False, box=None, pad_edge=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for name, text in plan_lines(plan):
+    for name, text in lines:
         table.add_row(name, Text(text, style="yellow" if name == "note" else ""))
     return table
 
 
-def _of(plan: Plan) -> str:
-    return f", which has {gib(plan.device.memory)}" if plan.device.memory else ""
+def _of(plan: StagePlan) -> str:
+    return f", which has {format_bytes(plan.device.memory)}" if plan.device.memory else ""

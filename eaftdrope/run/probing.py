@@ -1,154 +1,172 @@
-"""The probes of a run: before and after its training, a cheap part of them while it goes on.
+"""The probes of a run: before and after its training, and a cheap part of them during it.
 
 probes_before.json, probes_after.json   scores with their units
 probes_during.jsonl                     scores every `probes.every` steps
-agreement.safetensors                   what the base model says, until the run is finished
+samples.json                            sample answers before and after
+agreement.safetensors                   the base model's predictions, until the run is finished
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eaftdrope.data import Example
+from eaftdrope.errors import UserError
+from eaftdrope.evaluate import Probe, Score, run_probes
+from eaftdrope.evaluate.probes.agreement import AgreementProbe
+from eaftdrope.evaluate.probes.build import cheap_probes
+from eaftdrope.evaluate.scores import refuse_not_a_number
+from eaftdrope.trainer import EAFTTrainer
+from eaftdrope.trainer.callbacks.probes import ProbesCallback
 
 from .checkpoints import unreadable
-from .machine import uses_bfloat16
-from .samples import take_samples
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from torch import nn
-    from transformers import PreTrainedTokenizerBase
-
-    from eaftdrope.evaluate import Probe, Score
-    from eaftdrope.trainer import EAFTTrainer
-    from eaftdrope.trainer.callbacks.probes import ProbesCallback
-
-    from .folder import RunFolder
-    from .prepare import Prepared
-
-CAPTURE_FILE = "agreement.safetensors"
+from .folder import CAPTURE_FILE, RunFolder
+from .result import is_sharded
+from .samples import SAMPLES_FILE, read_samples, take_samples
+from .settings import TrainingSettings
 
 
-def probe_run(
-    when: str,
-    trainer: EAFTTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
-    folder: RunFolder,
-    console: Console,
-) -> list[Score]:
-    """Scores of "before" or "after", and samples of answers, by the main process; those of before from the folder if a
-    former start measured them. Without probes nothing is measured, and nothing sampled.
+@dataclass(frozen=True)
+class RunProbes:
+    """The probes of a run, measured on its trainer's model.
 
-    A model that is sharded over processes is measured by all of them, in step; the main process keeps the result."""
-    from eaftdrope.evaluate.probes.agreement import AgreementProbe
-    from eaftdrope.evaluate.scores import refuse_not_a_number
+    Args:
+        examples: held-out examples, for the samples.
+    """
 
-    if not prepared.probes:
-        return []
-    keeps = trainer.accelerator.is_main_process
-    compared = [probe for probe in prepared.probes if isinstance(probe, AgreementProbe)]
-    capture, is_base = folder.path / CAPTURE_FILE, when == "before"
-    scores = folder.load_scores(when) if is_base else None
-    if is_base and compared and (not capture.is_file() or unreadable(capture)):
-        # without it nothing can be compared later
-        scores = None
-        if keeps:
-            capture.unlink(missing_ok=True)
-    _compare_with(capture, prepared.probes)
-    if keeps or is_sharded(trainer):
-        if scores is None:
-            if is_base and keeps and (folder.path / "probes_before.json").exists():
-                console.print("what was measured before training is damaged: measured again", highlight=False)
-            with _own_file(capture, keeps) as file:
-                scores = _measure(when, trainer, tokenizer, prepared, file if is_base else None, console)
-            if is_base:
-                refuse_not_a_number(scores, prepared.recipe.model.reference)
+    trainer: EAFTTrainer
+    tokenizer: PreTrainedTokenizerBase
+    probes: list[Probe]
+    examples: list[Example]
+    settings: TrainingSettings
+    folder: RunFolder
+    console: Console
+
+    def measure(self, when: str) -> list[Score]:
+        """Scores and sample answers of "before" or "after", measured by the main process.
+
+        Those of before are read from the folder if an earlier start measured them. Without probes nothing is measured or
+        sampled. A model that is sharded over processes is measured by all of them, in step; the main process keeps the
+        result.
+        """
+        if not self.probes:
+            return []
+        keeps = self.trainer.accelerator.is_main_process
+        is_base, capture = when == "before", self.folder.path / CAPTURE_FILE
+
+        # scores of an earlier start
+        scores = self.folder.load_scores(when) if is_base else None
+        compared = any(isinstance(probe, AgreementProbe) for probe in self.probes)
+        if is_base and compared and (not capture.is_file() or unreadable(capture)):
+            # without the base model's predictions nothing can be compared later
+            scores = None
             if keeps:
-                folder.save_scores(when, scores)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with _as_trained(trainer, prepared), _as_base(trainer, when), _progress(console, when) as progress:
-            take_samples(when, model, tokenizer, prepared, folder, progress, keeps=keeps)
-    # on every process, whoever measured: others may see the file before they come here
-    trainer.accelerator.wait_for_everyone()
-    return scores or []
+                capture.unlink(missing_ok=True)
+        _compare_with(capture, self.probes)
+
+        # measured now
+        if keeps or is_sharded(self.trainer):
+            if scores is None:
+                if is_base and keeps and (self.folder.path / "probes_before.json").exists():
+                    self.console.print("the scores before training are damaged: measured again", highlight=False)
+                with _own_file(capture, keeps) as file:
+                    scores = self._scores(when, file if is_base else None)
+                if is_base:
+                    refuse_not_a_number(scores, self.settings.model.reference)
+                if keeps:
+                    self.folder.save_scores(when, scores)
+            self._take_samples(when, keeps)
+
+        # on every process, whoever measured: others may see the file before they come here
+        self.trainer.accelerator.wait_for_everyone()
+        return scores or []
+
+    def during(self) -> ProbesCallback | None:
+        """The callback of `probes.every`; None if the recipe does not set it, or no probe is cheap enough."""
+        section = self.settings.probes
+        if section.every is None:
+            return None
+        probes = cheap_probes(self.probes, section.during_limit)
+        if not probes:
+            return None
+        _compare_with(self.folder.path / CAPTURE_FILE, probes)
+
+        def measure(model: nn.Module) -> list[dict]:
+            with self._autocast():
+                scores = run_probes(model, self.tokenizer, probes, batch_tokens=section.batch_tokens)
+            return [{key: value for key, value in asdict(score).items() if key != "units"} for score in scores]
+
+        return ProbesCallback(self.folder.path / "probes_during.jsonl", measure, section.every)
+
+    def check_not_lost(self) -> None:
+        """Check a training that is to be resumed for the measurements that cannot be repeated.
+
+        Raises:
+            UserError: scores or samples of the base model are lost, and it is sharded: it was measured when the training
+                began.
+        """
+        if not self.probes or not is_sharded(self.trainer):
+            return
+        measured = {
+            "probes_before.json": self.folder.load_scores("before"),
+            SAMPLES_FILE: read_samples(self.folder),
+        }
+        lost = [str(self.folder.path / name) for name, content in measured.items() if content is None]
+        if lost:
+            raise UserError(
+                f"{' and '.join(lost)} is damaged or missing, and a sharded base model cannot be measured again "
+                "once its training has begun. Put back a copy and run the same command again, or pass --overwrite to delete "
+                "the run and start from scratch."
+            )
+
+    def _scores(self, when: str, capture: Path | None) -> list[Score]:
+        with _progress(self.console, when) as progress, self._autocast(), as_base(self.trainer, when):
+            return run_probes(
+                self._model,
+                self.tokenizer,
+                self.probes,
+                batch_tokens=self.settings.probes.batch_tokens,
+                progress=progress,
+                capture=capture,
+            )
+
+    def _take_samples(self, when: str, keeps: bool) -> None:
+        with self._autocast(), as_base(self.trainer, when), _progress(self.console, when) as progress:
+            take_samples(
+                when,
+                self._model,
+                self.tokenizer,
+                self.examples,
+                self.folder,
+                progress,
+                batch_tokens=self.settings.probes.batch_tokens,
+                keeps=keeps,
+            )
+
+    @property
+    def _model(self) -> PreTrainedModel:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def _autocast(self) -> torch.autocast:
+        """The arithmetic of the training."""
+        return torch.autocast(self.trainer.accelerator.device.type, torch.bfloat16, enabled=self.settings.autocast)
 
 
-def is_sharded(trainer: EAFTTrainer) -> bool:
-    """Whether each process holds but a part of the model, from the beginning of its training on."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+def as_base(trainer: EAFTTrainer, when: str) -> AbstractContextManager:
+    """Leave new adapters out of what is measured before training: they add zero, and without them it is a quarter faster.
 
-
-@contextmanager
-def _own_file(file: Path, keeps: bool) -> Iterator[Path]:
-    """`file` for the process that keeps it, one that is thrown away for another."""
-    if keeps:
-        yield file
-    else:
-        with TemporaryDirectory() as place:
-            yield Path(place) / file.name
-
-
-def during_callback(
-    trainer: EAFTTrainer, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, folder: RunFolder
-) -> ProbesCallback | None:
-    """The callback of `probes.every`; None where the recipe has none, or no probe that is cheap enough."""
-    from eaftdrope.evaluate import run_probes
-    from eaftdrope.evaluate.probes.build import cheap_probes
-    from eaftdrope.trainer.callbacks.probes import ProbesCallback
-
-    settings = prepared.recipe.probes
-    probes = cheap_probes(prepared.probes, settings.during_limit) if settings.every else []
-    if not probes:
-        return None
-    _compare_with(folder.path / CAPTURE_FILE, probes)
-
-    def measure(model: nn.Module) -> list[dict]:
-        with _as_trained(trainer, prepared):
-            scores = run_probes(model, tokenizer, probes, batch_tokens=settings.batch_tokens)
-        return [{key: value for key, value in asdict(score).items() if key != "units"} for score in scores]
-
-    return ProbesCallback(folder.path / "probes_during.jsonl", measure, settings.every)
-
-
-def _compare_with(capture: Path, probes: list[Probe]) -> None:
-    """Tells the probes that need it where to find what the base model says, now or by the time they run."""
-    from eaftdrope.evaluate.probes.agreement import AgreementProbe
-
-    for probe in probes:
-        if isinstance(probe, AgreementProbe):
-            probe.captured = capture
-
-
-def _measure(when, trainer, tokenizer, prepared: Prepared, capture: Path | None, console: Console) -> list[Score]:
-    from eaftdrope.evaluate import run_probes
-
-    with _progress(console, when) as progress, _as_trained(trainer, prepared), _as_base(trainer, when):
-        return run_probes(
-            trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer,
-            prepared.probes,
-            batch_tokens=prepared.recipe.probes.batch_tokens,
-            progress=progress,
-            capture=capture,
-        )
-
-
-def _as_trained(trainer: EAFTTrainer, prepared: Prepared):
-    """The arithmetic of the training."""
-    import torch
-
-    device = trainer.accelerator.device.type
-    return torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(prepared.recipe))
-
-
-def _as_base(trainer: EAFTTrainer, when: str):
-    """Before training new adapters add zero: the model without them measures the same, a quarter faster. (A sharded one keeps
-    them: peft would change which parameters are trained, which a wrapped model has fixed.)"""
+    A sharded model keeps them: peft would change which parameters are trained, which a wrapped model has fixed.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if when == "before" and hasattr(model, "disable_adapter") and not is_sharded(trainer):
         return model.disable_adapter()
@@ -156,13 +174,28 @@ def _as_base(trainer: EAFTTrainer, when: str):
 
 
 @contextmanager
-def _progress(console: Console, when: str) -> Iterator:
-    """A bar a probe in a terminal, one line a probe elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _own_file(file: Path, keeps: bool) -> Iterator[Path]:
+    """`file` for the process that keeps it, a temporary one for the others."""
+    if keeps:
+        yield file
+    else:
+        with TemporaryDirectory() as place:
+            yield Path(place) / file.name
 
+
+def _compare_with(capture: Path, probes: list[Probe]) -> None:
+    """Set the file of the base model's predictions in the probes that compare with them."""
+    for probe in probes:
+        if isinstance(probe, AgreementProbe):
+            probe.captured = capture
+
+
+@contextmanager
+def _progress(console: Console, when: str) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per probe in a terminal, one line per probe elsewhere."""
     columns = (TextColumn("{task.description:28}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in tasks:

@@ -1,45 +1,53 @@
-"""run.json: which recipe a run is of, how far it got, and what it was begun with.
+"""run.json: the recipe of a run, how far it got, and what it was begun with.
 
-status        "running"; "trained" once the result and its scores are whole and what is drawn from them is still to
-              come (card, merged model, report, upload); "finished", written last
+status        "running"; "trained" once the result and its scores are complete and only their presentation is left (card,
+              merged model, report, upload); "finished", written last
 recipe        the recipe without `output`
-processes     how many share a step
+processes     processes that share a step
 data          counts of the training rows
-fingerprints  hashes of what must not change between two starts; older versions kept none
+fingerprints  hashes that must not change between two starts; older versions have none
 versions, about, uploaded
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from eaftdrope import files
 from eaftdrope.errors import UserError
-
-if TYPE_CHECKING:
-    from eaftdrope.recipe.schema import Recipe
-
-    from .plan import DataStats
+from eaftdrope.recipe.load import load_recipe
+from eaftdrope.recipe.schema import Recipe
 
 NAME, RECIPE_NAME = "run.json", "recipe.yaml"
 STATUSES = ("running", "trained", "finished")
 _KEYS = {"status", "recipe", "processes", "data"}
 _COUNTS = ("rows", "tokens", "trained_tokens")
-# they decide what is kept and shown of a training, and nothing of what is trained
+# keys that decide what is kept and shown of a training, and nothing of its result
 _FREE_KEYS = ("train.save_every", "train.keep_checkpoints", "train.log_every")
 
 
+@dataclass(frozen=True)
+class DataStats:
+    """Counts of the training rows; tokens are after truncation."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    truncated: int = 0
+    skipped: int = 0
+
+
 def read_record(folder: Path) -> dict | None:
-    """run.json of a folder; None where there is none, another program's of that name, or a damaged one."""
+    """run.json of a folder; None if it is missing, damaged, or another program's file of that name."""
     run = read_json(folder / NAME)
     return run if isinstance(run, dict) and run.keys() >= _KEYS and _is_sound(run) else None
 
 
 def is_damaged(folder: Path) -> bool:
-    """Whether run.json exists and is damaged: not JSON, or with values that no version of eaftdrope writes."""
+    """True if run.json exists and is damaged: not JSON, or with values that no version of eaftdrope writes."""
     if not (folder / NAME).is_file():
         return False
     run = read_json(folder / NAME)
@@ -47,9 +55,7 @@ def is_damaged(folder: Path) -> bool:
 
 
 def recorded_recipe(folder: Path) -> Recipe | None:
-    """The recipe that a start has left beside run.json; None where there is none that can be read."""
-    from eaftdrope.recipe.load import load_recipe
-
+    """The recipe stored beside run.json; None if it is missing or cannot be read."""
     try:
         return load_recipe(folder / RECIPE_NAME)
     except UserError:
@@ -71,7 +77,7 @@ def _is_sound(run: dict) -> bool:
 
 
 def changes(run: dict, data: DataStats, fingerprints: dict[str, str]) -> str:
-    """What of the data and the base model is not as the run began with it, as the rest of a sentence; "" for nothing."""
+    """Changes of the data and the base model since the run began, as the rest of a sentence; "" without any."""
     then, now = run["data"], asdict(data)
     if then != now:
         return f" on other data: {_data_text(then)} then, {_data_text(now)} now."
@@ -79,7 +85,7 @@ def changes(run: dict, data: DataStats, fingerprints: dict[str, str]) -> str:
     changed = [name for name in fingerprints if name in before and before[name] != fingerprints[name]]
     if not changed:
         return ""
-    return f", and {' and '.join(changed)} changed since the start. Put back what there was and run the same command again."
+    return f", and {' and '.join(changed)} changed since its start. Restore the former state and run the same command again."
 
 
 def _data_text(counts: dict[str, int]) -> str:
@@ -87,18 +93,19 @@ def _data_text(counts: dict[str, int]) -> str:
 
 
 def dumped(recipe: Recipe) -> dict:
+    """The recipe as run.json stores it."""
     return recipe.model_dump(mode="json", exclude={"output"})
 
 
-def without_nulls(data: object) -> object:
-    """As `dump_recipe` writes a recipe: an entry of the probes has one name, and not every other one set to null."""
+def without_nulls(data: Any) -> Any:
+    """`data` without keys that are null, as `dump_recipe` writes it: an entry of the probes then has its one name only."""
     if isinstance(data, dict):
         return {key: without_nulls(value) for key, value in data.items() if value is not None}
     return [without_nulls(value) for value in data] if isinstance(data, list) else data
 
 
 def read_json(file: Path) -> object:
-    """The content, None where there is no file or it is not (all of) a JSON document."""
+    """The content of a file; None if it is missing or not a complete JSON document."""
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -106,10 +113,10 @@ def read_json(file: Path) -> object:
 
 
 def differences(old: dict, new: dict, *, free: bool = False) -> str:
-    """Dotted keys whose values differ, with both values; "" where none do.
+    """Dotted keys whose values differ, with both values; "" without any.
 
     Args:
-        free: leave out the keys that decide nothing of what is trained.
+        free: leave out the keys that do not affect the result.
     """
     changed = files.differences(old, new)
     if free:

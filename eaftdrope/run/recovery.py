@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from eaftdrope.errors import UserError
+from eaftdrope.evaluate.likelihood import TokenRow, rows_nll
+from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
+from eaftdrope.evaluate.texts import evenly_spaced, read_texts, shipped_text
+from eaftdrope.loaded_model import evaluating
+from eaftdrope.recipe.schema import Model
+from eaftdrope.recipe.stage_sections import Recovery
+from eaftdrope.report.figures.recovery import draw_recovery
+from eaftdrope.trainer.callbacks.recovery import RecoveryCallback, RecoveryCurve
 
-from .build import RunData, build_model
+from .build import build_model
+from .data import RunData
 from .folder import RunFolder
-from .machine import training_device, uses_bfloat16
-from .stages.chain import Stage
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from torch import nn
-    from transformers import PretrainedConfig
-
-    from eaftdrope.evaluate.likelihood import TokenRow
-    from eaftdrope.recipe.schema import Recipe
-    from eaftdrope.trainer.callbacks.recovery import RecoveryCallback, RecoveryCurve
+from .machine import training_device
+from .settings import TrainingSettings
 
 RECOVERY_FILE = "recovery.json"
 _ROWS_SHOWN = 12
@@ -30,129 +34,102 @@ _ROWS_SHOWN = 12
 
 @dataclass(frozen=True)
 class RecoveryProbe:
-    """What a recalibration stage measures: the mean nats a token on fixed blocks of text, in the arithmetic of the
-    training."""
+    """The measure of a recalibration: mean nats per token on fixed blocks of text, in the arithmetic of the training.
 
-    stage: Stage
-    recipe: Recipe
-    original: str
+    Args:
+        original: the model before its rotary embeddings were dropped.
+        rows: the blocks of text.
+    """
+
+    folder: RunFolder
+    settings: TrainingSettings
+    section: Recovery
+    original: Model
     rows: list[TokenRow]
 
     @property
     def tokens(self) -> int:
-        """Tokens that count: all but the first of each block."""
+        """Tokens that are scored: all but the first of each block."""
         return sum(label != -100 for row in self.rows for label in row.labels[1:])
 
     def nll(self, model: nn.Module) -> float:
-        import torch
-
-        from eaftdrope.evaluate.likelihood import rows_nll
-        from eaftdrope.loaded_model import evaluating
-
-        batch_tokens = max(self.recipe.data.max_length, self.recipe.probes.batch_tokens)
+        """Mean negative log-likelihood in nats per token."""
+        batch_tokens = max(self.settings.max_length, self.settings.probes.batch_tokens)
         device = next(model.parameters()).device.type
-        with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=uses_bfloat16(self.recipe)):
+        with evaluating(model), torch.autocast(device, torch.bfloat16, enabled=self.settings.autocast):
+            # pyrefly: ignore[bad-argument-type]  # the Trainer passes its model as a plain module
             units = rows_nll(model, self.rows, batch_tokens=batch_tokens)
         return math.fsum(nll for nll, _ in units) / math.fsum(count for _, count in units)
 
     def begin(self, console: Console) -> RecoveryCurve:
-        """The curve of an earlier start, or a new one: then the original model is loaded, measured and let go. For the
-        main process, before anything else is loaded; the caller writes it once the folder is the run's.
+        """The curve of an earlier start, or a new one, for which the original model is loaded, measured and freed.
+
+        For the main process, before anything else is loaded; the caller writes the curve once the folder is the run's.
 
         Raises:
-            UserError: the original cannot be loaded, or it is not known what it was; the curve of a training that is to
-                be resumed is damaged.
+            UserError: the original cannot be loaded, or the curve of a training that is to be resumed is damaged.
         """
-        from eaftdrope.trainer.callbacks.recovery import RecoveryCurve
-
-        folder = self.stage.folder
-        curve = _kept_curve(folder)
-        resumed = folder.resume_point().checkpoint
+        curve = _stored_curve(self.folder)
+        resumed = self.folder.resume_point().checkpoint
         if curve is not None and (curve.points or not resumed):
             return curve
         if resumed:
             raise UserError(
-                f"{folder.path / RECOVERY_FILE} is damaged or missing, and what was measured before {resumed.name} cannot be "
-                "measured again. Put back a copy and run the same command again, or pass --overwrite to delete the run "
-                "and start from scratch."
+                f"{self.folder.path / RECOVERY_FILE} is damaged or missing, and the measurements before {resumed.name} "
+                "cannot be repeated. Put back a copy and run the same command again, or pass --overwrite to delete the "
+                "run and start from scratch."
             )
-        console.print(f"measuring the original model, {self.original} ...", highlight=False, markup=False)
-        model = self.recipe.model.model_copy(
-            update={"reference": self.original, "revision": self.stage.revision(self.original)}
-        )
-        original = build_model(self.recipe.model_copy(update={"model": model}))
+        console.print(f"measuring the original model, {self.original.reference} ...", highlight=False, markup=False)
+        original = build_model(self.original)
+        # pyrefly: ignore[bad-argument-type]  # transformers wraps `to` in a way that hides its signature
         nll = self.nll(original.to(training_device().kind))
         console.print(f"its perplexity is {math.exp(nll):.2f}, on {self.tokens:,} tokens", highlight=False)
-        return RecoveryCurve(nll, self.tokens, self.recipe.recalibrate.recovery.stop_at)
+        return RecoveryCurve(nll, self.tokens, self.section.stop_at)
 
     def note_in(self, config: PretrainedConfig) -> None:
-        """Says in the record of a converted model that, and how far, it was recalibrated."""
+        """Add to the record of a converted model on how many tokens it was recalibrated, and how much was recovered."""
         record = getattr(config, "drope", None)
         if record:
-            curve = read_curve(self.stage.folder)
+            curve = read_curve(self.folder)
             last = curve.points[-1]
             recalibrated = {
                 "tokens": last.tokens,
-                "block_length": self.recipe.data.max_length,
+                "block_length": self.settings.max_length,
                 "recovery": round(curve.recovery(last.nll), 4),
             }
             config.drope = {**record, "recalibrated": recalibrated}
 
     def callback(self) -> RecoveryCallback:
-        """The callback that goes on with the folder's curve."""
-        from eaftdrope.trainer.callbacks.recovery import RecoveryCallback
-
-        folder, every = self.stage.folder, self.recipe.recalibrate.recovery.every
-        return RecoveryCallback(folder.path / RECOVERY_FILE, read_curve(folder), self.nll, every)
+        """The callback that continues the curve in the folder."""
+        return RecoveryCallback(self.folder.path / RECOVERY_FILE, read_curve(self.folder), self.nll, self.section.every)
 
 
-def recovery_probe(stage: Stage, recipe: Recipe, config: PretrainedConfig, data: RunData, tokenizer) -> RecoveryProbe:
-    """The probe of a recalibration: on the recipe's files, else on its held-out blocks, else on the text shipped here.
+def recovery_rows(
+    section: Recovery, settings: TrainingSettings, data: RunData, tokenizer: PreTrainedTokenizerBase
+) -> list[TokenRow]:
+    """The text to measure on: the recipe's files, else its held-out blocks, else the text that eaftdrope ships.
 
     Raises:
-        UserError: a file that cannot be used, or without text; it is not known which model was the original.
+        UserError: a file cannot be used, or has no text.
     """
-    from eaftdrope.evaluate.likelihood import TokenRow
-    from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
-    from eaftdrope.evaluate.texts import evenly_spaced, read_texts, shipped_text
-
-    original = original_of(stage, recipe, config)
-    settings, length = recipe.recalibrate.recovery, recipe.data.max_length
-    blocks = max(1, settings.max_tokens // length)
-    if settings.files is None and data.held_out is not None:
-        rows = [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(data.held_out, blocks)]
-        return RecoveryProbe(stage, recipe, original, rows)
-    if settings.files is None:
+    length = settings.max_length
+    blocks = max(1, section.max_tokens // length)
+    if section.files is None and data.held_out is not None:
+        return [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(data.held_out, blocks)]
+    if section.files is None:
         texts = [shipped_text()]
     else:
-        texts = [text for file in settings.files for text in read_texts(Path(file), "recalibrate.recovery")]
-    rows = PerplexityProbe(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
-    return RecoveryProbe(stage, recipe, original, rows)
-
-
-def original_of(stage: Stage, recipe: Recipe, config: PretrainedConfig) -> str:
-    """Reference of the model before its rotary embeddings were dropped.
-
-    Raises:
-        UserError: it was not dropped by this recipe, and the recipe does not say.
-    """
-    if recipe.recalibrate.recovery.original is not None:
-        return recipe.recalibrate.recovery.original
-    if stage.before is None and getattr(config, "drope", None):
-        raise UserError(
-            f"{stage.model} has no rotary embedding, and its recovery is measured against the model that had one. Name "
-            "that model in recalibrate.recovery.original."
-        )
-    return stage.record.model.reference
+        texts = [text for file in section.files for text in read_texts(Path(file), "recalibrate.recovery")]
+    return PerplexityProbe(texts, max_tokens=blocks * length, window=length).windows(tokenizer)
 
 
 def read_curve(folder: RunFolder) -> RecoveryCurve:
-    """The curve of a run, with what was measured until now.
+    """The curve of a run, as far as it was measured.
 
     Raises:
         UserError: it is damaged or missing.
     """
-    curve = _kept_curve(folder)
+    curve = _stored_curve(folder)
     if curve is None:
         raise UserError(
             f"{folder.path / RECOVERY_FILE} is damaged or missing. Put back a copy and run the same command again."
@@ -160,12 +137,10 @@ def read_curve(folder: RunFolder) -> RecoveryCurve:
     return curve
 
 
-def _kept_curve(folder: RunFolder) -> RecoveryCurve | None:
-    """The curve in a folder; None where there is none that can be read."""
-    from eaftdrope.trainer.callbacks.recovery import RecoveryCurve
-
+def _stored_curve(folder: RunFolder) -> RecoveryCurve | None:
+    """The curve in a folder; None if it is missing or cannot be read."""
     try:
-        return RecoveryCurve.from_json(folder.kept(RECOVERY_FILE) or "")
+        return RecoveryCurve.from_json(folder.stored(RECOVERY_FILE) or "")
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -186,9 +161,7 @@ def recovery_markdown(curve: RecoveryCurve) -> str:
 
 
 def show_recovery(folder: RunFolder, console: Console) -> None:
-    """The curve in the end: a table on the screen, a figure in the folder."""
-    from eaftdrope.report.figures.recovery import draw_recovery
-
+    """Print the curve as a table, and draw it in the folder."""
     curve = read_curve(folder)
     points = [(point.tokens, point.nll) for point in curve.points]
     draw_recovery(folder.path / "recovery.png", original=curve.original, points=points, tokens=curve.measured)
@@ -197,11 +170,7 @@ def show_recovery(folder: RunFolder, console: Console) -> None:
 
 
 def recovery_table(curve: RecoveryCurve) -> Table:
-    """The curve as a rich table: the original, the first measurement, the last, and some between."""
-    from rich.table import Table
-
-    from eaftdrope.evaluate.texts import evenly_spaced
-
+    """The curve as a rich table: the original, the first measurement, the last, and some in between."""
     table = Table(title="Recovery", title_justify="left")
     for column in ("step", "tokens", "perplexity", "recovery"):
         table.add_column(column, justify="right")

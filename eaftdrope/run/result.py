@@ -1,4 +1,4 @@
-"""The result of a training: adapter or weights, written by us whatever the engine shards, and found by stock loaders."""
+"""The result of a training: adapter or weights, written whatever the engine shards, and checked as stock loaders read it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,40 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
+
+from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
+from eaftdrope.trainer import EAFTTrainer
 
-if TYPE_CHECKING:
-    from eaftdrope.recipe.schema import Recipe
-    from eaftdrope.trainer import EAFTTrainer
+from .folder import RunFolder
+from .settings import TrainingSettings
 
-    from .folder import RunFolder
+
+def is_sharded(trainer: EAFTTrainer) -> bool:
+    """True if each process holds only a part of the model once its training has begun."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def gather_on_save(trainer: EAFTTrainer) -> None:
-    """Has ZeRO-3 gather its weights when a model is saved, which it does not by default. Before the training begins."""
+    """Let ZeRO-3 gather its weights when a model is saved, which is not its default. Before the training begins."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3:
         plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-def save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder, recipe: Recipe) -> None:
-    """Adapter or weights, with everything stock loaders look for beside them. For every process.
+def save_result(
+    trainer: EAFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, settings: TrainingSettings
+) -> None:
+    """Write the adapter or the weights, with the files that stock loaders read beside them. For every process.
 
     Raises:
-        UserError: on the main process, stock loaders would not find what was trained (see `check_result`).
+        UserError: in the main process, stock loaders would not find the trained weights (`check_weights`, `check_adapter`).
     """
-    from eaftdrope.drope.config import complete
-
     if trainer.is_fsdp_enabled:
         # the Trainer itself writes nothing under SHARDED_STATE_DICT
         trainer._save(str(folder.path), state_dict=trainer.accelerator.get_state_dict(trainer.model))
@@ -41,22 +49,20 @@ def save_result(trainer: EAFTTrainer, tokenizer, folder: RunFolder, recipe: Reci
         return
     tokenizer.save_pretrained(folder.path)
     trainer.model.generation_config.save_pretrained(folder.path)
-    complete(folder.path)
-    # pickled trainer arguments: of no use to anyone who loads the result
+    restore_v4_keys(folder.path)
+    # pickled trainer arguments: useless to anyone who loads the result
     (folder.path / "training_args.bin").unlink(missing_ok=True)
     # of an earlier result of this run
     shutil.rmtree(folder.path / "merged", ignore_errors=True)
-    if recipe.lora is None:
-        check_weights(folder.path, trust_remote_code=recipe.model.trust_remote_code)
+    if settings.lora is None:
+        check_weights(folder.path, trust_remote_code=settings.model.trust_remote_code)
     else:
         check_adapter(folder.path, trainer.accelerator.unwrap_model(trainer.model))
 
 
 @contextmanager
 def loaded_by_one_process() -> Iterator[None]:
-    """Has transformers load a model as if there were no ZeRO-3, which would have every process take part."""
-    from transformers.integrations import deepspeed
-
+    """Let transformers load a model as if ZeRO-3 were off, which would need every process to take part."""
     reference = deepspeed._hf_deepspeed_config_weak_ref
     config = reference and reference()
     if config is None:
@@ -70,52 +76,49 @@ def loaded_by_one_process() -> Iterator[None]:
 
 
 def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Loads the names and shapes of a saved model with stock transformers, and no values: no memory is needed.
+    """Load the names and shapes of a saved model with stock transformers, but no values: this needs no memory.
 
     Raises:
-        UserError: a weight is missing, or has another shape than the configuration says.
+        UserError: a weight is missing, or its shape is not that of the configuration.
     """
-    from transformers import AutoModelForCausalLM
-
     if not (folder / "config.json").is_file():
-        raise UserError(_not_whole(folder, "there is no config.json"))
+        raise UserError(_incomplete(folder, "config.json is missing"))
     try:
         with loaded_by_one_process():
             _, info = AutoModelForCausalLM.from_pretrained(
                 folder, device_map="meta", output_loading_info=True, trust_remote_code=trust_remote_code
             )
-    # a file that is missing, cut or of other shapes: each library has an error of its own
+    # a file that is missing, truncated or of other shapes: each library raises its own error
     except Exception as error:
-        raise UserError(_not_whole(folder, " ".join(str(error).split()))) from error
+        raise UserError(_incomplete(folder, " ".join(str(error).split()))) from error
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(_not_whole(folder, f"the weights {', '.join(missing[:3])}{more} are missing"))
+        raise UserError(_incomplete(folder, f"the weights {', '.join(missing[:3])}{more} are missing"))
 
 
-def check_adapter(folder: Path, model) -> None:
-    """Looks up every tensor of the trained adapter in the saved file.
+def check_adapter(folder: Path, model: nn.Module) -> None:
+    """Look up every tensor of the trained adapter in the saved file.
 
     Raises:
         UserError: a file or a tensor of the adapter is missing, or a tensor is empty.
     """
     from peft import get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
 
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(_not_whole(folder, "there is no adapter_config.json"))
+        raise UserError(_incomplete(folder, "adapter_config.json is missing"))
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(_not_whole(folder, f"adapter_model.safetensors: {error}")) from error
+        raise UserError(_incomplete(folder, f"adapter_model.safetensors: {error}")) from error
     for name in get_peft_model_state_dict(model, save_embedding_layers=False):
         if 0 in shapes.get(name, [0]):
-            raise UserError(_not_whole(folder, f"the weight {name} is {'empty' if name in shapes else 'missing'}"))
+            raise UserError(_incomplete(folder, f"the weight {name} is {'empty' if name in shapes else 'missing'}"))
 
 
-def _not_whole(folder: Path, reason: str) -> str:
+def _incomplete(folder: Path, reason: str) -> str:
     return (
-        f"the training is done, but its result in {folder} is not whole: {reason}. The checkpoints are kept. If the model "
-        "is sharded, have its state dict gathered (FSDP: fsdp_state_dict_type: FULL_STATE_DICT; DeepSpeed: "
+        f"the training is done, but its result in {folder} is incomplete: {reason}. The checkpoints are kept. If the model "
+        "is sharded, gather its state dict (FSDP: fsdp_state_dict_type: FULL_STATE_DICT; DeepSpeed: "
         "zero3_save_16bit_model: true), and run the same command again: it trains nothing twice."
     )

@@ -1,26 +1,29 @@
 """samples.json: a few prompts with the model's greedy answers before and after training, for people to read.
 
-[{"prompt", "reference", "before", "after"}]: held-out prompts, spread evenly, or general ones where no held-out row asks
-anything (`reference` is null then); `after` is null until the training is done.
+    [{"prompt", "reference", "before", "after"}]
+
+Evenly spaced held-out prompts, or general ones (with `reference` null) where no held-out row has a question; `after` is null
+until the training is done.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from eaftdrope.data import Example
+from eaftdrope.data import Example
+from eaftdrope.evaluate.probes.agreement import general_prompts
+from eaftdrope.evaluate.probes.answers import answer
+from eaftdrope.evaluate.texts import evenly_spaced
+from eaftdrope.loaded_model import evaluating
 
-    from .folder import RunFolder
-    from .prepare import Prepared
+from .data import SAMPLES
+from .folder import RunFolder
 
 SAMPLES_FILE = "samples.json"
-SAMPLES = 4
-_LONGEST = 128
+_MAX_NEW_TOKENS = 128
 _KEYS = {"prompt", "reference", "before", "after"}
 
 
@@ -28,28 +31,29 @@ def take_samples(
     when: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
+    held_out: list[Example],
     folder: RunFolder,
     progress: Callable[[str, int, int], None],
     *,
+    batch_tokens: int,
     keeps: bool,
 ) -> None:
-    """Answers of "before" or "after", written to the folder by the process that keeps them; those of before only if a former
-    start has not."""
-    from eaftdrope.evaluate.probes.answers import answer
-    from eaftdrope.loaded_model import evaluating
+    """Generate the answers of "before" or "after"; those of before only if an earlier start has not stored them.
 
-    kept = kept_samples(folder)
-    if when == "before" and kept is not None:
+    Args:
+        keeps: this process writes the answers to the folder.
+    """
+    stored = read_samples(folder)
+    if when == "before" and stored is not None:
         return
-    examples, references = _choose(prepared)
+    examples, references = _choose(held_out)
     with evaluating(model):
         answers = answer(
             model,
             tokenizer,
             examples,
-            max_new_tokens=_LONGEST,
-            batch_tokens=prepared.recipe.probes.batch_tokens,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            batch_tokens=batch_tokens,
             progress=lambda done, total: progress("samples", done, total),
         )
     if not keeps:
@@ -60,45 +64,43 @@ def take_samples(
             for example, reference, text in zip(examples, references, answers)
         ]
     else:
-        samples = [{**sample, "after": text} for sample, text in zip(kept, answers)]
+        assert stored is not None, "the answers of before are stored first"
+        samples = [{**sample, "after": text} for sample, text in zip(stored, answers)]
     folder.write(SAMPLES_FILE, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
 
 
-def kept_samples(folder: RunFolder) -> list[dict] | None:
-    """The samples of a run; None where there are none, or the file is damaged."""
+def read_samples(folder: RunFolder) -> list[dict] | None:
+    """The samples of a run; None if there are none, or the file is damaged."""
     try:
-        samples = json.loads(folder.kept(SAMPLES_FILE) or "")
+        samples = json.loads(folder.stored(SAMPLES_FILE) or "")
     except (ValueError, RecursionError):
         return None
-    is_ours = isinstance(samples, list) and all(
+    is_sound = isinstance(samples, list) and all(
         isinstance(sample, dict) and sample.keys() >= _KEYS for sample in samples
     )
-    return samples if is_ours and samples else None
+    return samples if is_sound and samples else None
 
 
-def asks(example: Example) -> bool:
-    """Whether a row has an answer that can be asked for."""
+def has_question(example: Example) -> bool:
+    """True if a row has an answer, which the model can be prompted for."""
     return example.prompt is not None or any(turn["role"] == "assistant" for turn in example.messages or [])
 
 
-def _choose(prepared: Prepared) -> tuple[list[Example], list[str | None]]:
-    """What is asked, and what would be right as far as it is known."""
-    from eaftdrope.evaluate.probes.agreement import general_prompts
-    from eaftdrope.evaluate.texts import evenly_spaced
-
-    held_out = evenly_spaced([example for example in prepared.data.held_out_examples if asks(example)], SAMPLES)
-    if held_out:
-        return held_out, [_reference(example) for example in held_out]
+def _choose(held_out: list[Example]) -> tuple[list[Example], list[str | None]]:
+    """The prompts, and their correct answers as far as these are known."""
+    chosen = evenly_spaced([example for example in held_out if has_question(example)], SAMPLES)
+    if chosen:
+        return chosen, [_reference(example) for example in chosen]
     general = evenly_spaced(general_prompts(), SAMPLES)
     return general, [None] * len(general)
 
 
-def _prompt(example: Example) -> str:
-    """The last thing said before the answer."""
+def _prompt(example: Example) -> str | None:
+    """The last message before the answer."""
     return example.prompt_messages[-1]["content"] if example.messages else example.prompt
 
 
-def _reference(example: Example) -> str:
+def _reference(example: Example) -> str | None:
     if not example.messages:
         return example.completion
     return "\n".join(filter(None, [example.answer["content"], *map(json.dumps, example.expected_calls)]))

@@ -8,14 +8,14 @@ from typing import Any
 from trl import SFTConfig
 
 from eaftdrope.errors import UserError
-from eaftdrope.loss.checks import TAIL_THRESHOLD, check_settings
 from eaftdrope.loss.gates import resolve_gate
+from eaftdrope.loss.settings import LossSettings
 
 
 @dataclass
 class EAFTConfig(SFTConfig):
     r"""
-    Configuration of [`EAFTTrainer`]. Everything of [`~trl.SFTConfig`] applies; below is what is added.
+    Configuration of [`EAFTTrainer`]: every argument of [`~trl.SFTConfig`], and these.
 
     Parameters:
         gate (`str`, *optional*, defaults to `"eaft"`):
@@ -28,19 +28,18 @@ class EAFTConfig(SFTConfig):
         loss_tile_bytes (`int`, *optional*):
             Memory of one tile of logits in bytes; defaults to 160 MiB on a CPU, 512 MiB elsewhere, more for
             vocabularies above 160,000 tokens.
-
         loss_tail (`str`, *optional*, defaults to `"exact"`):
             `"sparse"` forms the gradients from the columns of the vocabulary that matter.
         loss_tail_threshold (`float`, *optional*, defaults to 2^-12):
-            Gradients by a logit, gate included, that `"sparse"` drops.
+            Gradients with respect to a logit, gate included, that `"sparse"` drops.
         loss_gate_threshold (`float`, *optional*, defaults to 0.0):
             Tokens whose gate is smaller take no part in the gradient; logged as `eaft/closed_share`.
         loss_recompute (`bool`, *optional*, defaults to `False`):
-            Project twice instead of keeping a float32 sum of weight gradients.
+            Recompute the logits for the backward pass: a third more work, less memory.
 
     Raises:
-        UserError: options that exclude each other (`label_smoothing_factor`, `loss_type="dft"`, Liger's fused
-            cross-entropy), before anything is loaded.
+        UserError: options that are incompatible with the gated loss (`label_smoothing_factor`, `loss_type="dft"`,
+            Liger's fused cross-entropy).
         ValueError: an unknown gate, gate option, backend or tail.
     """
 
@@ -53,14 +52,15 @@ class EAFTConfig(SFTConfig):
     loss_tail: str = field(
         default="exact", metadata={"help": "exact, or sparse: gradients of the columns that matter."}
     )
-    loss_tail_threshold: float = field(default=TAIL_THRESHOLD, metadata={"help": "What a sparse tail drops."})
+    loss_tail_threshold: float = field(
+        default=LossSettings.tail_threshold, metadata={"help": "Gradients that a sparse tail drops."}
+    )
     loss_gate_threshold: float = field(default=0.0, metadata={"help": "Smallest gate that reaches the gradient."})
-    loss_recompute: bool = field(default=False, metadata={"help": "Project twice, keep no float32 weight gradient."})
+    loss_recompute: bool = field(default=False, metadata={"help": "Recompute the logits for the backward pass."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_gate(self.gate, **(self.gate_kwargs or {}))
-        check_settings(**self.loss_options())
+        self.loss_settings()
         if self.label_smoothing_factor:
             if self.gate == "none":
                 raise UserError(
@@ -80,7 +80,14 @@ class EAFTConfig(SFTConfig):
                 "liger_kernel_config={'fused_linear_cross_entropy': False}; its other kernels stay."
             )
 
-    def loss_options(self) -> dict[str, Any]:
-        """Settings of the fused operator under its own names."""
+    def loss_settings(self) -> LossSettings:
+        """Return the settings of the fused operator.
+
+        Raises:
+            ValueError: an unknown gate, gate option, backend or tail, or a value out of range.
+        """
+        # a JSON string was parsed by TrainingArguments
+        assert not isinstance(self.gate_kwargs, str)
         names = ("backend", "tile_bytes", "tail", "tail_threshold", "gate_threshold", "recompute")
-        return {name: getattr(self, f"loss_{name}") for name in names}
+        options = {name: getattr(self, f"loss_{name}") for name in names}
+        return LossSettings(resolve_gate(self.gate, **(self.gate_kwargs or {})), **options)

@@ -1,4 +1,4 @@
-"""Whether weights and optimiser states are finite, tensor by tensor: NaN and infinity are neither trained on nor saved."""
+"""Checks that weights and optimiser states are finite: NaN and infinity are neither trained on nor saved."""
 
 from __future__ import annotations
 
@@ -6,67 +6,66 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from eaftdrope.errors import UserError
 
-# Tensors that a message names; more are counted.
-_NAMED = 4
+# Tensors that a message lists; more are counted.
+_LISTED = 4
 
 
 def non_finite_weights(model: nn.Module, *, together: bool | None = None) -> list[str]:
-    """Names of the parameters that hold NaN or infinity. Shards are looked at where they are: nothing is gathered.
+    """Return the names of the parameters that contain NaN or infinity. Shards are checked in place: nothing is gathered.
 
     Args:
-        together: over all processes, which must all call. By default only where the model is sharded over them: replicas
-            are equal, and a script may save from its main process only.
+        together: check over all processes, which must all call. By default only if the model is sharded over them:
+            replicas are equal, and a script may save from its main process only.
     """
     parameters = [(name.replace(".base_layer.", "."), tensor) for name, tensor in model.named_parameters()]
     return _non_finite(parameters, is_sharded(model) if together is None else together)
 
 
 def refuse_non_finite_weights(model: nn.Module, *, together: bool | None = None) -> None:
-    """Before anything is trained; `together` as in `non_finite_weights`.
+    """Check the weights before training; `together` as in `non_finite_weights`.
 
     Raises:
-        UserError: names the parameters of the model that hold NaN or infinity.
+        UserError: lists the parameters of the model that contain NaN or infinity.
     """
     if names := non_finite_weights(model, together=together):
         raise UserError(
-            f"the weights of this {type(model).__name__} hold NaN or infinity before any training: {listed(names)}. Its "
+            f"the weights of this {type(model).__name__} contain NaN or infinity before any training: {listed(names)}. Its "
             "files are damaged, or the training that wrote them diverged: download or train the model again."
         )
 
 
 def non_finite_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """`parameter: state` for every tensor of the optimiser's state (Adam's moments, for example) that holds NaN or infinity,
-    over all processes: all of them must call."""
+    """Return `parameter: state` for every tensor of the optimiser's state (such as Adam's moments) that contains NaN or
+    infinity, over all processes, which must all call."""
     return _non_finite(_states(model, optimizer), together=True)
 
 
 def listed(names: list[str]) -> str:
-    """`a, b, c, d and 16 more`"""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    """Return the names as a phrase: `a, b, c, d and 16 more`."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def largest_weight(model: nn.Module) -> float:
-    """Largest absolute value of the parameters of this process."""
+    """Return the largest absolute value of the parameters of this process."""
     values = [_local(p) for p in model.parameters()]
     return max((_largest(value).item() for value in values if _is_filled(value)), default=0.0)
 
 
 def over_processes(values: Tensor, operation: str) -> Tensor:
-    """`values` reduced in place by "MAX" or "MIN" over all processes; as they are where there is one."""
+    """Reduce `values` in place by "MAX" or "MIN" over all processes, and return them; unchanged in a single process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values, op=getattr(torch.distributed.ReduceOp, operation))
     return values
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a process holds only a part of the model: FSDP, tensor parallelism or ZeRO-3."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
+    """True if each process has only a part of the model: FSDP, tensor parallelism or ZeRO-3."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in model.parameters()) or any(
         isinstance(module, FullyShardedDataParallel) for module in model.modules()
     )
@@ -86,7 +85,7 @@ def _non_finite(tensors: Iterable[tuple[str, Tensor]], together: bool) -> list[s
     for name, tensor in tensors:
         local = _local(tensor)
         names.append(name)
-        # a process may hold no part of a tensor; it keeps its place in the list all the same
+        # a process may have no part of a tensor; every process lists all of them
         flags.append(~_largest(local).isfinite() if _is_filled(local) else torch.zeros((), dtype=torch.bool))
         if device.type == "cpu":
             device = flags[-1].device
@@ -99,7 +98,7 @@ def _non_finite(tensors: Iterable[tuple[str, Tensor]], together: bool) -> list[s
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """Return this process's part of a tensor."""
     tensor = getattr(tensor, "ds_tensor", tensor).detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -109,7 +108,7 @@ def _is_filled(tensor: Tensor) -> bool:
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """Largest absolute value, NaN where there is a NaN; no copy of the tensor is made."""
+    """Return the largest absolute value, NaN if there is a NaN; the tensor is not copied."""
     if tensor.element_size() == 1:
         # float8 has no arithmetic
         tensor = tensor.float()

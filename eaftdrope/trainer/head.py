@@ -1,50 +1,53 @@
-"""The last linear layer of a causal language model, and what the model still does to its output.
+"""The head of a causal language model: its last linear layer, and the transform of its output.
 
     logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)       (no tanh without a softcap)
 
-Looked up at every forward, because FSDP and PEFT replace modules after the model was patched. `check_head` proves on a
-few tokens that the formula gives the model's own logits, so an architecture that does something else is refused instead
-of being trained wrongly.
+The head is read at every forward, because FSDP and PEFT replace modules after the model was patched. `check_head`
+compares the formula with the model's own logits on a few tokens, so an architecture that computes something else is
+refused instead of being trained wrongly.
+
+Legend: B rows of a batch, T tokens of a row, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
+from transformers import PretrainedConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
+from eaftdrope.loss.backends.tile import LogitsTransform
 
 from .finite import refuse_non_finite_weights
 from .optimizer import reshard
 
-# How far the formula's logits may be from the model's own, relative to the largest of them.
+# Largest difference between the formula's logits and the model's own, relative to the largest of them.
 _HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
 class Head:
-    """Weight `[V, H]`, bias `[V]` or None, and the transform of the projections."""
+    """Weight `[V, D]`, bias `[V]` or None, and the transform of the projections."""
 
     weight: Tensor
     bias: Tensor | None
-    scale: float
-    softcap: float | None
+    transform: LogitsTransform
 
 
 def head_module(model: nn.Module) -> nn.Module:
-    """The output embedding of a causal language model.
+    """Return the output embedding of a causal language model.
 
     Raises:
-        UserError: there is none, or it is not a plain linear layer (a LoRA adapter on it, a quantised layer).
+        UserError: the model has none, or it is not a plain linear layer (a LoRA adapter on it, a quantised layer).
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     name = type(model).__name__
     if getattr(getattr(model.config, "distributed_config", None), "pp_size", None) not in (None, 1):
         raise UserError(
@@ -54,9 +57,9 @@ def head_module(model: nn.Module) -> nn.Module:
     head = model.get_output_embeddings()
     if head is None:
         raise UserError(f"{name} has no output embedding (get_output_embeddings() is None): EAFT trains causal LMs.")
-    if isinstance(head, BaseTunerLayer):
+    if _is_adapter(head):
         raise UserError(
-            f"{name}: an adapter sits on the head (lm_head). The fused loss multiplies by the head's weight directly, so "
+            f"{name} has an adapter on the head (lm_head). The fused loss multiplies by the head's weight directly, so "
             "the adapter would be ignored and never trained. Remove 'lm_head' from target_modules; to train the head "
             "itself use modules_to_save=['lm_head']."
         )
@@ -68,29 +71,37 @@ def head_module(model: nn.Module) -> nn.Module:
     return head
 
 
+def _is_adapter(layer: nn.Module) -> bool:
+    # a layer of PEFT exists only if PEFT has been imported; it is optional
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    return peft is not None and isinstance(layer, peft.BaseTunerLayer)
+
+
 @contextmanager
 def gathered_head(model: nn.Module) -> Iterator[Head]:
-    """The head, whole: DTensors (FSDP2) and ZeRO-3 shards are gathered for the duration of the block."""
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-
+    """Yield the whole head: DTensors (FSDP2) and ZeRO-3 shards are gathered for the duration of the block."""
     module = head_module(model)
     weight, bias = module.weight, getattr(module, "bias", None)
     if isinstance(weight, DTensor):
         weight, bias = _whole(weight), None if bias is None else _whole(bias)
-    scale, softcap = logits_transform(model.config)
-    with maybe_gather_lm_head_ctx(weight, bias):
-        yield Head(weight, bias, scale, softcap)
+    gathered = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+        gathered = maybe_gather_lm_head_ctx(weight, bias)
+    with gathered:
+        yield Head(weight, bias, logits_transform(model.config))
 
 
 def _whole(parameter: DTensor) -> Tensor:
-    """The full tensor of a head that is sharded on its own (FSDP2 wraps it separately), with its gradient averaged over
-    the ranks as FSDP averages all others. Left to itself, a full tensor's gradient is taken to be the same on every rank,
-    and each rank would keep the share of its own batch alone."""
+    """Return the full tensor of a head that FSDP2 shards separately, with its gradient averaged over the ranks as FSDP
+    averages all others. By default DTensor assumes the gradient of a full tensor to be the same on every rank, and each
+    rank would keep only the gradient of its own batch."""
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
-def logits_transform(config) -> tuple[float, float | None]:
-    """(scale, softcap) that a configuration declares.
+def logits_transform(config: PretrainedConfig) -> LogitsTransform:
+    """Return the scale and softcap that a configuration declares.
 
     Cohere has `logit_scale`, Falcon-H1 `lm_head_multiplier`, Granite divides by `logits_scaling` while HyperCLOVA X
     multiplies by it; Gemma caps with `final_logit_softcapping`.
@@ -100,29 +111,29 @@ def logits_transform(config) -> tuple[float, float | None]:
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         scale = getattr(text, name, None)
         if scale is not None:
-            return float(scale), softcap
+            return LogitsTransform(float(scale), softcap)
     scaling = getattr(text, "logits_scaling", None)
     if scaling is None:
-        return 1.0, softcap
-    return (float(scaling) if text.model_type == "hyperclovax" else 1 / float(scaling)), softcap
+        return LogitsTransform(1.0, softcap)
+    return LogitsTransform(float(scaling) if text.model_type == "hyperclovax" else 1 / float(scaling), softcap)
 
 
 def backbone(model: nn.Module) -> nn.Module:
-    """The model without its head."""
+    """Return the model without its head."""
     return model.base_model
 
 
 @torch.no_grad()
 def check_head(model: nn.Module) -> None:
-    """Compares the formula of this module with the model's own logits on four tokens.
+    """Compare the formula of this module with the model's own logits on four tokens.
 
     Raises:
-        UserError: the weights hold NaN or infinity, or the two differ, so the fused loss would train another model than
-            this one.
+        UserError: the weights contain NaN or infinity, or the logits differ, so the fused loss would train a different
+            model.
     """
     weight = head_module(model).weight
     if weight.is_meta or weight.numel() == 0:
-        # not materialised yet (meta device, ZeRO-3): nothing to compare with until training starts
+        # not materialised yet (meta device, ZeRO-3): no weights to compare with before training
         return
     refuse_non_finite_weights(model)
     with evaluating(model):
@@ -130,9 +141,9 @@ def check_head(model: nn.Module) -> None:
         ids = torch.arange(1, 5, device=device)[None] % weight.shape[0]
         expected, hidden = _logits_and_hidden(model, ids)
         with gathered_head(model) as head:
-            raw = nn.functional.linear(hidden.to(head.weight), head.weight, head.bias).float() * head.scale
-        actual = raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
-    # what is made next from the parameters (an optimiser, another wrapper) must find the shards
+            raw = nn.functional.linear(hidden.to(head.weight), head.weight, head.bias).float()
+        actual = head.transform.apply(raw)
+    # an optimiser or wrapper created next must get the shards
     reshard(model)
     name = type(model).__name__
     if not expected.isfinite().all():
@@ -150,15 +161,17 @@ def check_head(model: nn.Module) -> None:
 
 
 def _logits_and_hidden(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 logits `[B, T, V]` and what the backbone gives the head, `[B, T, H]`, of one forward. A second one, of the
-    backbone without its root, would leave FSDP2 in the middle of a forward: the gathered head and norm would stay in place
-    of their shards, and an optimiser made then would train neither."""
-    seen = []
+    """Return float32 logits `[B, T, V]` and the hidden states that the head receives, `[B, T, D]`, of one forward.
+
+    A separate forward of the backbone without its root would leave FSDP2 in the middle of a forward: the gathered head and
+    norm would stay in place of their shards, and an optimiser created then would train neither.
+    """
+    seen: list[Tensor] = []
     hook = backbone(model).register_forward_hook(lambda module, arguments, output: seen.append(output[0]))
     try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
     finally:
         hook.remove()
-    # a class may call its backbone's forward directly, past the hooks
+    # a class may call its backbone's forward directly, without hooks
     hidden = seen[-1] if seen else backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     return logits, hidden

@@ -1,5 +1,7 @@
-"""Every trainable parameter is in the optimiser, and every process steps by the same gradients: nothing else would show that
-a part is never trained, or that each process trains a model of its own."""
+"""Checks that every trainable parameter is in the optimiser and that all processes have the same gradients.
+
+Without them nothing would show that a part is never trained, or that each process trains a model of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,20 @@ from eaftdrope.errors import UserError
 
 from .finite import is_sharded, listed, over_processes
 
-# Relative difference of norms that averaging leaves: none, but for the order of sums.
+# Relative difference of norms after averaging: only the order of sums differs.
 _SAME = 1e-4
-# These step inside of the backward pass, each parameter by itself; what the Trainer holds is a dummy.
+# These optimisers step inside the backward pass, parameter by parameter; the Trainer's own optimiser is a dummy.
 _LAYERWISE = ("lomo", "adalomo", "layerwise")
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Compares the model's trainable parameters with those of its optimiser, by identity.
+    """Compare the model's trainable parameters with those of its optimiser, by identity.
 
     Args:
-        name: of the optimiser (`args.optim`).
+        name: name of the optimiser (`args.optim`).
 
     Raises:
-        UserError: names the parameters that the optimiser does not have.
+        UserError: lists the parameters that the optimiser does not have.
     """
     if any(word in name for word in _LAYERWISE):
         return
@@ -35,38 +37,38 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, name: st
     ]
     if missing:
         raise UserError(
-            f"the optimiser does not have {listed(missing)}: trainable, but they would never be trained. If they are meant "
-            "to stay as they are, call requires_grad_(False) on them. If you did not pass an optimizer of your own, the "
-            "model's parameters were replaced after it was made: please report how the model was loaded."
+            f"the optimiser does not have {listed(missing)}: trainable, but they would never be trained. To keep them "
+            "unchanged, call requires_grad_(False) on them. If you did not pass an optimizer of your own, the model's "
+            "parameters were replaced after it was created: please report how the model was loaded."
         )
 
 
 def check_gradients(model: nn.Module) -> None:
-    """After a backward: the gradients of replicas were averaged. All processes must call.
+    """Check after a backward that the gradients of replicas were averaged. All processes must call.
 
     Raises:
-        UserError: they differ from process to process.
+        UserError: the gradients differ between processes.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if is_sharded(model) or not trained:
         return
-    # of all of them, so that every process has as many numbers
+    # of every parameter, so that all processes have equally many numbers
     gradients = [parameter.grad if parameter.grad is not None else parameter.new_zeros(()) for parameter in trained]
-    # one by one: clipping has brought the norm of all of them to the same value already
+    # one by one: clipping has already made the norm of all of them equal
     norms = torch.stack([get_total_norm([gradient]).float().to(gradients[0].device) for gradient in gradients])
     least, most = over_processes(norms.clone(), "MIN"), over_processes(norms.clone(), "MAX")
-    # NaN is another check's
+    # a NaN is found by another check
     if (most - least > _SAME * most.max()).any():
         raise UserError(
             "the gradients differ between the processes, so each would train a model of its own: the model is not wrapped "
             "for data parallelism. trainer.evaluate() before trainer.train() does that: set eval_on_start=True instead, or "
-            "make the trainer again."
+            "create the trainer again."
         )
 
 
 def reshard(model: nn.Module) -> None:
-    """Puts the shards of FSDP2 back in the place of gathered parameters: an optimiser made now must find the shards. A
-    forward outside of training (an evaluation, a check) leaves them gathered."""
+    """Replace gathered parameters by the shards of FSDP2, which an optimiser created next must get. A forward outside of
+    training (an evaluation, a check) leaves them gathered."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -1,4 +1,4 @@
-"""Do packed sequences see each other? Asked of the model itself, because attention implementations differ."""
+"""Check that packed sequences do not attend to each other, on the model itself: attention implementations differ."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TOLERANCE = 1e-2
 
 @torch.no_grad()
 def check_packing(model: nn.Module) -> None:
-    """Runs two short sequences packed into one row, as the padding-free collator packs them, and each alone.
+    """Compare two short sequences packed into one row, as the padding-free collator packs them, with each separately.
 
-    Flash attention is taken at its word: its kernels need a GPU, where the model may not be yet, and separate sequences
-    by construction.
+    Flash attention is not checked: its kernels need a GPU, where the model may not be yet, and separate sequences by
+    construction.
 
     Raises:
         UserError: the hidden states differ, so packed samples would attend to each other.
@@ -33,14 +33,14 @@ def check_packing(model: nn.Module) -> None:
         ids = torch.arange(1, 1 + sum(lengths), device=device)[None] % base.config.get_text_config().vocab_size
         positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
         packed = backbone(base)(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-        alone = [
+        separate = [
             backbone(base)(input_ids=part, use_cache=False).last_hidden_state for part in ids.split(lengths, dim=1)
         ]
-        alone = torch.cat(alone, dim=1)
-    error = (packed - alone).abs().max() / alone.abs().max()
+        expected = torch.cat(separate, dim=1)
+    error = (packed - expected).abs().max() / expected.abs().max()
     if not error <= _TOLERANCE:
         raise UserError(
             f"packing: {type(base).__name__} with attn_implementation={attention!r} lets packed sequences attend to each "
-            f"other (hidden states differ by {error:.0%}). Switch packing off, or load the model with "
+            f"other (hidden states differ by {error:.0%}). Disable packing, or load the model with "
             "attn_implementation='flash_attention_2' on a GPU."
         )

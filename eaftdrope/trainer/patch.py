@@ -1,9 +1,11 @@
 """`apply_eaft(model)`: the gated loss for any loop that calls `model(**batch).loss`.
 
-The patch is an instance-level `forward`. With labels it runs the backbone, hands the hidden states and the head to the
-fused operator and returns the loss; without labels it is the model's own forward, so generation is untouched. In
-training there are no logits; in evaluation (`model.eval()`) the loss is plain cross-entropy and the logits are there,
-unless `skip_logits=True` is passed (the convention of Liger's patched models).
+The patch is an instance-level `forward`. With labels it runs the backbone, passes the hidden states and the head to the
+fused operator and returns the loss; without labels it is the model's own forward, so generation is unchanged. In training
+there are no logits; in evaluation (`model.eval()`) the loss is plain cross-entropy and the logits are returned, unless
+`skip_logits=True` is passed (the convention of Liger's patched models).
+
+Legend: B rows of a batch, T tokens of a row, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,113 +14,112 @@ import functools
 import inspect
 import types
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutputWithPast, MoeCausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput, MoeCausalLMOutputWithPast
+
+# the load-balancing loss that every mixture-of-experts family copies from Mixtral
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from eaftdrope.errors import UserError
-from eaftdrope.loss import fused_linear_eaft
-from eaftdrope.loss.checks import TAIL_THRESHOLD, check_settings
+from eaftdrope.loss.fused import LossDetails, linear_loss
 from eaftdrope.loss.gates import Gate, GateLike, NoGate, resolve_gate
 from eaftdrope.loss.landscape import Landscape
+from eaftdrope.loss.settings import LossSettings
 
 from .head import backbone, check_head, gathered_head, head_module
-from .meter import Latest, Meter, log_names
+from .meter import Latest, Meter, Reduce, log_names
 
 _ATTRIBUTE = "_eaft"
-# What a plain Trainer reads from a model to count the tokens that the loss is divided by, as it is for our forward: some
-# classes (Qwen2.5-VL, Gemma 3n) declare that they take no count, others (GPT-2) none of the losses that shift the labels.
+# The attributes from which a plain Trainer decides how to count the tokens that the loss is divided by, as they are for the
+# patched forward: some classes (Qwen2.5-VL, Gemma 3n) declare that they accept no count, others (GPT-2) another loss type.
 _READ_BY_TRAINER = {"accepts_loss_kwargs": True, "loss_type": "ForCausalLM"}
-# A mean gate below it is no gate but a mistake in its options.
+# A mean gate below this indicates a mistake in the gate's options.
 _CLOSED = 1e-6
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass
 class _State:
-    """What a patched model carries."""
+    """The state of a patched model."""
 
-    gate: Gate
-    loss_options: dict
+    settings: LossSettings
     original_forward: types.MethodType
-    # instance attributes that _READ_BY_TRAINER replaced; those of the class are not among them
-    replaced: dict
+    # instance attributes that _READ_BY_TRAINER replaced, without those of the class
+    replaced: dict[str, Any]
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
     warned: bool = False
     warned_of_gate: bool = False
 
 
 def apply_eaft(
-    model: nn.Module,
+    model: _Model,
     gate: GateLike = "eaft",
     *,
     backend: str = "auto",
     tile_bytes: int | None = None,
     tail: str = "exact",
-    tail_threshold: float = TAIL_THRESHOLD,
+    tail_threshold: float = LossSettings.tail_threshold,
     gate_threshold: float = 0.0,
     recompute: bool = False,
-    **gate_options,
-) -> nn.Module:
-    """Makes `model(..., labels=labels).loss` the entropy-gated loss, in place; returns the model.
+    **gate_options: object,
+) -> _Model:
+    """Make `model(..., labels=labels).loss` the entropy-gated loss, in place; return the model.
 
-    For the plain `transformers.Trainer` (built after this call: it reads there how the loss is divided), an accelerate
-    loop or your own. In a TRL script use [`EAFTTrainer`] instead:
-    `SFTTrainer` calls a head of its own and would go round this patch.
+    For the plain `transformers.Trainer` (created after this call: it reads from the model how the loss is divided), an
+    accelerate loop or your own. In a TRL script use [`EAFTTrainer`] instead: `SFTTrainer` calls a head of its own and
+    would bypass this patch.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             A causal language model.
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*, defaults to `"eaft"`):
-            Weight of a token; options of a named gate follow as keywords, e.g. `alpha=0.5`.
+            Weight of a token; options of a named gate are further keyword arguments, e.g. `alpha=0.5`.
         backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute:
             Settings of the fused operator, see [`fused_linear_eaft`].
 
     Raises:
         UserError: the model is already patched (by this function, TRL or Liger), wrapped for distribution, an
-            encoder-decoder, or computes its logits in a way the fused operator does not know.
+            encoder-decoder, or computes its logits in a way that the fused operator does not support.
         ValueError: an unknown gate, option, backend or tail.
     """
-    base = _base(model)
-    _refuse_foreign_patches(base)
-    loss_options = {
-        "backend": backend,
-        "tile_bytes": tile_bytes,
-        "tail": tail,
-        "tail_threshold": tail_threshold,
-        "gate_threshold": gate_threshold,
-        "recompute": recompute,
-    }
-    return install(model, resolve_gate(gate, **gate_options), loss_options)
+    _refuse_foreign_patches(_base(model))
+    settings = LossSettings(
+        resolve_gate(gate, **gate_options), backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute
+    )
+    return install(model, settings)
 
 
-def install(model: nn.Module, gate: Gate, loss_options: dict) -> nn.Module:
-    """[`apply_eaft`] without the refusal of other patches: whatever forward the model has becomes the one without labels."""
-    check_settings(**loss_options)
+def install(model: _Model, settings: LossSettings) -> _Model:
+    """[`apply_eaft`] without the check for other patches: the model's present forward becomes the one without labels."""
     base = _base(model)
     refuse_applied(base)
     if base.config.is_encoder_decoder:
         raise UserError(f"{type(base).__name__} is an encoder-decoder; EAFT is defined for causal language models.")
     check_head(base)
     replaced = {name: vars(base)[name] for name in _READ_BY_TRAINER if name in vars(base)}
-    state = _State(gate=gate, loss_options=loss_options, original_forward=base.forward, replaced=replaced)
+    state = _State(settings=settings, original_forward=base.forward, replaced=replaced)
     setattr(base, _ATTRIBUTE, state)
     vars(base).update(_READ_BY_TRAINER)
     base.forward = types.MethodType(_make_forward(type(base)), base)
     return model
 
 
-def remove_eaft(model: nn.Module) -> nn.Module:
-    """Gives a model its own forward back; returns the model.
+def remove_eaft(model: _Model) -> _Model:
+    """Restore the model's own forward; return the model.
 
     Raises:
         UserError: EAFT is not applied, or something else (accelerate, TRL, Liger) has wrapped the forward since.
     """
     base = _base(model)
     if not is_applied(base):
-        raise UserError(f"EAFT is not applied to this {type(base).__name__}: there is nothing to remove.")
-    if not _is_ours(base.__dict__.get("forward")):
+        raise UserError(f"EAFT is not applied to this {type(base).__name__}.")
+    if not _is_patched(base.__dict__.get("forward")):
         raise UserError(
             f"the forward of this {type(base).__name__} was wrapped after apply_eaft. Undo that first, e.g. "
             "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
@@ -134,25 +135,25 @@ def remove_eaft(model: nn.Module) -> nn.Module:
     return model
 
 
-def pop_metrics(model: nn.Module, *, training: bool = True, reduce=None) -> dict[str, float]:
-    """What the loss saw since the last call, as logged by [`EAFTTrainer`]; for loops of your own.
+def pop_metrics(model: nn.Module, *, training: bool = True, reduce: Reduce | None = None) -> dict[str, float]:
+    """Return the metrics since the last call, under the names that [`EAFTTrainer`] logs; for loops of your own.
 
     Args:
-        training (`bool`, *optional*, defaults to `True`): the training calls, or the evaluation ones.
+        training (`bool`, *optional*, defaults to `True`): of the training calls, or of the evaluation calls.
         reduce (callable, *optional*): sums a tensor over processes, e.g. `accelerator.reduce`.
     """
     metrics = pop_meter(model, training=training, reduce=reduce)
     return {**log_names(metrics), "eaft/trained_tokens": metrics["tokens"]} if metrics else {}
 
 
-def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, float]:
-    """[`Meter.pop`] of a patched model; warns once where its gate trains nothing."""
+def pop_meter(model: nn.Module, *, training: bool, reduce: Reduce | None = None) -> dict[str, float]:
+    """[`Meter.pop`] of a patched model; warns once if its gate trains nothing."""
     state: _State = getattr(_base(model), _ATTRIBUTE)
     metrics = state.meter[training].pop(reduce)
     if training and metrics and metrics["tokens"] and metrics["gate"] < _CLOSED and not state.warned_of_gate:
         state.warned_of_gate = True
         warnings.warn(
-            f"the gate {state.gate.formula} gave the last {metrics['tokens']:,.0f} trained tokens a mean weight of "
+            f"the gate {state.settings.gate.formula} gave the last {metrics['tokens']:,.0f} trained tokens a mean weight of "
             f"{metrics['gate']:.1e} (and cross-entropy is {metrics['nll']:.3g}): nothing is trained. Check its options; if "
             "the cross-entropy rose, the training diverged, and the first suspect is the learning rate.",
             stacklevel=3,
@@ -162,7 +163,7 @@ def pop_meter(model: nn.Module, *, training: bool, reduce=None) -> dict[str, flo
 
 def gate_of(model: nn.Module) -> Gate:
     """The gate of a patched model."""
-    return getattr(_base(model), _ATTRIBUTE).gate
+    return getattr(_base(model), _ATTRIBUTE).settings.gate
 
 
 def latest(model: nn.Module) -> Latest | None:
@@ -170,16 +171,17 @@ def latest(model: nn.Module) -> Latest | None:
     return getattr(_base(model), _ATTRIBUTE).meter[True].latest
 
 
-def pop_landscape(model: nn.Module, *, reduce=None) -> Landscape | None:
+def pop_landscape(model: nn.Module, *, reduce: Reduce | None = None) -> Landscape | None:
     """[`Meter.pop_landscape`] of a patched model's training calls."""
     return getattr(_base(model), _ATTRIBUTE).meter[True].pop_landscape(reduce)
 
 
 def refuse_applied(model: nn.Module) -> None:
+    """Raise UserError for a model to which EAFT is already applied."""
     if is_applied(model):
         raise UserError(
             f"EAFT is already applied to this {type(_base(model)).__name__}. Call remove_eaft(model) first to change the "
-            "gate; EAFTTrainer applies it by itself."
+            "gate; EAFTTrainer applies it automatically."
         )
 
 
@@ -188,27 +190,28 @@ def is_applied(model: nn.Module) -> bool:
 
 
 def is_active(model: nn.Module) -> bool:
-    """Whether calling the model still runs our forward: nothing replaced it since, and what wraps it (accelerate's autocast
-    and conversion of outputs, with bf16) calls it."""
+    """True if calling the model still runs the patched forward: directly, or through wrappers that call it (accelerate's
+    autocast and conversion of outputs, with bf16)."""
     forward = _base(model).__dict__.get("forward")
-    while forward is not None and not _is_ours(forward):
+    while forward is not None and not _is_patched(forward):
         forward = getattr(forward, "__wrapped__", None)
     return forward is not None
 
 
-def _is_ours(forward) -> bool:
+def _is_patched(forward: Callable | None) -> bool:
     function = getattr(forward, "__func__", forward)
-    # functools.wraps copies attributes to wrappers, so the attribute is the function itself
+    # functools.wraps copies attributes to wrappers, so the attribute holds the function that set it
     return function is not None and getattr(function, "eaft_forward", None) is function
 
 
 def shift_left(labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """`[B, T]` labels of the next token: position t gets the label of t + 1, the last position none."""
+    """Return the labels of the next token, `[B, T]`: position t gets the label of t + 1, the last one is ignored."""
     return nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
 
 
 def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
-    """`[B, T]` number of the sequence each position belongs to; packed rows start anew where position_ids are 0."""
+    """Return the number of the sequence of each position, `[B, T]`; in packed rows a sequence starts where position_ids
+    are 0."""
     if position_ids is None:
         return torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
     starts = (position_ids.expand_as(labels) == 0).flatten()
@@ -216,7 +219,7 @@ def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
 
 
 def _base(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT model; distributed wrappers are refused."""
+    """Return the transformers model inside a PEFT model; distributed wrappers are refused."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(
             f"apply_eaft before wrapping: got {type(model).__name__}. nn.DataParallel is not supported at all; launch "
@@ -230,27 +233,27 @@ def _base(model: nn.Module) -> nn.Module:
 
 
 def _refuse_foreign_patches(base: nn.Module) -> None:
-    # a forward that accelerate has wrapped (device_map, mixed precision) is an object without a home
+    # a forward that accelerate has wrapped (device_map, mixed precision) is an object without __globals__
     home = getattr(getattr(base.forward, "__func__", base.forward), "__globals__", {}).get("__name__", "")
     if home.startswith("trl."):
         raise UserError(
-            "this model carries TRL's fused head (it was given to an SFTTrainer). SFTTrainer never calls the patched "
-            "loss: use `from eaftdrope import EAFTTrainer as SFTTrainer`, or load the model afresh."
+            "this model has TRL's fused head (it was passed to an SFTTrainer). SFTTrainer never calls the patched loss: "
+            "use `from eaftdrope import EAFTTrainer as SFTTrainer`, or load the model again."
         )
     if home.startswith("liger_kernel."):
         raise UserError(
-            "this model carries Liger's fused cross-entropy, which would train plain cross-entropy. Apply Liger with "
-            "fused_linear_cross_entropy=False: its other kernels go together with EAFT."
+            "this model has Liger's fused cross-entropy, which would train plain cross-entropy. Apply Liger with "
+            "fused_linear_cross_entropy=False: its other kernels can be combined with EAFT."
         )
 
 
-def _make_forward(model_class: type):
+def _make_forward(model_class: type[nn.Module]) -> Callable:
     own_forward = model_class.forward
     parameter_names = list(inspect.signature(own_forward).parameters)[1:]
 
     # the signature of the original: generate and Trainer inspect it
     @functools.wraps(own_forward)
-    def forward(self, *args, **kwargs):
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(parameter_names, args, strict=False))
         labels, shift_labels = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         num_items, skip_logits = kwargs.pop("num_items_in_batch", None), kwargs.pop("skip_logits", None)
@@ -260,7 +263,7 @@ def _make_forward(model_class: type):
             return state.original_forward(**kwargs)
         return _forward_with_loss(self, state, kwargs, labels, shift_labels, num_items, skip_logits)
 
-    forward.eaft_forward = forward
+    forward.eaft_forward = forward  # pyrefly: ignore[missing-attribute]  # a mark on the function itself
     return forward
 
 
@@ -269,8 +272,8 @@ def _warn_without_labels(model: nn.Module, state: _State) -> None:
         state.warned = True
         warnings.warn(
             "A model with EAFT was called in training mode without labels, so it returns logits and no gated loss. If a "
-            "trainer took the labels away (label_smoothing_factor, compute_loss_func), EAFT is NOT what it trains: "
-            "switch that option off.",
+            "trainer removed the labels (label_smoothing_factor, compute_loss_func), EAFT is NOT what it trains: "
+            "disable that option.",
             stacklevel=4,
         )
 
@@ -278,58 +281,63 @@ def _warn_without_labels(model: nn.Module, state: _State) -> None:
 def _forward_with_loss(
     model: nn.Module,
     state: _State,
-    kwargs: dict,
+    kwargs: dict[str, Any],
     labels: Tensor | None,
     shift_labels: Tensor | None,
     num_items: int | Tensor | None,
     skip_logits: bool | None,
-):
+) -> ModelOutput | tuple:
     if kwargs.pop("logits_to_keep", 0):
-        raise UserError(
-            "logits_to_keep can not be combined with labels on a model with EAFT: the loss needs no logits."
-        )
+        raise UserError("logits_to_keep cannot be combined with labels on a model with EAFT: the loss needs no logits.")
     return_dict = kwargs.pop("return_dict", None)
     router_logits = _wants_router_logits(model, kwargs)
     outputs = backbone(model)(**{**kwargs, "use_cache": False})
-    targets = shift_left(labels) if shift_labels is None else shift_labels
-    gate = state.gate if model.training else NoGate()
-    with gathered_head(model) as head:
-        hidden = outputs.last_hidden_state.to(head.weight.device)
-        loss, details = fused_linear_eaft(
-            hidden,
-            head.weight,
-            targets,
-            gate=gate,
-            bias=head.bias,
-            num_items=num_items,
-            logit_scale=head.scale,
-            softcap=head.softcap,
-            sequence_ids=sequence_ids(targets, kwargs.get("position_ids")),
-            return_details=True,
-            **state.loss_options,
-        )
+    if shift_labels is None:
+        assert labels is not None
+        shift_labels = shift_left(labels)
+    loss, details = _gated_loss(model, state, outputs.last_hidden_state, shift_labels, kwargs, num_items)
     state.meter[model.training].add(details)
     logits = None
     if not (model.training if skip_logits is None else skip_logits):
         logits = _logits(model, outputs.last_hidden_state)
     if router_logits:
-        aux_loss = _router_loss(model, outputs.router_logits, kwargs.get("attention_mask"))
-        loss = loss + model.config.get_text_config().router_aux_loss_coef * aux_loss.to(loss.device)
-        output = MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits)
+        output = _with_router_loss(model, loss, logits, outputs.router_logits, kwargs.get("attention_mask"))
     else:
         output = CausalLMOutputWithPast(loss=loss, logits=logits)
     return output.to_tuple() if return_dict is False else output
 
 
-def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Full logits, as the model's own forward gives them."""
+def _gated_loss(
+    model: nn.Module,
+    state: _State,
+    hidden: Tensor,
+    targets: Tensor,
+    kwargs: dict[str, Any],
+    num_items: int | Tensor | None,
+) -> tuple[Tensor, LossDetails]:
+    """The loss of targets `[B, T]` that are aligned with hidden states `[B, T, D]`; plain cross-entropy in evaluation."""
+    settings = state.settings if model.training else replace(state.settings, gate=NoGate())
     with gathered_head(model) as head:
-        logits = head_module(model)(hidden.to(head.weight.device)) * head.scale
-    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+        return linear_loss(
+            hidden.to(head.weight.device),
+            head.weight,
+            targets,
+            settings,
+            bias=head.bias,
+            num_items=num_items,
+            transform=head.transform,
+            sequence_ids=sequence_ids(targets, kwargs.get("position_ids")),
+        )
 
 
-def _wants_router_logits(model: nn.Module, kwargs: dict) -> bool:
-    """Like the model's own forward: mixture-of-experts models return them when asked or configured to."""
+def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Full logits, as the model's own forward returns them."""
+    with gathered_head(model) as head:
+        return head.transform.apply(head_module(model)(hidden.to(head.weight.device)))
+
+
+def _wants_router_logits(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Decide as the model's own forward does: mixture-of-experts models return them on request or by configuration."""
     configured = getattr(model.config.get_text_config(), "output_router_logits", False)
     wanted = kwargs.get("output_router_logits")
     wanted = configured if wanted is None else wanted
@@ -338,10 +346,12 @@ def _wants_router_logits(model: nn.Module, kwargs: dict) -> bool:
     return bool(wanted)
 
 
-def _router_loss(model: nn.Module, router_logits, attention_mask: Tensor | None) -> Tensor:
-    # the load-balancing loss that every mixture-of-experts family takes from Mixtral
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
+def _with_router_loss(
+    model: nn.Module, loss: Tensor, logits: Tensor | None, router_logits: Any, attention_mask: Tensor | None
+) -> MoeCausalLMOutputWithPast:
+    """The output of a mixture-of-experts model: the loss plus the load-balancing loss of its routers."""
     text = model.config.get_text_config()
     experts = getattr(text, "num_experts", None) or text.num_local_experts
-    return load_balancing_loss_func(router_logits, experts, text.num_experts_per_tok, attention_mask)
+    aux_loss = load_balancing_loss_func(router_logits, experts, text.num_experts_per_tok, attention_mask)
+    loss = loss + text.router_aux_loss_coef * aux_loss.to(loss.device)
+    return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits)

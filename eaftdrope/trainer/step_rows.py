@@ -1,4 +1,4 @@
-"""The rows of an optimiser step, found again afterwards: the order of an epoch follows from its seed."""
+"""The rows of an optimiser step, recomputed afterwards from the seed of the epoch's order."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from .finite import listed
 def rows_of_step(
     loader: DataLoader, step: int, accumulation: int, *, replicas: int = 1, batch: tuple[int, int] | None = None
 ) -> list[int]:
-    """Indices of the rows that a step (counted from 1) was trained on; `[]` where the order cannot be drawn again: rows that
-    are streamed, or a sampler other than the Trainer's own.
+    """Return the indices of the rows of a step (counted from 1); `[]` if the order cannot be recomputed: streamed rows, or a
+    sampler other than the Trainer's own.
 
-    Draws from the loader's sampler, so it is for a training that has ended.
+    It draws from the loader's sampler, so training must have ended.
 
     Args:
-        loader: as prepared by accelerate, of any one process.
-        replicas: processes that have different rows.
-        batch: the micro-batch of the step and the replica, to name those rows only.
+        loader: the dataloader prepared by accelerate, of any process.
+        accumulation: micro-batches per step.
+        replicas: number of processes with different rows.
+        batch: (micro-batch of the step, replica) to return only its rows.
     """
     sharded = getattr(loader, "batch_sampler", None)
-    # accelerate deals the batches out to the processes in turn
+    # accelerate distributes the batches over the processes in turn
     batches = getattr(sharded, "batch_sampler", sharded)
     sampler = getattr(batches, "sampler", None)
     if not isinstance(sampler, SeedableRandomSampler | SequentialSampler) or getattr(sharded, "split_batches", False):
@@ -37,14 +38,14 @@ def rows_of_step(
     found = list(islice(batches, first, first + accumulation * replicas))
     if batch is not None:
         micro_batch, replica = batch
-        place = micro_batch * replicas + replica
-        # the last batches of an epoch may be made of rows of its beginning
-        found = found[place : place + 1]
+        index = micro_batch * replicas + replica
+        # the last batches of an epoch may be filled with rows of its beginning
+        found = found[index : index + 1]
     return [row for rows in found for row in rows]
 
 
-def rows_in_words(indices: list[int], dataset: Dataset | None) -> str:
-    """Where the rows are from, as the dataset's `origin` column has it, else their numbers; "" for none."""
+def describe_rows(indices: list[int], dataset: object) -> str:
+    """Return the origin of the rows from the dataset's `origin` column, else their numbers; "" for no rows."""
     if not indices:
         return ""
     if isinstance(dataset, Dataset) and "origin" in dataset.column_names:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from datasets import Dataset
+from torch import nn
 from transformers import TrainingArguments
 from trl import SFTTrainer
 
@@ -23,12 +26,12 @@ from .meter import TokenClock, log_names
 from .optimizer import check_optimizer, reshard
 from .packing import check_packing
 from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
-from .saving import own_settings, saved_with
-from .step_rows import rows_in_words, rows_of_step
+from .saving import original_settings, with_settings
+from .step_rows import describe_rows, rows_of_step
 
 _SLOW_BFLOAT16 = (
-    "bf16 is on, as TRL has it by default, but this processor has no instructions for it: the model's matrix products are "
-    "many times as slow as in float32. Set bf16=False."
+    "bf16 is on, as TRL has it by default, but this CPU has no instructions for it: the model's matrix products are many "
+    "times slower than in float32. Set bf16=False."
 )
 
 
@@ -38,24 +41,24 @@ class EAFTTrainer(SFTTrainer):
 
     Training minimises `sum_t w_t nll_t / num_items` with `w_t` the detached gate of the token; evaluation reports plain
     cross-entropy. Gradients do not depend on how a batch is split over accumulation steps or processes (for gates that
-    look at one token at a time, which all but `eaft-mask`, `conflict-mask`, `talr` and `mile` do).
+    weight each token separately: all but `eaft-mask`, `conflict-mask`, `talr` and `mile`).
 
     Every log carries `eaft/weighted_loss`, `eaft/cross_entropy`, `entropy` (nats), `eaft/gate_mean`,
     `eaft/gate_low_share` (gate < 0.05), `eaft/conflict_share` (entropy < 0.5 nats and p < 0.1), `mean_token_accuracy`,
-    `num_tokens`, `eaft/trained_tokens`, `eaft/tokens_per_second`, and of the tokens' landscape: share and cross-entropy
+    `num_tokens`, `eaft/trained_tokens`, `eaft/tokens_per_second`, and from the tokens' landscape: share and cross-entropy
     of the tokens of high (>= 2 nats) and low (<= 0.5) entropy (`eaft/high_entropy_loss`, `eaft/high_entropy_share`,
     `eaft/low_entropy_loss`, `eaft/low_entropy_share`) and the gates by tenths (`eaft/gate_hist_00` to `_09`, shares).
 
     Args:
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*):
-            Overrides `args.gate`; the way to pass a function of [`~eaftdrope.loss.TokenStats`].
+            Overrides `args.gate`; may be a function of [`~eaftdrope.loss.TokenStats`].
         **kwargs:
-            Of [`~trl.SFTTrainer`]. A plain `SFTConfig` as `args` trains with the default gate.
+            Passed to [`~trl.SFTTrainer`]. A plain `SFTConfig` as `args` trains with the default gate.
 
     Raises:
-        UserError: what would silently train another loss: `compute_loss_func`, label smoothing, `loss_type="dft"`,
+        UserError: settings that would silently train another loss: `compute_loss_func`, label smoothing, `loss_type="dft"`,
             Liger's fused cross-entropy, an adapter on the head, sequence or context parallelism, `nn.DataParallel`; a model
-            whose weights hold NaN or infinity. In `train`: a trainable parameter that is not in the optimiser; a loss, a
+            whose weights contain NaN or infinity. In `train`: a trainable parameter that is not in the optimiser; a loss, a
             gradient or a weight that became NaN or infinite, before a checkpoint is written. In `save_model`: such weights.
     """
 
@@ -63,26 +66,36 @@ class EAFTTrainer(SFTTrainer):
     # compute_loss divides by the tokens of the whole accumulated batch
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model, args=None, *trainer_args, gate: GateLike | None = None, **kwargs):
-        args = _as_eaft_config(args)
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: TrainingArguments | None = None,
+        *trainer_args: Any,
+        gate: GateLike | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = _as_eaft_config(args)
         if kwargs.get("compute_loss_func") is not None:
             raise UserError(
                 "compute_loss_func replaces the loss, so the gate would not be used. Pass a gate instead: "
                 "EAFTTrainer(..., gate=lambda stats: ...)."
             )
-        refuse_parallelism(args.parallelism_config)
-        self._own_settings = own_settings(model, args.model_init_kwargs)
-        self.gate = resolve_gate(args.gate, **(args.gate_kwargs or {})) if gate is None else resolve_gate(gate)
-        if isinstance(model, torch.nn.Module):
+        refuse_parallelism(config.parallelism_config)
+        self._original_settings = original_settings(model, config.model_init_kwargs)
+        settings = config.loss_settings()
+        if gate is not None:
+            settings = replace(settings, gate=resolve_gate(gate))
+        self.gate = settings.gate
+        if isinstance(model, nn.Module):
             refuse_applied(model)
-        super().__init__(model, args, *trainer_args, **kwargs)
+        super().__init__(model, config, *trainer_args, **kwargs)
         self._check_vocabulary()
-        # an accelerate configuration file can bring what args do not show
+        # an accelerate configuration file can enable what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
-        install(self.model, self.gate, args.loss_options())
+        install(self.model, settings)
         if self.padding_free:
             check_packing(self.model)
-        # read from the model before it was patched (see patch.py)
+        # the base class read these from the model before it was patched (see patch.py)
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self._clock = TokenClock()
         self._aux_losses = {"train": [], "eval": []}
@@ -92,24 +105,30 @@ class EAFTTrainer(SFTTrainer):
             warnings.warn(_SLOW_BFLOAT16, stacklevel=2)
 
     def _check_vocabulary(self) -> None:
-        """Tokens that the model has no row for, before the first step: torch would end in an index error there."""
+        """Check before the first step that the model has a row for every token."""
         size = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         for rows in (self.train_dataset, *held_out.values()):
             if size and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
                 check_token_ids(rows, size, getattr(self.processing_class, "tokenizer", self.processing_class))
 
-    def _save(self, output_dir=None, state_dict=None):
-        with saved_with(self.model.config, self._own_settings):
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with with_settings(self.model.config, self._original_settings):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             honour_umask(output_dir or self.args.output_dir)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         if self.model.training:
             if num_items_in_batch is None:
                 raise UserError(
-                    "the batch has no `labels`, so its trained tokens can not be counted. Check the collator."
+                    "the batch has no `labels`, so its trained tokens cannot be counted. Check the collator."
                 )
             self._clock.add(inputs)
         inputs = {**inputs, "use_cache": False, "skip_logits": not return_outputs}
@@ -130,25 +149,27 @@ class EAFTTrainer(SFTTrainer):
         loss = loss + aux_loss
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        seen = latest(self.model)
-        extreme_gate = seen.extreme_gate if seen else torch.zeros((), dtype=torch.bool)
+        figures = latest(self.model)
+        extreme_gate = figures.extreme_gate if figures else torch.zeros((), dtype=torch.bool)
         self._guard.watch.add_loss(self.state.global_step + 1, loss, extreme_gate)
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        # under float16 the scaler skips a step whose gradients overflow, which is no fault
+        # under float16 the scaler skips a step whose gradients overflow: no fault
         if self.accelerator.mixed_precision != "fp16":
             self._guard.watch.add_gradient(self.state.global_step + 1, norm)
         if self._guard.watch.is_free:
             self._check_numbers()
         return norm
 
-    def create_optimizer(self, model=None):
-        # what an evaluation before the training left: FSDP2 with gathered parameters in place of its shards, and accelerate
-        # with a mark on the model for which it would not wrap it in DDP, so that each process would train its own
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        # undo what an evaluation before training leaves: FSDP2 with gathered parameters instead of shards, and a mark on
+        # the model with which accelerate would not wrap it in DDP, so that each process would train its own
         reshard(self.model)
         if self.model_wrapped is self.model and hasattr(self.model, "_is_accelerate_prepared"):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -157,18 +178,18 @@ class EAFTTrainer(SFTTrainer):
         check_optimizer(self.model if model is None else model, optimizer, str(self.args.optim))
         return optimizer
 
-    def _save_checkpoint(self, model, trial):
-        # a file of it, or one that it replaces, is touched only after this
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # before any file of the checkpoint, or one that it replaces, is changed
         self._check_numbers()
         check_saved(self.model, self.args, self.state)
         super()._save_checkpoint(model, trial)
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         check_saved(self.model, self.args, self.state)
         super().save_model(output_dir, _internal_call)
 
     def _check_numbers(self) -> None:
-        """Ends the training if a loss or gradient was not finite; waits for the device."""
+        """Stop the training if a loss or gradient was not finite; waits for the device."""
         self._guard.check(self.model, self.args, self.state, self._rows_of)
 
     def _rows_of(self, fault: Fault) -> str:
@@ -178,14 +199,14 @@ class EAFTTrainer(SFTTrainer):
         loader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
         replicas = self.accelerator.num_processes // size
         found = rows_of_step(loader, fault.step, accumulation, replicas=replicas, batch=batch)
-        return rows_in_words(found, self.train_dataset)
+        return describe_rows(found, self.train_dataset)
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        return super().prediction_step(model, self._once(inputs), *args, **kwargs)
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().prediction_step(model, self._without_repeated_rows(inputs), *args, **kwargs)
 
-    def _once(self, inputs: dict) -> dict:
-        """The last batch without the rows of the beginning that accelerate fills it up with, so that every process has as
-        many: they are in the mean already. Their labels are taken away."""
+    def _without_repeated_rows(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return the last batch without labels for the rows that accelerate repeats from the beginning, so that every
+        process has equally many: they are in the mean already."""
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
@@ -197,31 +218,33 @@ class EAFTTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        seen = pop_meter(self.model, training=self.model.training, reduce=self._sum_over_ranks)
-        if seen:
-            names = log_names(seen)
+        metrics = pop_meter(self.model, training=self.model.training, reduce=self._sum_over_ranks)
+        if metrics:
+            names = log_names(metrics)
             if mode == "eval":
-                # the mean over tokens, not over batches: what the batch size is does not change it
-                logs.update({key: seen["nll"] for key in logs if key.endswith("_loss")})
+                # the mean over tokens, not over batches, so that the batch size does not change it
+                logs.update({key: metrics["nll"] for key in logs if key.endswith("_loss")})
                 names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
-                names["num_tokens"] = self._total("num_tokens") + self._clock.seen(self._sum_over_ranks) / self._tp_size
+                names["num_tokens"] = (
+                    self._total("num_tokens") + self._clock.tokens(self._sum_over_ranks) / self._tp_size
+                )
             else:
-                names |= self._token_counts(seen["tokens"])
+                names |= self._token_counts(metrics["tokens"])
             if aux_losses := self._aux_losses[mode]:
                 mean = torch.stack(aux_losses).mean()
                 names["aux_loss"] = self.accelerator.reduce(mean, reduction="mean").item()
                 aux_losses.clear()
             self._metrics[mode].update({name: [value] for name, value in names.items()})
         super().log(logs, start_time)
-        # after those that show and keep the log
+        # after the callbacks that show and keep the log
         if "loss" in logs or "train_runtime" in logs:
             self._check_numbers()
         if "train_runtime" in logs:
             check_saved(self.model, self.args, self.state)
 
     def pop_landscape(self) -> Landscape | None:
-        """The landscape of the tokens trained since the last call, over all processes (every one of them must call)."""
-        # the processes of a tensor-parallel group see the same tokens
+        """Return the landscape of the tokens trained since the last call, over all processes, which must all call."""
+        # the processes of a tensor-parallel group have the same tokens
         size = self._tp_size
 
         def once(values: torch.Tensor) -> torch.Tensor:
@@ -231,7 +254,7 @@ class EAFTTrainer(SFTTrainer):
         return pop_landscape(self.model, reduce=once)
 
     def _token_counts(self, trained: float) -> dict[str, float]:
-        """Running totals and speed; totals go on from the last logged ones when a run is resumed."""
+        """Return running totals and speed; a resumed run continues from the last logged totals."""
         tokens, seconds = self._clock.pop(self._sum_over_ranks)
         return {
             "num_tokens": self._total("num_tokens") + tokens / self._tp_size,
@@ -240,7 +263,7 @@ class EAFTTrainer(SFTTrainer):
         }
 
     def _total(self, name: str) -> float:
-        """As it was logged last."""
+        """Return the value in the last log that has it."""
         return next((entry[name] for entry in reversed(self.state.log_history) if name in entry), 0)
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
@@ -248,7 +271,7 @@ class EAFTTrainer(SFTTrainer):
 
 
 def _as_eaft_config(args: TrainingArguments | None) -> EAFTConfig:
-    """A plain `SFTConfig` or `TrainingArguments` trains with the default gate."""
+    """Return the arguments as an `EAFTConfig`; a plain `SFTConfig` or `TrainingArguments` gets the default gate."""
     if args is None:
         return EAFTConfig()
     if isinstance(args, EAFTConfig):
@@ -259,12 +282,12 @@ def _as_eaft_config(args: TrainingArguments | None) -> EAFTConfig:
     )
 
 
-def refuse_parallelism(config) -> None:
-    """Sequence and context parallelism shard a sequence over processes; the loss does not support that yet."""
+def refuse_parallelism(config: ParallelismConfig | None) -> None:
+    """Refuse sequence and context parallelism: they shard a sequence over processes, which the loss does not support yet."""
     if config is not None and (config.sp_enabled or config.cp_enabled):
         kind = "sequence parallelism (sp_size)" if config.sp_enabled else "context parallelism (cp_size)"
         raise UserError(
             f"{kind} is not supported by the gated loss: with it the Trainer reduces the model's own cross-entropy, or "
-            "shards labels at places where they are shifted wrongly. Set it to 1; data parallelism, FSDP and gradient "
+            "shards labels so that they are shifted wrongly. Set it to 1; data parallelism, FSDP and gradient "
             "checkpointing are the supported ways to fit long sequences."
         )

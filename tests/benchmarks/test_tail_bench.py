@@ -15,7 +15,7 @@ from benchmarks.tail.verdict import judge
 from eaftdrope.loss import fused_linear_eaft
 from eaftdrope.loss import tail as product
 from eaftdrope.loss.definition import eaft_loss
-from tests.models import save_model
+from tests.tiny_models import save_model
 from tests.tiny_run import save_rows
 
 THRESHOLD = 2.0**-8

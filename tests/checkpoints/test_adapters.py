@@ -16,8 +16,8 @@ from tests.trainer.tiny import tiny_model
 FILE = "adapter_model.safetensors"
 DOWN = "base_model.model.model.layers.0.mlp.down_proj.lora_B"
 WAY_OUT = (
-    "Use another checkpoint, or put the model that the adapter was trained on into `base_model_name_or_path` of its "
-    "adapter_config.json."
+    "Use another checkpoint, or set `base_model_name_or_path` of its adapter_config.json to the model that the adapter "
+    "was trained on."
 )
 
 
@@ -50,7 +50,7 @@ def save(base, folder, edit=None, **options):
         (
             {},
             lambda t: t.update({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 64)}),
-            " holds what the model has no place for: base_model.model.model.layers.7.mlp.up_proj.lora_A.weight. "
+            " has tensors that the model has no place for: base_model.model.model.layers.7.mlp.up_proj.lora_A.weight. "
             + WAY_OUT,
         ),
         (
@@ -121,7 +121,7 @@ def test_what_the_settings_must_name(folder, key, what, value):
     with pytest.raises(UserError) as caught:
         adapter_settings(folder)
     file = folder / "adapter_config.json"
-    assert str(caught.value) == f"{file} does not name its {what}. Write it there as `{key}`."
+    assert str(caught.value) == f"{file} has no {what}. Set `{key}` in it."
 
 
 @pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "lora_ga"])

@@ -12,7 +12,7 @@ from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import draw_back, merge_adapter
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
-from tests.models import SMALLEST, character_tokenizer, tiny_llama
+from tests.tiny_models import SMALLEST, character_tokenizer, tiny_llama
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -154,7 +154,7 @@ def test_a_head_lost_in_saving_is_noticed_and_leaves_nothing(base, tmp_path, mon
 
     monkeypatch.setattr(merge, "_tie_head_if_equal", tie)
     monkeypatch.setattr(merge, "_save", save_tied)
-    with pytest.raises(UserError, match=r"does not survive saving: reloaded from disk its logits differ by [\d.]+ "):
+    with pytest.raises(UserError, match=r"changes on saving: reloaded from disk its logits differ by [\d.]+ "):
         merge_adapter(adapter, tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
@@ -196,12 +196,16 @@ def test_not_an_adapter(base, tmp_path):
         return str(error.value)
 
     missing, run, empty = tmp_path / "missing", tmp_path / "run", tmp_path / "empty"
-    assert refused(missing) == f"there is no folder {missing}. Name the folder that holds adapter_config.json."
-    assert refused(base).startswith(f"{base} is a full model, not an adapter: there is nothing to merge.")
+    assert (
+        refused(missing) == f"the folder {missing} does not exist. Pass the folder that contains adapter_config.json."
+    )
+    assert refused(base).startswith(f"{base} is a full model, not an adapter: it needs no merging.")
     assert refused(run) == (
         f"{run} is not an adapter: it has no adapter_config.json. Did you mean {run / 'checkpoint-5'}?"
     )
-    assert refused(empty) == f"{empty} is not an adapter: it has no adapter_config.json. Name the folder that holds it."
+    assert (
+        refused(empty) == f"{empty} is not an adapter: it has no adapter_config.json. Pass the folder that contains it."
+    )
     assert refused(run / "checkpoint-5") == (
         f"{run / 'checkpoint-5'} has an adapter_config.json but no adapter_model.safetensors. "
         "Was its saving interrupted? Use an earlier checkpoint."
@@ -220,7 +224,7 @@ def test_an_occupied_output_is_refused(base, tmp_path, kind):
     with pytest.raises(UserError) as error:
         merge_adapter(adapter, output)
     assert str(error.value) == (
-        f"the output {output} exists already and is not empty. Name a new folder, or remove it."
+        f"the output {output} already exists and is not empty. Choose a new folder, or remove it."
     )
     assert (output / "mine.txt" if kind == "folder" else output).read_text() == "keep"
 
@@ -234,7 +238,7 @@ def test_a_quantised_base_is_refused(base, tmp_path):
         merge_adapter(adapter, tmp_path / "merged")
     assert str(error.value) == (
         f"the base model {str(base)!r} is quantised (bitsandbytes): merged into rounded weights, the adapter would be "
-        f"rounded away. Put the unquantised model into `base_model_name_or_path` of {adapter / 'adapter_config.json'}, "
+        f"rounded away. Set `base_model_name_or_path` of {adapter / 'adapter_config.json'} to the unquantised model, "
         "or use the adapter with peft."
     )
 
@@ -249,9 +253,7 @@ def test_other_refusals(base, tmp_path):
 
     assert refused(dtype="int8") == "dtype 'int8' is not one of float32, bfloat16, float16."
     _edit(adapter, base_model_name_or_path=None)
-    assert refused() == (
-        f"{adapter / 'adapter_config.json'} does not name its base model. Write it there as `base_model_name_or_path`."
-    )
+    assert refused() == (f"{adapter / 'adapter_config.json'} has no base model. Set `base_model_name_or_path` in it.")
     tiny_llama(**SMALLEST, vocab_size=64).save_pretrained(tmp_path / "other")
     _tokenizer().save_pretrained(tmp_path / "other")
     _edit(adapter, base_model_name_or_path=str(tmp_path / "other"))
@@ -289,7 +291,8 @@ def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         merge_adapter(adapter, tmp_path / "merged")
     assert str(error.value) == (
-        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Make room, or name a folder on another disk."
+        f"the merged model needs 68 MB in {tmp_path}, which has 5 MB free. Free some space, or choose a folder on another "
+        "disk."
     )
 
 
@@ -343,7 +346,7 @@ def test_a_share_of_an_adapter(base, tmp_path, share):
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_without_a_line_to_its_base_is_refused(base, tmp_path, options, why):
-    with pytest.raises(UserError, match=f"an adapter with {why} has no line to its base model"):
+    with pytest.raises(UserError, match=f"an adapter with {why} cannot be scaled towards its base model"):
         merge_adapter(_adapter(base, **options), tmp_path / "merged", share=0.5)
     assert not (tmp_path / "merged").exists()
 
@@ -380,7 +383,7 @@ def test_the_verb_reports_what_was_written_and_checked(base, tmp_path, capsys):
     assert lines[3].startswith("untied     ")
     assert _command(adapter, output) == 2
     assert capsys.readouterr().err == (
-        f"the output {output} exists already and is not empty. Name a new folder, or remove it.\n"
+        f"the output {output} already exists and is not empty. Choose a new folder, or remove it.\n"
     )
 
 

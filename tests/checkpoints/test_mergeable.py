@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import merge_adapter
 from eaftdrope.errors import UserError
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.trainer.tiny import tiny_model
 
 PLAIN = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
@@ -55,7 +55,7 @@ def test_an_adapter_that_took_a_part_of_the_base_has_no_share(base, tmp_path, st
         with pytest.raises(UserError) as caught:
             merge_adapter(tmp_path / "adapter", tmp_path / "merged", share=share)
         assert str(caught.value) == (
-            f"an adapter with init_lora_weights='{start}' has no line to its base model that a scale follows: use share 1, "
+            f"an adapter with init_lora_weights='{start}' cannot be scaled towards its base model: use share 1, "
             "or train plain LoRA."
         )
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
@@ -91,7 +91,7 @@ def test_other_adapters_without_a_share(base, tmp_path, monkeypatch, changes, wh
     monkeypatch.setattr(merge, "load_model", None)  # nothing is loaded
     save(base, tmp_path / "adapter")
     edit(tmp_path / "adapter", **changes)
-    with pytest.raises(UserError, match=f"^an adapter with {why} has no line to its base model"):
+    with pytest.raises(UserError, match=f"^an adapter with {why} cannot be scaled towards its base model"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged", share=0.5)
 
 

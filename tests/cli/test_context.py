@@ -11,7 +11,7 @@ from eaftdrope.cli import main
 from eaftdrope.drope import convert
 from eaftdrope.evaluate.long_context import run as run_module
 from tests import forked
-from tests.models import save_model
+from tests.tiny_models import save_model
 
 # Prompts of one token a byte: the longest question and its needles take some 750.
 SMALL = ["--lengths", "900,1800", "--trained-length", "900", "--trials", "2", "--depths", "2", "--windows", "2"]
@@ -221,7 +221,7 @@ def test_all_mistakes_at_once(models, tmp_path, capsys, monkeypatch):
         "mean niah?",
         "--baselines: 'yarm' is not one of rope, pi, ntk, yarn, crop. Did you mean yarn?",
         "--suite: 'rular' is not one of ruler, longbench. Did you mean ruler?",
-        "model './nowhere': there is no such file or folder.",
+        "model './nowhere': no such file or folder.",
         "--lengths: '2k' is not a length. Write tokens (4096) or a multiple",
         *suites,
         f"--text {tmp_path / 'no.txt'}: no such file.",

@@ -59,7 +59,7 @@ def test_a_target_length_sets_the_temperature_once(source, tmp_path, capsys):
             r"--undo restores the source as it was and has no other option than --copy",
         ),
         (("--undo",), r"cannot be undone: it has no drope_original/manifest\.json"),
-        (("--layers", "0-1"), r"cannot say which layers"),
+        (("--layers", "0-1"), r"cannot express which layers"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(source, options, message, tmp_path, capsys):

@@ -8,14 +8,14 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from tests.evaluate.suites.test_cache import adapter_of
 
 from eaftdrope.cli import main
 from eaftdrope.evaluate.scores import change_stderr
 from eaftdrope.evaluate.suites import subject
 from eaftdrope.report.words import score_of
 from tests import forked
-from tests.models import TEMPLATE
+from tests.evaluate.test_score_cache import adapter_of
+from tests.tiny_models import TEMPLATE
 from tests.tiny_run import make_project
 
 SMALL = ["--suite", "general:perplexity,general:multiple_choice", "--limit", "6", "--device", "cpu"]

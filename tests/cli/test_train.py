@@ -89,8 +89,8 @@ def test_a_finished_run_is_left_alone(recipe, finished, option):
     ended = train(recipe, f"output.dir={finished}", "probes.general=[]", *option)
     assert ended == (
         2,
-        f"{finished} holds a finished run. Nothing was touched: name another folder with output.dir=..., or pass "
-        "--overwrite to delete it and start anew.\n",
+        f"{finished} holds a finished run. Nothing was changed: choose another folder with output.dir=..., or pass "
+        "--overwrite to delete it and start over.\n",
     )
     assert hashes(finished) == before
 
@@ -103,7 +103,7 @@ def bad_rows(folder):
 
 
 def no_weights(folder):
-    from tests.models import save_model
+    from tests.tiny_models import save_model
 
     (save_model(folder / "broken") / "model.safetensors").unlink()
     return f"model={folder / 'broken'}"
@@ -153,7 +153,7 @@ def test_other_data_under_the_same_name_are_refused(start, tmp_path):
     rows.write_text(text.replace("It is", "No ix"))
     ended = start(override)
     assert ended.code == 2
-    assert "holds an unfinished run, and the training rows changed since the start. Put back what" in last_line(ended)
+    assert "holds an unfinished run, and the training rows changed since its start. Restore the" in last_line(ended)
     rows.write_text(text)
     ended = start(override, "train.save_every=1", "train.keep_checkpoints=3", "train.log_every=2")
     assert ended.code == 0, ended.out
@@ -192,12 +192,12 @@ def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finishe
             "in step 2, before a checkpoint",
             "Interrupted at step 1 of 6. The same command trains from the beginning.",
         ),
-        ("in step 4, after a checkpoint", "Interrupted at step 3 of 6. The same command goes on from checkpoint-2."),
+        ("in step 4, after a checkpoint", "Interrupted at step 3 of 6. The same command resumes from checkpoint-2."),
         (
             "in a checkpoint, before its optimizer",
-            "Interrupted at step 4 of 6. The same command goes on from checkpoint-2.",
+            "Interrupted at step 4 of 6. The same command resumes from checkpoint-2.",
         ),
-        ("after training", "Interrupted after training. The same command goes on from checkpoint-6."),
+        ("after training", "Interrupted after training. The same command resumes from checkpoint-6."),
     ],
 )
 def test_interrupted(start, moment, text):
@@ -206,7 +206,7 @@ def test_interrupted(start, moment, text):
     assert (ended.code, last_line(ended)) == (130, text)
     assert "Traceback" not in ended.out
     if checkpoint := re.search(r"checkpoint-\d", text):
-        assert f"going on from {checkpoint[0]} of 6" in start().out
+        assert f"resuming from {checkpoint[0]} of 6" in start().out
 
 
 def test_interrupted_with_overwrite(start):
@@ -214,7 +214,7 @@ def test_interrupted_with_overwrite(start):
     assert start().code == 0
     ended = start("--overwrite", moment="in step 4, after a checkpoint", signal_number=signal.SIGINT)
     assert last_line(ended) == (
-        "Interrupted at step 3 of 6. The same command without --overwrite goes on from checkpoint-2."
+        "Interrupted at step 3 of 6. The same command without --overwrite resumes from checkpoint-2."
     )
 
 
@@ -293,8 +293,8 @@ def test_a_full_disk(start, small_disk, tmp_path, kilobytes):
     assert ended.code == 2, ended.out
     run = tmp_path / "run"
     assert re.fullmatch(
-        rf"the disk of {run} is full \(.+\)\. What was written whole is kept: make room and run the same command again "
-        rf"\(without --overwrite\) to go on\.|cannot write {run}/(metrics|landscape)\.jsonl: the disk is full\. .+",
+        rf"the disk of {run} is full \(.+\)\. Complete files are kept: free some space and run the same command again "
+        rf"\(without --overwrite\) to resume\.|cannot write {run}/(metrics|landscape)\.jsonl: the disk is full\. .+",
         last_line(ended),
     )
     assert "Traceback" not in ended.out
@@ -302,7 +302,7 @@ def test_a_full_disk(start, small_disk, tmp_path, kilobytes):
     small_disk(10_000)
     ended = start()
     assert ended.code == 0, ended.out
-    assert re.findall(r"^going on from (\S+) of 6", ended.out, re.MULTILINE) == whole[-1:]
+    assert re.findall(r"^resuming from (\S+) of 6", ended.out, re.MULTILINE) == whole[-1:]
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -325,7 +325,7 @@ def test_a_diverged_training_stops(start, tmp_path):
     assert re.fullmatch(
         r"training diverged: the gradient norm became NaN or infinite in step 2 \(rows (\S+rows\.jsonl:\d+(, )?){4}\)\. The "
         r"first suspect is the learning rate \(1e\+30\): lower it, or warm it up over more steps\. The second is that step's "
-        r"rows\. No checkpoint was written before it: start again \(a recipe with --overwrite\)\.",
+        r"rows\. No checkpoint was written before it: start over \(a recipe with --overwrite\)\.",
         last_line(ended),
     )
     assert "Traceback" not in ended.out
@@ -366,6 +366,6 @@ def test_two_processes(recipe, tmp_path):
     weights = hashes(run)["adapter_model.safetensors"]
     ranks = train_in_ranks(*arguments)
     assert [rank.code for rank in ranks] == [0, 0], ranks
-    assert "going on from checkpoint-4 of 6" in ranks[0].out
+    assert "resuming from checkpoint-4 of 6" in ranks[0].out
     assert metrics(run) == rows
     assert hashes(run)["adapter_model.safetensors"] == weights

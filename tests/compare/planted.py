@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tests.models import tiny_llama
+from tests.tiny_models import tiny_llama
 
 SYMBOLS = 16
 WORDS = ["<pad>", "<unk>", "Question", ":", "Answer", "old", "new"]

@@ -7,8 +7,9 @@ from eaftdrope.compare.plan import arm_recipe, plan_comparison
 from eaftdrope.compare.training import is_trained
 from eaftdrope.errors import UserError
 from eaftdrope.recipe.load import load_recipe
-from eaftdrope.run.build import build_data
-from tests.models import byte_tokenizer
+from eaftdrope.run.data import build_data
+from eaftdrope.run.settings import eaft_settings
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import make_project, make_staged_project
 
 
@@ -57,8 +58,8 @@ def test_an_arm_is_the_recipe_of_the_command_that_trains_it(project, tmp_path):
 
 def test_held_out_rows_are_those_of_every_seed_and_never_trained_on(project):
     found = plan(project, "data.held_out=0.25", seeds=3)
-    data = [build_data(arm_recipe(found, arm), byte_tokenizer()) for arm in found.arms if arm.gate.name == "eaft"]
-    data.append(build_data(found.recipe, byte_tokenizer()))
+    recipes = [arm_recipe(found, arm) for arm in found.arms if arm.gate.name == "eaft"]
+    data = [build_data(eaft_settings(recipe), byte_tokenizer()) for recipe in (*recipes, found.recipe)]
     held_out = {tuple(one.held_out["origin"]) for one in data}
     assert len(held_out) == 1 and len(data) == 4
     for one in data:

@@ -86,7 +86,7 @@ def trained():
 
 @pytest.fixture
 def write_jsonl(tmp_path):
-    """write_jsonl(rows, name="rows.jsonl"): the path of a file with one row a line; a string is written as it is."""
+    """write_jsonl(rows, name="rows.jsonl"): the path of a file with one row per line; a string is written as it is."""
 
     def write(rows, name="rows.jsonl"):
         path = tmp_path / name

@@ -168,7 +168,7 @@ def test_rows_that_cannot_carry_marks(trained):
     tokenizer = carried("muse_glimmer")
     row = {"messages": asked(call(name="math.a", x=3)), "tools": tools}
     assert len(trained(tokenizer, encode(normalise(row), tokenizer, max_length=None))) == 2
-    with pytest.raises(DataError, match="cannot tell the tool's result from the rest of turn 1"):
+    with pytest.raises(DataError, match="cannot separate the tool's result from the rest of turn 1"):
         talk = [user("\U000f0000"), says("SAY", call()), result("RESULT7"), says("A")]
         encode(normalise({"messages": talk, "tools": TOOLS}), carried("gemma4"), max_length=None)
 

@@ -52,7 +52,7 @@ def test_summary(make_tokenizer, write_jsonl):
         "stop token: <|im_end|> is trained at the end of every complete row",
         "bad rows: 2 (training stops at the first: on_bad_row is stop)",
         f"  {path}:2: not valid JSON: Expecting ':' delimiter at column 5",
-        f"  {path}:5: no known format has the fields x. Looked for messages: messages; sharegpt: conversations; "
+        f"  {path}:5: no known format has the fields x. Known formats: messages: messages; sharegpt: conversations; "
         "prompt_completion: prompt, completion; alpaca: instruction, output; text: text; "
         "reasoning: question, reasoning, response; pubmedqa: question, context, final_decision, long_answer; "
         "question_answer: question, answer; xlam: query, tools, answers; glaive: system, chat. "

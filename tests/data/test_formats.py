@@ -127,7 +127,7 @@ def test_what_a_probe_asks_and_expects():
     assert example.origin == "here:1"
     # The same name is used for other things elsewhere; it must not make a row bad.
     assert normalise({**row, "ground_truth": "72"}).ground_truth is None
-    with pytest.raises(DataError, match="there is no assistant turn to ask for"):
+    with pytest.raises(DataError, match="no assistant turn"):
         _ = normalise({"messages": [ASK]}).answer
 
 
@@ -137,7 +137,7 @@ def test_what_a_probe_asks_and_expects():
         (
             {"problem": "q", "solution": "a"},
             "auto",
-            "no known format has the fields problem, solution. Looked for messages",
+            "no known format has the fields problem, solution. Known formats: messages",
         ),
         ({}, "auto", "no known format has the fields (none)."),
         ({"text": "t"}, "messages", "format messages needs the field messages; the row has text."),

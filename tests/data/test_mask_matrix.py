@@ -19,8 +19,8 @@ from tests.data.conversations import CONVERSATIONS, PLAIN, TRAINING, carried, ro
 REFUSED = {
     ("gemma", "system"): "System role not supported",
     ("gemma", "developer"): "System role not supported",
-    ("gemma4_v2", "reasoning with call"): r"writes messages\[1\]\.reasoning_content behind the call",
-    ("gemma4_v2", "reasoning, text and call"): r"writes messages\[1\]\.reasoning_content behind the call",
+    ("gemma4_v2", "reasoning with call"): r"writes messages\[1\]\.reasoning_content after the call",
+    ("gemma4_v2", "reasoning, text and call"): r"writes messages\[1\]\.reasoning_content after the call",
     ("gptoss", "call with text"): r"messages\[1\]\.content is not in the text.*the text of a turn that also calls",
     ("gptoss", "parallel calls"): r"messages\[1\]\.tool_calls\[1\]\.function\.name is not.*only one call in a turn",
     ("gptoss", "reasoning, text and call"): "Cannot pass both content and thinking",

@@ -200,7 +200,7 @@ def test_wrong_options(make_tokenizer, write_jsonl):
     path = write_jsonl([{"text": "a"}])
     with pytest.raises(DataError, match="on_bad_row 'ignore' is not one of stop, skip"):
         build([Source(path)], make_tokenizer(), on_bad_row="ignore")
-    with pytest.raises(DataError, match="there is no data source"):
+    with pytest.raises(DataError, match="no data source"):
         build([], make_tokenizer())
     with pytest.raises(DataError, match="no such file"):
         build([Source(path + "x.jsonl")], make_tokenizer())
@@ -282,7 +282,7 @@ def test_held_out_rows_that_are_also_trained_are_counted(make_tokenizer, write_j
     path = write_jsonl([talk("two"), talk("three"), talk(None)], "held.jsonl")
     held_out, report = build([Source(path)], tokenizer, on_bad_row="skip")
     assert held_out_warnings(train, held_out, report) == [
-        f"1 of 2 held-out rows are also trained (the first: {path}:1): what is measured on them is memory. Remove them "
+        f"1 of 2 held-out rows are also trained (the first: {path}:1): measurements on them show memorisation. Remove them "
         "from one of the two.",
         "1 held-out rows are bad and left out; the first: "
         f"{path}:3: messages[1].content is null and there are no tool_calls: the assistant message says nothing",

@@ -154,7 +154,7 @@ def test_folders_are_read_with_their_subfolders(tmp_path):
         ".json, .parquet, .csv); empty.csv: empty; shard3.jsonl: links to a file that is read already."
     )
     (tmp_path / "nest" / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
-    with pytest.raises(DataError, match=r"gone.jsonl: a link that leads nowhere, or no file\. Remove it"):
+    with pytest.raises(DataError, match=r"gone.jsonl: a broken link, or not a file\. Remove it"):
         list(iter_rows(source))
 
 
@@ -195,7 +195,7 @@ def test_what_follows_an_array_is_not_passed_over(tmp_path, rest):
     path.write_text(f'[{{"text": "a"}}]\n \n{rest}\n')
     assert read(path) == [
         ({"text": "a"}, f"{path}:1", None),
-        ({}, f"{path}:3", "more follows the array; write one array, or one row a line (.jsonl)"),
+        ({}, f"{path}:3", "more follows the array; write one array, or one row per line (.jsonl)"),
     ]
 
 
@@ -213,12 +213,12 @@ def test_several_objects_on_a_line_and_other_broken_lines(tmp_path):
     ]
     path.write_text("\n\n".join(lines))  # no line break at the end
     assert [(row.data, row.origin.rpartition(":")[2], row.error) for row in iter_rows(Source(str(path)))] == [
-        ({}, "1", "not one JSON object: more follows at column 14; write one row a line"),
-        ({}, "3", "not one JSON object: more follows at column 14; write one row a line"),
+        ({}, "1", "not one JSON object: more follows at column 14; write one row per line"),
+        ({}, "3", "not one JSON object: more follows at column 14; write one row per line"),
         ({}, "5", "the key 'y' occurs more than once in an object; leave one of them"),
         ({}, "7", "not valid JSON: a number has too many digits; write it as a string"),
         ({}, "9", "JSON nested too deeply"),
-        ({}, "11", "half of a surrogate pair (\\ud800 to \\udfff) is no character; write both halves, or none"),
+        ({}, "11", "half of a surrogate pair (\\ud800 to \\udfff) is not a character; write both halves, or neither"),
         ({"text": "😀 é"}, "13", None),
         ({}, "15", "not valid JSON: Expecting value at column 1"),
     ]

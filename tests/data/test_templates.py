@@ -62,7 +62,7 @@ def test_a_template_that_wants_content_in_parts(make_tokenizer, trained):
 
 def test_a_template_that_drops_the_answers_is_refused(make_tokenizer):
     tokenizer = make_tokenizer("{% for m in messages %}{{ m['role'] + '<|im_end|>' }}{% endfor %}")
-    with pytest.raises(DataError, match="drops what the assistant says"):
+    with pytest.raises(DataError, match="drops the text of the assistant"):
         encode(normalise({"messages": TALK}), tokenizer)
 
 

@@ -9,11 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from eaftdrope.drope import complete, convert, undo
 from eaftdrope.drope import conversion as conversion_module
+from eaftdrope.drope import conversion_plan as plan_module
 from eaftdrope.errors import UserError
 from tests import forked
 from tests.drope.architectures import LENGTH, save
 from tests.drope.big_folder import make as make_big
-from tests.models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import hashes
 
 
@@ -208,7 +209,7 @@ def quantised(folder):
     [
         (only_bin, {}, r"no safetensors weights \(only .*\.bin.*save_pretrained"),
         (cut, {"temperature": 1.1}, r"is cut off: .* bytes of .*Download it again"),
-        (missing_shard, {}, r"names files that are not there"),
+        (missing_shard, {}, r"lists files that do not exist"),
         (quantised, {"temperature": 1.1}, r"stored as I8: a temperature cannot be folded into quantised weights"),
         (lambda folder: edit_config(folder, auto_map={"AutoConfig": "x.y"}), {}, r"runs code of its own \(auto_map\)"),
         (
@@ -223,11 +224,11 @@ def quantised(folder):
             r"mrope.*scramble images",
         ),
         (lambda folder: (folder / "config.json").unlink(), {}, r"has no config\.json"),
-        (None, {"layers": "0,1"}, r"configuration of llama cannot say which layers.*Use layers all"),
+        (None, {"layers": "0,1"}, r"configuration of llama cannot express which layers.*Use layers all"),
         (None, {"layers": "first"}, r"layers 'first' cannot be read"),
         (None, {"engine": "onnx"}, r"engine 'onnx' is not one of any, gguf"),
-        (None, {"max_length": 1}, r"max_length 1 is no context"),
-        (None, {"temperature": -1.0}, r"temperature -1 is no factor"),
+        (None, {"max_length": 1}, r"max_length must be at least 2 tokens, got 1"),
+        (None, {"temperature": -1.0}, r"temperature must be between 0 and 100 .* got -1"),
         (lambda folder: edit_config(folder, attention_bias=True), {"qk_norm": True}, r"Qwen 3.*has biases"),
     ],
 )
@@ -241,7 +242,7 @@ def test_refused_with_the_reason_and_nothing_written(source, damage, options, me
 
 def test_phi3_and_ministral3_have_no_form_for_gguf(tmp_path):
     save("Phi3", tmp_path / "source")
-    with pytest.raises(UserError, match=r"cannot say NoPE for phi3.*--rope-freq-scale 1e-30"):
+    with pytest.raises(UserError, match=r"cannot express NoPE for phi3.*--rope-freq-scale 1e-30"):
         convert(tmp_path / "source", tmp_path / "new", engine="gguf")
 
 
@@ -253,7 +254,7 @@ def test_qk_norm_is_for_llama_shaped_models(tmp_path):
 
 def test_a_class_that_does_not_do_what_the_configuration_says_is_refused(source, tmp_path, monkeypatch):
     """The self-check decides: here the configuration keeps one wavelength."""
-    original = conversion_module.converted
+    original = plan_module.converted_config
 
     def leaky(*args, **kwargs):
         raw = original(*args, **kwargs)
@@ -261,7 +262,7 @@ def test_a_class_that_does_not_do_what_the_configuration_says_is_refused(source,
         raw["rope_scaling"]["high_freq_factor"] = 4.0
         return raw
 
-    monkeypatch.setattr(conversion_module, "converted", leaky)
+    monkeypatch.setattr(plan_module, "converted_config", leaky)
     # some checkpoints do not name their class
     edit_config(source, architectures=None)
     with pytest.raises(UserError, match=r"does not do what the configuration says(.|\n)*FAILED equal to the identity"):
@@ -272,12 +273,12 @@ def test_a_class_that_does_not_do_what_the_configuration_says_is_refused(source,
 def test_an_existing_folder_is_not_touched(source, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is there already"):
+    with pytest.raises(UserError, match=r"exists already"):
         convert(source, tmp_path / "new")
     assert hashes(tmp_path / "new").keys() == {"mine.txt"}
 
 
-@pytest.mark.parametrize("where", ["_carry_all", "_edit", "check_folder"])
+@pytest.mark.parametrize("where", ["_carry_files", "_edit_files", "check_folder"])
 def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(source, where, tmp_path, monkeypatch):
     original = getattr(conversion_module, where)
 
@@ -303,7 +304,7 @@ def test_undo_refuses_weights_that_are_not_those_of_the_conversion(source, tmp_p
     from safetensors.torch import save_file
 
     save_file({"other": torch.zeros(3)}, file)
-    with pytest.raises(UserError, match=r"is not the file that the conversion made"):
+    with pytest.raises(UserError, match=r"is not the file that the conversion wrote"):
         undo(tmp_path / "new", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

@@ -166,3 +166,19 @@ def test_classes_without_rope_parameters_are_refused_in_a_sentence(name, tmp_pat
         convert(tmp_path / "source", tmp_path / "new")
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_an_order_that_cannot_be_checked_is_reported(tmp_path, monkeypatch):
+    """With its reason, and without hiding the exact checks."""
+    save("Llama", tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "new")
+
+    def no_single_layer(config, layer):
+        raise ValueError("at least two layers")
+
+    monkeypatch.setattr("eaftdrope.drope.check.one_layer", no_single_layer)
+    checks = check_folder(tmp_path / "new")
+    assert len(checks) == 6 and all(check.passed for check in checks)
+    assert str(checks[-1]) == (
+        "not checked: one layer does not see the order of tokens (a model of one layer cannot be built: at least two layers)"
+    )

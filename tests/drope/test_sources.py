@@ -221,11 +221,11 @@ def test_targets_that_cannot_be_made(llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "empty")
     places = {
         ".": r"is the current folder",
-        "..": r"is there already",
+        "..": r"exists already",
         str(tmp_path / "file.txt" / "new"): r"file\.txt/new cannot be written: Not a directory",
-        str(tmp_path / "file.txt"): r"is there already",
-        str(tmp_path / "link"): r"is there already",
-        str(llama): r"is there already|is inside",
+        str(tmp_path / "file.txt"): r"exists already",
+        str(tmp_path / "link"): r"exists already",
+        str(llama): r"exists already|is inside",
         str(llama / "new"): r"is inside",
         "/proc/new": r"/proc/new cannot be written",
     }
@@ -255,7 +255,7 @@ def test_damaged_files_of_the_source(llama, tmp_path):
             convert(llama, tmp_path / "new")
 
     (llama / "tokenizer.json").symlink_to(llama / "gone")
-    refused(r"is a link to .*gone, which is not there")
+    refused(r"is a link to .*gone, which does not exist")
     (llama / "tokenizer.json").unlink()
     for header in (b"[]", b'{"a": 3}', b'{"a": {"dtype": "F32", "shape": [1]}}', b"\xff"):
         (llama / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

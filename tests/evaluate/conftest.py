@@ -8,8 +8,8 @@ import types
 import pytest
 import torch
 
-from tests.models import TEMPLATE
-from tests.models import tiny_llama as make_llama
+from tests.tiny_models import TEMPLATE
+from tests.tiny_models import tiny_llama as make_llama
 
 
 @pytest.fixture(scope="session")

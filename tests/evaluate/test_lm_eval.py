@@ -12,7 +12,7 @@ from eaftdrope.evaluate.likelihood import rows_nll
 from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question, choice_row
 from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 from eaftdrope.evaluate.scores import change_stderr
-from tests.models import SMALLEST, make_word_tokenizer, tiny_llama
+from tests.tiny_models import SMALLEST, make_word_tokenizer, tiny_llama
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip(

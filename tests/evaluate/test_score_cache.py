@@ -15,7 +15,7 @@ from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Quest
 from eaftdrope.evaluate.probes.perplexity import PerplexityProbe
 from eaftdrope.evaluate.score_cache import cached_scores, plain, score_key, tokenizer_fingerprint
 from eaftdrope.evaluate.suites.subject import find_subject
-from tests.models import byte_tokenizer, save_model
+from tests.tiny_models import byte_tokenizer, save_model
 
 TEXT = PerplexityProbe(["The rain fell on the town, and nobody minded. " * 4], 4096, window=64)
 CHOICE = MultipleChoiceProbe([Question("Which is wet?", ("rain", "sand"), 0), Question("Two?", ("2", "three"), 0)])

@@ -17,7 +17,7 @@ from eaftdrope.loss import token_statistics
 from eaftdrope.loss.gates import EAFT
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.recipe import load_recipe
-from tests.models import save_model
+from tests.tiny_models import save_model
 
 FACTS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "sun": "yellow", "blood": "red"}
 NOISE = "Please subscribe to our newsletter for more answers like this."

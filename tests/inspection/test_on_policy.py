@@ -6,7 +6,7 @@ from datasets import Dataset
 from eaftdrope.evaluate.generation import generate_ids
 from eaftdrope.inspection.on_policy import sampled_rows, survey_of_rows
 from eaftdrope.loss.gates import resolve_gate
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.trainer.tiny import VOCAB, tiny_model
 
 

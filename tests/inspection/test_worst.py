@@ -8,7 +8,7 @@ from eaftdrope.inspection.text import copy_key, in_context, shown
 from eaftdrope.inspection.tokens import Tokens
 from eaftdrope.inspection.worst import REASONS, RowFigures, WorstConflicts
 from eaftdrope.loss import TokenStats
-from tests.models import byte_tokenizer
+from tests.tiny_models import byte_tokenizer
 
 
 def tokens_of(*rows):

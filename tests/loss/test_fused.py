@@ -125,13 +125,13 @@ def closing(stats):
 
 @pytest.fixture
 def gradient_rows(monkeypatch):
-    """Rows of every product with the head in the gradient by the hidden states."""
+    """Rows of every product with the head in the gradient with respect to the hidden states."""
     rows = []
     real = Gradients.add
 
-    def counted(self, places, hidden, grad):
+    def counted(self, indices, hidden, grad):
         rows.append(len(grad))
-        real(self, places, hidden, grad)
+        real(self, indices, hidden, grad)
 
     monkeypatch.setattr(Gradients, "add", counted)
     return rows
@@ -347,9 +347,9 @@ def test_weight_gradient_is_zero_where_every_row_is_closed():
 
 
 REFUSALS = [
-    ({"label_smoothing": 0.1}, "label_smoothing=0.1 can not be combined"),
+    ({"label_smoothing": 0.1}, "label_smoothing=0.1 cannot be combined"),
     ({"gate": "eatf"}, "unknown gate 'eatf'. Did you mean 'eaft'?"),
-    ({"gate": lambda stats: stats.nll[:1]}, "must return one weight a token"),
+    ({"gate": lambda stats: stats.nll[:1]}, "must return one weight per token"),
     ({"backend": "cudda"}, "unknown loss backend 'cudda'"),
     ({"tail": "sparce"}, "unknown tail 'sparce'"),
     ({"tail_threshold": 0.0}, "tail_threshold=0.0"),

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing chosen yet, no variable set, and a place for made-up backends."""
-    monkeypatch.setattr(select, "_chosen", {})
+    monkeypatch.setattr(select, "_selected", {})
     monkeypatch.delenv(select.VARIABLE, raising=False)
     made = {}
     real = select._module
@@ -90,7 +90,7 @@ def test_auto_takes_what_is_available(fresh, caplog):
 
 def test_asked_for_but_not_here(fresh):
     fresh["cpu"] = made_up(unavailable=lambda device, dtype: "no compiler. Install one.")
-    with pytest.raises(ValueError, match=r"'cpu' can not work on torch.float32 on cpu: no compiler"):
+    with pytest.raises(ValueError, match=r"'cpu' cannot work on torch.float32 on cpu: no compiler"):
         select_backend("cpu", CPU, torch.float32)
 
 
@@ -115,7 +115,7 @@ def test_what_a_backend_lacks_is_torchs(fresh):
 def test_the_check_knows_a_right_backend(mode):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with mode():
-            assert selfcheck.fault(load_backend("torch"), CPU, dtype) is None
+            assert selfcheck.check(load_backend("torch"), CPU, dtype) is None
 
 
 def test_the_operator_uses_the_backend_it_was_given(fresh):

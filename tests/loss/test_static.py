@@ -85,5 +85,5 @@ def test_the_recorder_sees_a_wait(monkeypatch):
 
 def test_a_gate_that_compares_tokens_is_refused(capturing):
     hidden, weight, labels, _ = make_inputs(20, 100)
-    with pytest.raises(RuntimeError, match="compares tokens with each other and can not be captured"):
+    with pytest.raises(RuntimeError, match="compares tokens with each other and cannot be captured"):
         step([hidden.requires_grad_(), weight], labels, gate="conflict-mask")

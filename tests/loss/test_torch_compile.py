@@ -78,7 +78,7 @@ def test_registration():
     """torch's own checks of the schema and of the fake implementation."""
     hidden, weight, labels, bias = make_inputs(12, 50, bias=True)
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
-    settings = (gate_name("eaft"), 1.0, None, "auto", None, None, 0.0, False, -100)
+    settings = (gate_name("eaft"), 1.0, None, "auto", None, "exact", 2.0**-12, 0.0, False, -100)
     for needed in ([False] * 3, [True] * 3, [True, False, False]):
         torch.library.opcheck(
             _operator, (*leaves, labels, None, needed, *settings), test_utils=("test_schema", "test_faketensor")

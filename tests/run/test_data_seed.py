@@ -3,8 +3,9 @@
 import pytest
 
 from eaftdrope.recipe.load import load_recipe
-from eaftdrope.run.build import build_data
-from tests.models import byte_tokenizer
+from eaftdrope.run.data import build_data
+from eaftdrope.run.settings import eaft_settings
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import make_project
 
 
@@ -14,7 +15,7 @@ def project(tmp_path_factory):
 
 
 def rows(project, *overrides):
-    data = build_data(load_recipe(project, overrides), byte_tokenizer())
+    data = build_data(eaft_settings(load_recipe(project, overrides)), byte_tokenizer())
     return sorted(data.train["origin"]), sorted(data.held_out["origin"])
 
 

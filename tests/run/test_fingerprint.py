@@ -1,15 +1,16 @@
 """Hashes of what must not change between two starts."""
 
 import json
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from eaftdrope.recipe import load_recipe
-from eaftdrope.run.build import build_data, build_run_probes
+from eaftdrope.run.build import build_run_probes
+from eaftdrope.run.data import build_data
 from eaftdrope.run.fingerprint import fingerprints, model_fingerprint, rows_fingerprint
-from eaftdrope.run.prepare import Prepared
-from tests.models import save_model
+from eaftdrope.run.settings import eaft_settings
+from tests.tiny_models import save_model
 from tests.tiny_run import make_project, save_rows
 
 
@@ -27,13 +28,14 @@ def prepared(project, *overrides, template=None):
     tokenizer = load_tokenizer(recipe.model.reference)
     if template:
         tokenizer.chat_template = template
-    data = build_data(recipe, tokenizer)
-    return Prepared(recipe, tokenizer, data, build_run_probes(recipe, data), None)
+    data = build_data(eaft_settings(recipe), tokenizer)
+    probes = build_run_probes(recipe.probes, data)
+    return SimpleNamespace(data=data, probes=probes, recovery=None, tokenizer=tokenizer, model=recipe.model)
 
 
 @pytest.fixture(scope="module")
 def original(project):
-    return fingerprints(prepared(project))
+    return fingerprints(**vars(prepared(project)))
 
 
 def changed(original, now):
@@ -42,7 +44,7 @@ def changed(original, now):
 
 
 def test_they_are_the_same_in_every_start(project, original):
-    assert changed(original, fingerprints(prepared(project))) == []
+    assert changed(original, fingerprints(**vars(prepared(project)))) == []
     assert list(original) == [
         "the training rows",
         "the held-out rows",
@@ -109,13 +111,13 @@ def other_config(project, folder):
 )
 def test_what_changes_them(project, original, tmp_path, change, expected):
     now = prepared(project, *change(project, tmp_path))
-    assert changed(original, fingerprints(now)) == expected
+    assert changed(original, fingerprints(**vars(now))) == expected
 
 
 def test_a_template_of_the_same_lengths(project, original):
     tokenizer = prepared(project).tokenizer
     now = prepared(project, template=tokenizer.chat_template.replace("<|im_start|>assistant", "<|im_start|>Assistant"))
-    assert changed(original, fingerprints(now)) == ["the chat template"]
+    assert changed(original, fingerprints(**vars(now))) == ["the chat template"]
 
 
 def test_rows_are_told_apart_by_where_they_end():
@@ -133,7 +135,7 @@ def test_where_the_rows_lie_does_not_matter(project, original):
     now = prepared(project)
     shuffled = now.data.train.select(range(len(now.data.train))[::-1]).select(range(len(now.data.train))[::-1])
     assert rows_fingerprint(shuffled) == original["the training rows"]
-    assert fingerprints(replace(now, probes=[])).keys() == original.keys() - {"the probes' questions"}
+    assert fingerprints(**{**vars(now), "probes": []}).keys() == original.keys() - {"the probes' questions"}
 
 
 def test_another_kind_of_weights_that_is_not_loaded_changes_nothing(tmp_path):

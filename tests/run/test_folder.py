@@ -11,13 +11,13 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score
 from eaftdrope.recipe import Recipe
 from eaftdrope.run.folder import RunFolder
-from eaftdrope.run.plan import DataStats
+from eaftdrope.run.record import DataStats
 from tests.tiny_run import hashes
 
 VERSIONS = {"eaftdrope": "0.1.0"}
 DATA = DataStats(rows=24, tokens=1271, trained_tokens=355)
 WAYS_OUT = (
-    "Nothing was touched: name another folder with output.dir=..., or pass --overwrite to delete it and start anew."
+    "Nothing was changed: choose another folder with output.dir=..., or pass --overwrite to delete it and start over."
 )
 
 
@@ -106,7 +106,7 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
     begun(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert refused(tmp_path) == (
-        f"{tmp_path} holds an unfinished run on 1 processes, and this is one on 2: a step would have other rows. {WAYS_OUT}"
+        f"{tmp_path} holds an unfinished run on 1 processes, and this run has 2: its steps would have other rows. {WAYS_OUT}"
     )
 
 
@@ -139,7 +139,7 @@ def test_a_strangers_folder_is_never_touched(tmp_path, name, text, overwrite):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     assert refused(tmp_path, overwrite=overwrite) == (
-        f"{tmp_path} is not empty and holds no run of eaftdrope (no run.json of ours). Nothing was touched: name another "
+        f"{tmp_path} is not empty and does not contain an eaftdrope run (no run.json). Nothing was changed: choose another "
         "folder with output.dir=..."
     )
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from eaftdrope.loss.call import default_tile_bytes
+from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.recipe import make_recipe
-from eaftdrope.run.lora import beside_the_text
-from eaftdrope.run.machine import gib
+from eaftdrope.run.lora import non_text_modules
+from eaftdrope.run.machine import format_bytes
 from eaftdrope.run.memory import COUNTS, SIZES, fit_lines, fits, gathered_bytes, smallest
 from eaftdrope.run.plan import meta_model
+from eaftdrope.run.settings import eaft_settings
 from tests.run.full_size import MODELS
 
 QWEN = "Qwen/Qwen3-4B-Instruct-2507"
@@ -31,8 +32,8 @@ def planned(name=QWEN, *, dtype="float32", lora=None, length=16384, checkpointin
         # as it is where bitsandbytes is installed
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantization": "4bit"})})
     config = MODELS[name][0]()
-    model = meta_model(recipe, config)
-    return recipe, config, model, fits(recipe, config, model, autocast=True)
+    model = meta_model(recipe.model, recipe.lora, config)
+    return recipe, config, model, fits(eaft_settings(recipe), config, model, autocast=True)
 
 
 def on_one(*args, **options):
@@ -122,20 +123,20 @@ def test_sizes_are_those_with_room_to_spare():
 def test_lines():
     found = planned("Qwen/Qwen2.5-32B-Instruct")[3]
     assert fit_lines(found) == [
-        f"1 GPU: no, {gib(found[0].needed)} needed on each",
-        f"2 GPUs with FSDP: no, {gib(found[1].needed)} needed on each",
-        f"4 GPUs with FSDP: no, {gib(found[2].needed)} needed on each",
-        f"8 GPUs with FSDP: from 141 GB ({gib(found[3].needed)} needed on each)",
+        f"1 GPU: no, {format_bytes(found[0].needed)} needed on each",
+        f"2 GPUs with FSDP: no, {format_bytes(found[1].needed)} needed on each",
+        f"4 GPUs with FSDP: no, {format_bytes(found[2].needed)} needed on each",
+        f"8 GPUs with FSDP: from 141 GB ({format_bytes(found[3].needed)} needed on each)",
     ]
 
 
 def test_what_text_does_not_reach_is_not_trained():
     _, _, model, _ = planned(GEMMA)
-    outside = beside_the_text(model)
+    outside = non_text_modules(model)
     assert outside and all(name.startswith(("model.vision_tower", "model.multi_modal_projector")) for name in outside)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == name.startswith(("model.language_model.", "lm_head")), name
-    assert beside_the_text(planned(QWEN)[2]) == []
+    assert non_text_modules(planned(QWEN)[2]) == []
     adapted = [
         name for name, parameter in planned(GEMMA, lora={"r": 8})[2].named_parameters() if parameter.requires_grad
     ]

@@ -6,11 +6,11 @@ import os
 import pytest
 
 from eaftdrope.errors import UserError
-from eaftdrope.run.interrupts import told_about_disk
+from eaftdrope.run.interrupts import disk_errors_to_user_errors
 
 
 def told(error, folder):
-    with pytest.raises(UserError) as caught, told_about_disk(str(folder)):
+    with pytest.raises(UserError) as caught, disk_errors_to_user_errors(str(folder)):
         raise error
     assert caught.value.__cause__ is error
     return str(caught.value)
@@ -30,8 +30,8 @@ def told(error, folder):
 )
 def test_a_full_disk_by_all_its_names(error):
     assert told(error, "runs/a") == (
-        f"the disk of runs/a is full ({error}). What was written whole is kept: make room and run the same command again "
-        "(without --overwrite) to go on."
+        f"the disk of runs/a is full ({error}). Complete files are kept: free some space and run the same command again "
+        "(without --overwrite) to resume."
     )
 
 
@@ -46,8 +46,8 @@ def test_a_full_disk_by_all_its_names(error):
 def test_a_file_that_may_not_become_so_large(error):
     """`ulimit -f`."""
     assert told(error, "runs/a") == (
-        f"a file of runs/a may not become as large as it must ({error}): raise the limit of this shell (ulimit -f) or name a "
-        "folder on another disk. What was written whole is kept: run the same command again (without --overwrite) to resume."
+        f"a file of runs/a would exceed the size limit ({error}): raise the limit of this shell (ulimit -f) or choose a "
+        "folder on another disk. Complete files are kept: run the same command again (without --overwrite) to resume."
     )
 
 
@@ -62,7 +62,7 @@ def test_a_file_of_the_run_that_can_not_be_written(tmp_path, number):
     file = str(tmp_path / "run" / "run.json")
     error = OSError(number, os.strerror(number), file)
     assert told(error, tmp_path / "run") == (
-        f"{tmp_path / 'run'} cannot be written to ({os.strerror(number)}: {file}). Name another folder with "
+        f"{tmp_path / 'run'} cannot be written to ({os.strerror(number)}: {file}). Choose another folder with "
         "output.dir=..., or change its permissions."
     )
 
@@ -79,6 +79,6 @@ def test_a_file_of_the_run_that_can_not_be_written(tmp_path, number):
     ids=repr,
 )
 def test_others_pass(tmp_path, error):
-    with pytest.raises(type(error)) as caught, told_about_disk(str(tmp_path)):
+    with pytest.raises(type(error)) as caught, disk_errors_to_user_errors(str(tmp_path)):
         raise error
     assert caught.value is error

@@ -13,8 +13,9 @@ from eaftdrope.recipe import load_recipe, make_recipe
 from eaftdrope.run import limits
 from eaftdrope.run.machine import Device
 from eaftdrope.run.plan import make_plan
+from eaftdrope.run.settings import eaft_settings
 from eaftdrope.run.train import show_plan
-from tests.models import TEMPLATE, byte_tokenizer
+from tests.tiny_models import TEMPLATE, byte_tokenizer
 from tests.tiny_run import make_project
 
 CPU = Device("cpu", "a processor", None)
@@ -66,7 +67,7 @@ def recipe(folder="runs/tiny", **data):
 
 
 def notes(config, longest=0, **data):
-    return make_plan(recipe(**data), config, autocast=False, device=CPU, longest=longest).notes
+    return make_plan(eaft_settings(recipe(**data)), config, autocast=False, device=CPU, longest=longest).notes
 
 
 def test_a_length_beyond_the_models_positions():
@@ -118,7 +119,7 @@ def test_too_little_room_for_the_merged_model_is_in_the_plan(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: usage if path == tmp_path else None)
     folder = tmp_path / "not" / "there"
-    (note,) = make_plan(recipe(folder, max_length=32), config, autocast=False, device=CPU).notes
+    (note,) = make_plan(eaft_settings(recipe(folder, max_length=32)), config, autocast=False, device=CPU).notes
     assert note == (
         f"output.merge will need 68 MB in {folder}, whose disk has 5 MB free: make room before the training ends, or leave "
         "it out and merge elsewhere."
@@ -133,6 +134,6 @@ def test_dropout_on_experts_is_refused_in_the_plan():
     planned = recipe(max_length=32)
     planned = planned.model_copy(update={"lora": planned.lora.model_copy(update={"dropout": 0.1})})
     with pytest.raises(
-        UserError, match=r"^lora\.dropout: .*lora_dropout != 0\. Set it to 0, or name lora\.target_modules"
+        UserError, match=r"^lora\.dropout: .*lora_dropout != 0\. Set it to 0, or set lora\.target_modules"
     ):
-        make_plan(planned, Qwen3MoeConfig(**SIZES, **experts), autocast=False, device=CPU)
+        make_plan(eaft_settings(planned), Qwen3MoeConfig(**SIZES, **experts), autocast=False, device=CPU)

@@ -10,17 +10,17 @@ import pytest
 from eaftdrope.errors import UserError
 from eaftdrope.recipe import Recipe
 from eaftdrope.run.folder import RunFolder
-from eaftdrope.run.interrupts import LOCK_FILE, only_start
+from eaftdrope.run.interrupts import LOCK_FILE, run_lock
 
 SCRIPT = """
 import sys
-from eaftdrope.run.interrupts import only_start
-with only_start(sys.argv[1]):
+from eaftdrope.run.interrupts import run_lock
+with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
-NAME_ANOTHER = "Nothing was touched: wait for it, stop it, or name another folder with output.dir=..."
-REFUSED = "another start is at work on {}. " + NAME_ANOTHER
+NAME_ANOTHER = "Nothing was changed: wait for it, stop it, or choose another folder with output.dir=..."
+REFUSED = "another process is already running in {}. " + NAME_ANOTHER
 
 
 def recipe(folder):
@@ -46,8 +46,8 @@ def test_a_second_start_is_refused_wherever_its_temporary_folder_is(tmp_path):
 
     (tmp_path / "tmp").mkdir()
     (tmp_path / "link").symlink_to(tmp_path)
-    with only_start(str(tmp_path / "run")):
-        with only_start(str(tmp_path / "other")):
+    with run_lock(str(tmp_path / "run")):
+        with run_lock(str(tmp_path / "other")):
             pass
         second = another(tmp_path / "x" / ".." / "run", TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path / "tmp"))
         assert REFUSED.format(tmp_path / "x" / ".." / "run") in second.communicate(timeout=60)[1]
@@ -64,13 +64,13 @@ def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):
     run = tmp_path / "a" / "run"
     first = another(run)
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another start is at work"), only_start(str(run)):
+    with pytest.raises(UserError, match="another process is already running"), run_lock(str(run)):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert [path.name for path in run.iterdir()] == [LOCK_FILE]
     RunFolder(run, recipe(run))
-    with only_start(str(run)):
+    with run_lock(str(run)):
         (run / "kept").write_text("")
     assert [path.name for path in run.iterdir()] == ["kept"]
 
@@ -88,9 +88,9 @@ def test_a_lock_whose_file_was_deleted_in_between_keeps_nobody_out(tmp_path, mon
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with only_start(str(tmp_path)):
+    with run_lock(str(tmp_path)):
         assert len(calls) == 2
-        with pytest.raises(UserError, match="another start is at work"), only_start(str(tmp_path)):
+        with pytest.raises(UserError, match="another process is already running"), run_lock(str(tmp_path)):
             pass
 
 
@@ -103,9 +103,9 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", none)
     run = tmp_path / "run"
-    with pytest.raises(UserError) as error, only_start(str(run)):
+    with pytest.raises(UserError) as error, run_lock(str(run)):
         pass
     assert str(error.value) == (
-        f"{run} cannot be locked, so two starts could write it at a time (No locks available: {run / LOCK_FILE}). Name a "
-        "folder on another disk with output.dir=..., or change its permissions."
+        f"{run} cannot be locked, so two processes could write it at the same time (No locks available: {run / LOCK_FILE}). "
+        "Choose a folder on another disk with output.dir=..., or change its permissions."
     )

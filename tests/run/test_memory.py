@@ -5,7 +5,7 @@ import pytest
 from eaftdrope.recipe import make_recipe
 from eaftdrope.run.memory import activation_bytes, optimizer_bytes, weight_bytes
 from eaftdrope.run.plan import meta_model
-from tests.models import llama_config
+from tests.tiny_models import llama_config
 
 BATCH, LENGTH, VOCABULARY = 4, 256, 128
 
@@ -85,15 +85,17 @@ def saved_bytes(recipe, config, *, autocast):
 def test_activations_match_what_autograd_saves(kv_heads, options, autocast):
     run, config = recipe(**options), tiny_config(kv_heads)
     measured = saved_bytes(run, config, autocast=autocast)
-    estimated = activation_bytes(run, config, meta_model(run, config), autocast=autocast)
+    estimated = activation_bytes(
+        config, meta_model(run.model, run.lora, config), tokens=BATCH * LENGTH, lora=run.lora, autocast=autocast
+    )
     assert estimated == pytest.approx(measured, rel=0.10)
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layer():
     config, layers, hidden = tiny_config(), 3, 64
+    model = meta_model(recipe().model, None, config)
     plain, checkpointed = (
-        activation_bytes(recipe(checkpointing=on), config, meta_model(recipe(), config), autocast=False)
-        for on in (False, True)
+        activation_bytes(config, model, tokens=BATCH * LENGTH, recompute=on, autocast=False) for on in (False, True)
     )
     end = BATCH * LENGTH * 8 * hidden
     assert checkpointed - end == (plain - end) // layers + BATCH * LENGTH * layers * 4 * hidden
@@ -107,7 +109,7 @@ def test_optimizer_state_matches_torch(optimizer, make, lora):
     import torch
 
     run, config = recipe(optimizer=optimizer, lora=lora), tiny_config()
-    model = meta_model(run, config)
+    model = meta_model(run.model, run.lora, config)
     parameters = [
         torch.nn.Parameter(torch.zeros(p.shape, dtype=p.dtype)) for p in model.parameters() if p.requires_grad
     ]
@@ -125,7 +127,7 @@ def test_optimizer_state_of_adafactor_is_rows_and_columns():
     from transformers.optimization import Adafactor
 
     run, config = recipe(optimizer="adafactor"), tiny_config()
-    model = meta_model(run, config)
+    model = meta_model(run.model, run.lora, config)
     parameters = [torch.nn.Parameter(torch.zeros(p.shape)) for p in model.parameters()]
     real = Adafactor(parameters, lr=1e-3, relative_step=False, scale_parameter=False)
     for parameter in parameters:
@@ -139,13 +141,12 @@ def test_optimizer_state_of_adafactor_is_rows_and_columns():
 def test_weights_are_the_parameters_and_their_casts():
     config = tiny_config()
     run = recipe()
-    model = meta_model(run, config)
+    model = meta_model(run.model, run.lora, config)
     parameters = sum(p.numel() for p in model.parameters())
     linear = 3 * (4 * 64 * 64 + 3 * 64 * 192)
     assert parameters == VOCABULARY * 64 + linear + 7 * 64
-    assert weight_bytes(run, model, autocast=False) == 4 * parameters
-    assert weight_bytes(run, model, autocast=True) == 4 * parameters + 2 * linear
-    checkpointed = recipe(checkpointing=True)
-    assert weight_bytes(checkpointed, model, autocast=True) == 4 * parameters + 2 * linear // 3
-    half = recipe(dtype="bfloat16")
-    assert weight_bytes(half, meta_model(half, config), autocast=True) == 2 * parameters
+    assert weight_bytes(model, autocast=False) == 4 * parameters
+    assert weight_bytes(model, autocast=True) == 4 * parameters + 2 * linear
+    assert weight_bytes(model, autocast=True, recompute=True) == 4 * parameters + 2 * linear // 3
+    half = meta_model(recipe(dtype="bfloat16").model, None, config)
+    assert weight_bytes(half, autocast=True) == 2 * parameters

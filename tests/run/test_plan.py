@@ -1,13 +1,16 @@
 """The plan: counts that are exact, an estimate that knows what does not fit, and its rendering."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
 
 from eaftdrope.recipe import make_recipe
-from eaftdrope.run.machine import Device, gib
-from eaftdrope.run.plan import DataStats, make_plan, meta_model, plan_table, plan_text
+from eaftdrope.run.machine import Device, format_bytes
+from eaftdrope.run.plan import make_plan, meta_model, plan_lines, plan_table, plan_text
+from eaftdrope.run.record import DataStats
+from eaftdrope.run.settings import eaft_settings
 
 CPU = Device("cpu", "a processor", 16 * 2**30)
 HIDDEN, INNER, LAYERS, VOCABULARY = 64, 192, 3, 128
@@ -33,7 +36,8 @@ def config():
 
 def recipe(lora=None, **train):
     train = {"batch_size": 4, "accumulation": 2, **train}
-    return make_recipe(
+    """The settings of a recipe."""
+    made = make_recipe(
         {
             "model": "tiny/model",
             "data": {"train": "tiny/data", "max_length": 256},
@@ -42,6 +46,7 @@ def recipe(lora=None, **train):
             "output": {"dir": "runs/tiny", "merge": lora is not None},
         }
     )
+    return eaft_settings(made)
 
 
 def test_full_fine_tune(config):
@@ -74,7 +79,8 @@ def test_a_module_to_save_is_trained_beside_the_adapters(config):
 
 
 def test_no_weight_is_made(config):
-    assert {parameter.device.type for parameter in meta_model(recipe({"r": 8}), config).parameters()} == {"meta"}
+    lora = recipe({"r": 8})
+    assert {parameter.device.type for parameter in meta_model(lora.model, lora.lora, config).parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_what_does_not_fit_is_said_with_the_ways_out(config):
     plan = make_plan(recipe(), config, autocast=True, device=small)
     assert plan.fits is False
     assert plan.notes[-1] == (
-        f"It will probably not fit: {gib(plan.memory.total)} needed, a small GPU has 1 MB. Ways out: "
+        f"It will probably not fit: {format_bytes(plan.memory.total)} needed, a small GPU has 1 MB. What reduces it: "
         "train.gradient_checkpointing: true, a smaller train.batch_size (raise train.accumulation as much), "
         "a smaller data.max_length, lora."
     )
@@ -144,7 +150,7 @@ def test_notes_on_length_and_cut_rows(config):
     plan = make_plan(recipe(), config, DataStats(50, 5000, 500, truncated=5), autocast=False, device=CPU)
     assert plan.notes == (
         "data.max_length 256 is beyond the model's context of 128 tokens.",
-        "5 of 50 rows (10%) are cut at data.max_length.",
+        "5 of 50 rows (10%) are truncated at data.max_length.",
     )
 
 
@@ -164,7 +170,7 @@ def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, instructions, no
     monkeypatch.setattr("eaftdrope.loss.products.has_instructions", lambda dtype: instructions)
     config.dtype = torch.bfloat16
     planned = recipe(precision=precision)
-    planned = planned.model_copy(update={"model": planned.model.model_copy(update={"dtype": dtype})})
+    planned = replace(planned, model=planned.model.model_copy(update={"dtype": dtype}))
     notes = make_plan(planned, config, autocast=False, device=CPU).notes
     assert any("no bfloat16 instructions" in note and "model.dtype=fast" in note for note in notes) is noted
     assert not make_plan(planned, config, autocast=False, device=Device("cuda", "a GPU", None)).notes
@@ -173,20 +179,20 @@ def test_a_processor_that_is_slow_in_bfloat16(dtype, precision, instructions, no
 def test_text(config):
     planned = recipe({"r": 8}, steps=5)
     plan = make_plan(planned, config, DataStats(81, 8100, 2000, 3, 1), autocast=True, device=CPU)
-    lines = plan_text(plan).splitlines()
+    lines = plan_text(plan_lines(plan)).splitlines()
     assert lines[:7] == [
         f"model         tiny/model (LlamaForCausalLM, {PARAMETERS:,} parameters)",
         f"trained       {plan.trained_parameters:,} parameters ({plan.trained_parameters / PARAMETERS:.2%}), "
         "LoRA r 8, alpha 16",
         "loss          gate eaft",
         "precision     float32 weights, bfloat16 autocast",
-        "data          81 rows, 8,100 tokens, 2,000 of them trained (25%), 3 rows cut, 1 skipped",
-        "a step        8 rows, 800 tokens",
+        "data          81 rows, 8,100 tokens, 2,000 of them trained (25%), 3 rows truncated, 1 skipped",
+        "per step      8 rows, 800 tokens",
         "steps         5, 4,000 tokens",
     ]
     names = [line[:13].strip() for line in lines[7:13]]
     assert names == ["memory", "weights", "gradients", "optimizer", "activations", "loss tile"]
-    assert lines[13] == f"fits on       1 GPU: from 16 GB ({gib(plan.gpus[0].needed)} needed on each)"
+    assert lines[13] == f"fits on       1 GPU: from 16 GB ({format_bytes(plan.gpus[0].needed)} needed on each)"
     assert lines[14] == "writes        runs/tiny/"
     assert any(line.strip().startswith("the merged model: about ") for line in lines)
 
@@ -196,14 +202,19 @@ def test_table_holds_the_lines_of_the_text(config):
 
     plan = make_plan(recipe(), config, autocast=False, device=CPU)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(plan_table(plan))
+    console.print(plan_table(plan_lines(plan)))
     shown = " ".join(console.export_text().split())
-    for line in plan_text(plan).splitlines():
+    for line in plan_text(plan_lines(plan)).splitlines():
         assert " ".join(line.split()) in shown
 
 
 def test_sizes():
-    assert [gib(size) for size in (0, 85 * 2**20, 2.5 * 2**30, 200 * 2**30)] == ["0 MB", "85 MB", "2.50 GB", "200 GB"]
+    assert [format_bytes(size) for size in (0, 85 * 2**20, 2.5 * 2**30, 200 * 2**30)] == [
+        "0 MB",
+        "85 MB",
+        "2.50 GB",
+        "200 GB",
+    ]
 
 
 def test_a_backend_that_can_not_work_here_is_refused_before_anything_is_loaded(monkeypatch):
@@ -215,17 +226,18 @@ def test_a_backend_that_can_not_work_here_is_refused_before_anything_is_loaded(m
 
     def planned(backend):
         data = {"model": "org/model", "data": {"train": "package:bfcl"}, "output": {"dir": "runs/x"}}
-        return make_recipe({**data, "loss": {"backend": backend}})
+        made = make_recipe({**data, "loss": {"backend": backend}})
+        return made.model, made.loss, made.train.precision
 
     monkeypatch.delenv("EAFTDROPE_LOSS_BACKEND", raising=False)
     for backend in ("auto", "torch"):
-        build.check_backend(planned(backend))
-    with pytest.raises(UserError, match=r"loss\.backend: cuda can not work on this machine's cpu"):
-        build.check_backend(planned("cuda"))
+        build.check_backend(*planned(backend))
+    with pytest.raises(UserError, match=r"loss\.backend: cuda cannot work on this machine's cpu"):
+        build.check_backend(*planned("cuda"))
     monkeypatch.setenv("EAFTDROPE_LOSS_BACKEND", "cuda")
-    build.check_backend(planned("torch"))
-    with pytest.raises(UserError, match="EAFTDROPE_LOSS_BACKEND: cuda can not work on this machine's cpu"):
-        build.check_backend(planned("auto"))
+    build.check_backend(*planned("torch"))
+    with pytest.raises(UserError, match="EAFTDROPE_LOSS_BACKEND: cuda cannot work on this machine's cpu"):
+        build.check_backend(*planned("auto"))
     monkeypatch.setenv("EAFTDROPE_LOSS_BACKEND", "cdua")
     with pytest.raises(UserError, match="EAFTDROPE_LOSS_BACKEND: unknown loss backend 'cdua'"):
-        build.check_backend(planned("auto"))
+        build.check_backend(*planned("auto"))

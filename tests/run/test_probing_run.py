@@ -1,6 +1,5 @@
 """Whole runs with probes during training, with a base model to agree with, and with samples."""
 
-import contextlib
 import json
 import signal
 from types import SimpleNamespace
@@ -10,8 +9,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from eaftdrope.run.probing import _as_base
-from tests.tiny_run import hashes, make_project, metrics, save_model, train
+from eaftdrope.run.probing import RunProbes, as_base
+from tests.tiny_models import save_model
+from tests.tiny_run import hashes, make_project, metrics, train
 
 GENERAL = [{"agreement": {"limit": 6, "max_new_tokens": 4}}, {"multiple_choice": {"limit": 4}}]
 OPTIONS = (f"probes.general={yaml.safe_dump(GENERAL, default_flow_style=True).strip()}", "probes.during_limit=2")
@@ -138,27 +138,23 @@ def test_general_prompts_are_sampled_where_nothing_is_held_out(project, tmp_path
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_model_that_gives_no_number_before_its_training_stops_the_run(tmp_path, monkeypatch, when):
     """Nothing is saved, so the same command measures again. After the training the table says so instead."""
-    from types import SimpleNamespace as Some
-
     from eaftdrope import UserError
     from eaftdrope.evaluate import Score
-    from eaftdrope.run import probing
 
     saved = []
     scores = [Score("perplexity", "general", "perplexity", float("nan"), None, 2, "lower", "exp")]
-    monkeypatch.setattr(probing, "_measure", lambda *arguments: scores)
-    monkeypatch.setattr(probing, "_as_trained", lambda *arguments: contextlib.nullcontext())
-    monkeypatch.setattr(probing, "take_samples", lambda *arguments, **options: None)
-    accelerator = Some(is_main_process=True, unwrap_model=lambda model: model, wait_for_everyone=lambda: None)
-    trainer = Some(accelerator=accelerator, model=None, is_fsdp_enabled=False, is_deepspeed_enabled=False)
-    prepared = Some(probes=["one"], recipe=Some(model=Some(reference="some/model")))
-    folder = Some(path=tmp_path, load_scores=lambda when: None, save_scores=lambda *both: saved.append(both))
-    arguments = (when, trainer, None, prepared, folder, Console())
+    monkeypatch.setattr(RunProbes, "_scores", lambda *arguments: scores)
+    monkeypatch.setattr(RunProbes, "_take_samples", lambda *arguments: None)
+    accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    trainer = SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    settings = SimpleNamespace(model=SimpleNamespace(reference="some/model"))
+    folder = SimpleNamespace(path=tmp_path, load_scores=lambda when: None, save_scores=lambda *both: saved.append(both))
+    probes = RunProbes(trainer, None, ["one"], [], settings, folder, Console())
     if when == "after":
-        assert probing.probe_run(*arguments) == scores and saved == [("after", scores)]
+        assert probes.measure(when) == scores and saved == [("after", scores)]
         return
     with pytest.raises(UserError, match="perplexity of some/model is NaN or infinite before any training"):
-        probing.probe_run(*arguments)
+        probes.measure(when)
     assert saved == []
 
 
@@ -183,13 +179,13 @@ def test_new_adapters_take_no_part_in_what_is_measured_before(tmp_path):
     with torch.no_grad():
         expected = model(ids).logits
         used = len(calls)
-        with _as_base(trainer, "before"):
+        with as_base(trainer, "before"):
             assert model(ids).logits.equal(expected) and len(calls) == used > 0
-        with _as_base(trainer, "after"):
+        with as_base(trainer, "after"):
             model(ids)
         assert len(calls) == 2 * used
     assert {name: weight.requires_grad for name, weight in model.named_parameters()} == trained
     trainer.is_fsdp_enabled = True
-    with _as_base(trainer, "before"), torch.no_grad():
+    with as_base(trainer, "before"), torch.no_grad():
         model(ids)
     assert len(calls) == 3 * used

@@ -8,11 +8,11 @@ import pytest
 
 from eaftdrope.errors import UserError
 from eaftdrope.recipe import make_recipe
-from eaftdrope.run.build import build_data, schedule_options
-from eaftdrope.run.plan import DataStats
-from eaftdrope.run.recovery import original_of, recovery_probe
-from eaftdrope.run.stages.chain import open_stages, training_recipe, with_steps
-from tests.models import byte_tokenizer
+from eaftdrope.run.arguments import schedule_options
+from eaftdrope.run.data import build_data
+from eaftdrope.run.record import DataStats
+from eaftdrope.run.stages.chain import open_stages
+from tests.tiny_models import byte_tokenizer
 from tests.tiny_run import make_staged_project, metrics, save_rows, save_text, train
 
 CONFIG = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=512))
@@ -20,7 +20,7 @@ CONFIG = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_em
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """made(stages=..., **recalibrate): the stage's recipe as it is run, with its stage; text.jsonl is there."""
+    """made(stages=..., **recalibrate): the settings of the stage, and the stage; text.jsonl is there."""
     save_text(tmp_path / "text.jsonl")
     monkeypatch.chdir(tmp_path)
 
@@ -28,7 +28,7 @@ def made(tmp_path, monkeypatch):
         section.setdefault("data", {"train": "text.jsonl", "max_length": 64})
         data = {"model": "org/model", "stages": list(stages), "recalibrate": section, "output": {"dir": "run"}}
         stage = open_stages(make_recipe(data))[-1]
-        return with_steps(training_recipe(stage), CONFIG), stage
+        return stage.settings(CONFIG), stage
 
     return make
 
@@ -40,16 +40,16 @@ def made(tmp_path, monkeypatch):
 def test_steps_follow_from_the_tokens(made, monkeypatch, processes, steps):
     """1,900 tokens in steps of 256, the last one whole; processes share a step."""
     monkeypatch.setenv("WORLD_SIZE", processes)
-    recipe, _ = made(tokens=1900, train={"batch_size": 2, "accumulation": 2})
-    assert recipe.train.steps == steps
+    settings, _ = made(tokens=1900, train={"batch_size": 2, "accumulation": 2})
+    assert settings.train.steps == steps
 
 
 def test_a_block_is_as_long_as_the_trained_context(made):
-    recipe, _ = made(data={"train": "text.jsonl"}, share=0.5, pretraining_tokens=8192)
-    assert (recipe.data.max_length, recipe.train.steps) == (512, 2)
+    settings, _ = made(data={"train": "text.jsonl"}, share=0.5, pretraining_tokens=8192)
+    assert (settings.max_length, settings.train.steps) == (512, 2)
     converted = SimpleNamespace(**vars(CONFIG), drope={"trained_length": 128})
-    recipe, stage = made(data={"train": "text.jsonl"})
-    assert with_steps(training_recipe(stage), converted).data.max_length == 128
+    _, stage = made(data={"train": "text.jsonl"})
+    assert stage.settings(converted).max_length == 128
 
 
 def test_warm_up_level_decay(made):
@@ -58,8 +58,8 @@ def test_warm_up_level_decay(made):
     from transformers import get_scheduler
 
     schedule = {"scheduler": "warmup_stable_decay", "warmup_steps": 2, "decay_ratio": 0.4, "min_rate_ratio": 0.1}
-    recipe, _ = made(train={"steps": 10, **schedule})
-    options = schedule_options(recipe, DataStats(1, 1, 1))
+    settings, _ = made(train={"steps": 10, **schedule})
+    options = schedule_options(settings, DataStats(1, 1, 1))
     assert options == {"num_decay_steps": 4, "min_lr_ratio": 0.1}
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler("warmup_stable_decay", optimiser, 2, 10, options)
@@ -80,8 +80,8 @@ def test_warm_up_level_decay(made):
 
 
 def test_no_more_text_is_read_than_is_trained_on(made):
-    recipe, _ = made(tokens=512)
-    data = build_data(recipe, byte_tokenizer())
+    settings, _ = made(tokens=512)
+    data = build_data(settings, byte_tokenizer())
     assert 8 <= len(data.train) <= 12
     assert {len(block) for block in data.train["input_ids"]} == {64}
     everything, _ = made()
@@ -102,8 +102,8 @@ def test_replay_of_conversations(made, tmp_path):
     mixture = ["text.jsonl", {"path": "rows.jsonl", "weight": 2}]
     shares = {}
     for train_on in ("all", "assistant"):
-        recipe, _ = made(data={"train": mixture, "max_length": 64, "train_on": train_on})
-        shares[train_on] = build_data(recipe, byte_tokenizer()).stats
+        settings, _ = made(data={"train": mixture, "max_length": 64, "train_on": train_on})
+        shares[train_on] = build_data(settings, byte_tokenizer()).stats
     text_only = build_data(made()[0], byte_tokenizer()).stats
     rows = shares["all"].tokens - text_only.tokens
     assert rows > 2000
@@ -116,11 +116,11 @@ def test_replay_of_conversations(made, tmp_path):
 def test_too_little_text_names_the_key(made):
     from eaftdrope.errors import DataError
 
-    recipe, _ = made(data={"train": "text.jsonl", "max_length": 100_000})
+    settings, _ = made(data={"train": "text.jsonl", "max_length": 100_000})
     with pytest.raises(
         DataError, match=r"^recalibrate\.data\.train: the text has [\d,]+ tokens, not enough for one block"
     ):
-        build_data(recipe, byte_tokenizer())
+        build_data(settings, byte_tokenizer())
 
 
 # ---- recovery ----
@@ -132,8 +132,8 @@ def test_what_the_recovery_is_measured_on(made, tmp_path):
 
     def rows(held_out=None, **recovery):
         section = {"data": {"train": "text.jsonl", "held_out": held_out, "max_length": 64}}
-        recipe, stage = made(**section, recovery={"max_tokens": 200, **recovery})
-        return recovery_probe(stage, recipe, CONFIG, build_data(recipe, tokenizer), tokenizer)
+        settings, stage = made(**section, recovery={"max_tokens": 200, **recovery})
+        return stage.recovery(settings, CONFIG, build_data(settings, tokenizer), tokenizer)
 
     (tmp_path / "own.txt").write_text("a" * 1000)
     own, held_out, shipped = rows(0.2, files=["own.txt"]), rows(0.2), rows()
@@ -145,15 +145,17 @@ def test_what_the_recovery_is_measured_on(made, tmp_path):
 
 def test_which_model_was_the_original(made):
     dropped = SimpleNamespace(**vars(CONFIG), drope={"trained_length": 512})
-    recipe, stage = made()
-    assert original_of(stage, recipe, CONFIG) == "org/model"
-    recipe, stage = made(stages=["recalibrate"])
+    _, stage = made()
+    assert stage.original(CONFIG).reference == "org/model"
+    _, stage = made(stages=["recalibrate"])
     # a model that was never converted is trained on as it is
-    assert original_of(stage, recipe, CONFIG) == "org/model"
-    with pytest.raises(UserError, match=r"^org/model has no rotary embedding, .* recalibrate\.recovery\.original\.$"):
-        original_of(stage, recipe, dropped)
-    recipe, stage = made(stages=["recalibrate"], recovery={"original": "org/original"})
-    assert original_of(stage, recipe, dropped) == "org/original"
+    assert stage.original(CONFIG).reference == "org/model"
+    with pytest.raises(
+        UserError, match=r"^org/model has no rotary embedding, .* Set recalibrate\.recovery\.original to that model\.$"
+    ):
+        stage.original(dropped)
+    _, stage = made(stages=["recalibrate"], recovery={"original": "org/original"})
+    assert stage.original(dropped).reference == "org/original"
 
 
 # ---- a run with what is not the default ----

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eaftdrope.errors import UserError
-from tests.models import byte_tokenizer, save_model
+from tests.tiny_models import byte_tokenizer, save_model
 from tests.tiny_run import make_project, no_report, train
 
 FULL = ("lora=null", "train.learning_rate=0.001")
@@ -52,7 +52,7 @@ def assert_base_settings_and_modes(model, run, result):
 def test_stop_tokens_of_a_model_that_knows_none():
     from types import SimpleNamespace
 
-    from eaftdrope.run.build import stop_where_trained
+    from eaftdrope.run.build import add_stop_tokens
 
     tokenizer = byte_tokenizer()
     for known, trained, expected in [
@@ -62,7 +62,7 @@ def test_stop_tokens_of_a_model_that_knows_none():
         ([3, 2], ["<|im_end|>"], [2, 3]),
     ]:
         model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=known))
-        stop_where_trained(model, tokenizer, trained)
+        add_stop_tokens(model, tokenizer, trained)
         assert model.generation_config.eos_token_id == expected
 
 
@@ -89,8 +89,8 @@ def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monk
     """And our own tools find the package again, whose weights it was trained on."""
     from peft import get_peft_model
 
-    from eaftdrope import models
     from eaftdrope.checkpoints.adapters import adapter_settings
+    from eaftdrope.models import loading
     from eaftdrope.recipe import dump_recipe, load_recipe
     from eaftdrope.run.build import build_model
     from eaftdrope.run.lora import lora_config
@@ -98,9 +98,9 @@ def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monk
     package = "package:smollm2-135m-instruct"
     recipe = load_recipe(project / "recipe.yaml", [])
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference": package})})
-    place = models.ModelSource(package, str(project / "model"), "package")
-    monkeypatch.setattr(models, "resolve_model", lambda reference, revision=None: place)
-    model = get_peft_model(build_model(recipe), lora_config(recipe.lora, build_model(recipe)))
+    place = loading.ModelSource(package, str(project / "model"), "package")
+    monkeypatch.setattr(loading, "resolve_model", lambda reference, revision=None: place)
+    model = get_peft_model(build_model(recipe.model), lora_config(recipe.lora, build_model(recipe.model)))
     model.save_pretrained(tmp_path / "run")
     text = (tmp_path / "run" / "adapter_config.json").read_text()
     assert json.loads(text)["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -112,17 +112,17 @@ def test_an_adapter_of_a_packages_model_names_the_hub_id(project, tmp_path, monk
 def test_a_generation_config_that_can_not_be_saved_is_told_at_once():
     from transformers import GenerationConfig
 
-    from eaftdrope.run.build import let_be_saved
+    from eaftdrope.run.build import make_generation_config_saveable
 
     class Model:
         generation_config = GenerationConfig()
 
-    let_be_saved(Model)
+    make_generation_config_saveable(Model)
     assert not Model.generation_config.do_sample
     Model.generation_config.num_return_sequences = 3
     Model.generation_config.num_beams = 2
     with pytest.raises(UserError, match=r"^the model's generation_config\.json could not be saved with the result: "):
-        let_be_saved(Model)
+        make_generation_config_saveable(Model)
 
 
 # ---- what takes long is announced ----
@@ -211,7 +211,7 @@ def test_what_is_uploaded(pushing, hub, tmp_path):
 
 def test_an_upload_that_fails_is_made_by_the_same_command(pushing, request, tmp_path, monkeypatch):
     """Offline (the tests' setting): the text says how to upload it later. Nothing is trained or merged twice."""
-    from eaftdrope.run import train as run
+    from eaftdrope.run.stages import training
 
     folder = tmp_path / "run"
     with pytest.raises(UserError) as error:
@@ -225,7 +225,7 @@ def test_an_upload_that_fails_is_made_by_the_same_command(pushing, request, tmp_
     )
     assert json.loads((folder / "run.json").read_text())["status"] == "trained"
     weights = (folder / "merged" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(run, "build_trainer", None)
+    monkeypatch.setattr(training, "build_trainer", None)
     hub = request.getfixturevalue("hub")
     pushing()
     assert hub == [("me/tuned", True, True), ("me/tuned", UPLOADED)]

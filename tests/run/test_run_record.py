@@ -23,8 +23,8 @@ def test_what_changed_since_the_start_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         RunFolder(tmp_path, recipe()).begin("", VERSIONS, DATA, {ROWS: "x", MODEL: "b", "the chat template": "y"})
     assert str(error.value) == (
-        f"{tmp_path} holds an unfinished run, and the training rows and the chat template changed since the start. Put back "
-        f"what there was and run the same command again. {WAYS_OUT}"
+        f"{tmp_path} holds an unfinished run, and the training rows and the chat template changed since its start. Restore "
+        f"the former state and run the same command again. {WAYS_OUT}"
     )
     assert hashes(tmp_path) == before
     RunFolder(tmp_path, recipe(), overwrite=True).begin("", VERSIONS, DATA, {ROWS: "x"})
@@ -38,11 +38,11 @@ def test_a_run_of_an_older_version_is_resumed_with_a_note(tmp_path):
     folder = RunFolder(tmp_path, recipe())
     folder.begin("", VERSIONS, DATA, {ROWS: "a"})
     assert folder.pop_notes() == [
-        f"{tmp_path} was begun by an older version, which kept no fingerprints: whether data and base model are as they were "
-        "at its start cannot be checked"
+        f"{tmp_path} was begun by an older version, which stored no fingerprints: whether data and base model are as they "
+        "were at its start cannot be checked"
     ]
     assert json.loads((tmp_path / "run.json").read_text())["fingerprints"] == {ROWS: "a"}
-    with pytest.raises(UserError, match="the training rows changed since the start"):
+    with pytest.raises(UserError, match="the training rows changed since its start"):
         RunFolder(tmp_path, recipe()).begin("", VERSIONS, DATA, {ROWS: "b"})
 
 
@@ -169,11 +169,11 @@ def test_a_finished_run_that_lost_its_weights_is_made_again_from_its_last_checkp
     assert "holds a finished run" in refused(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     again = RunFolder(tmp_path, recipe())
-    assert again.pop_notes() == [f"{tmp_path} has no weights any more: made again from the last checkpoint"]
+    assert again.pop_notes() == [f"{tmp_path} no longer has weights: made again from the last checkpoint"]
     assert (again.finished, again.trained, again.resume_point().checkpoint) == (False, False, kept)
     shutil.rmtree(kept)
     assert "holds a finished run" in refused(tmp_path)
     folder.note_trained({})
     assert refused(tmp_path) == (
-        f"{tmp_path} has no weights any more, nor a checkpoint to make it again from. {WAYS_OUT}"
+        f"{tmp_path} no longer has weights, nor a checkpoint to make it from again. {WAYS_OUT}"
     )

@@ -26,7 +26,7 @@ def sharded(self, *args, **kwargs):
 
 state.AcceleratorState.__init__ = sharded
 from eaftdrope.cli import main
-from eaftdrope.run import train as run
+from eaftdrope.run.stages import training
 
 moment = sys.argv.pop(1)
 
@@ -37,7 +37,7 @@ def killed(*arguments):
     raise Killed
 
 if moment == "after training":
-    run.save_result = killed
+    training.save_result = killed
 try:
     main(["train", *sys.argv[1:]])
 except Killed:
@@ -190,7 +190,7 @@ def test_a_result_is_looked_at_without_zero_3(saved, monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    from tests.models import save_model
+    from tests.tiny_models import save_model
 
     return save_model(tmp_path / "model")
 
@@ -211,7 +211,7 @@ def cut(folder):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "there is no config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
         (without_a_weight, "the weights model.norm.weight are missing"),
         (cut, "incomplete metadata, file not fully covered"),
@@ -226,7 +226,7 @@ def test_a_result_without_its_weights_is_never_finished(saved, damage, reason):
     damage(saved)
     with pytest.raises(UserError) as error:
         check_weights(saved)
-    start, text = f"the training is done, but its result in {saved} is not whole: ", str(error.value)
+    start, text = f"the training is done, but its result in {saved} is incomplete: ", str(error.value)
     assert text.startswith(start) and reason in text and text.endswith("it trains nothing twice.")
 
 
@@ -251,8 +251,8 @@ def test_an_adapter_without_its_weights_is_never_finished(saved, tmp_path):
     for replaced, reason in ((torch.zeros(0), "empty"), (None, "missing")):
         others = {key: value for key, value in weights.items() if key != name}
         save_file(others if replaced is None else {**others, name: replaced}, file)
-        with pytest.raises(UserError, match=f"is not whole: the weight {name} is {reason}"):
+        with pytest.raises(UserError, match=f"is incomplete: the weight {name} is {reason}"):
             check_adapter(adapter, model)
     (adapter / "adapter_config.json").unlink()
-    with pytest.raises(UserError, match=r"is not whole: there is no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"is incomplete: adapter_config\.json is missing"):
         check_adapter(adapter, model)

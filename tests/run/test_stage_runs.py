@@ -54,7 +54,7 @@ def stages_run(out):
     for line in out.splitlines():
         if match := re.fullmatch(r"stage \d of \d: (\w+)", line):
             found.append(match[1])
-        elif match := re.match(r"going on from checkpoint-(\d+)", line):
+        elif match := re.match(r"resuming from checkpoint-(\d+)", line):
             found[-1] += f" from {match[1]}"
     # each heading stands above the plan first
     return found[len(set(re.findall(r"^stage \d of \d: (\w+)$", out, re.MULTILINE))) :]
@@ -183,7 +183,7 @@ def test_the_training_ends_when_enough_is_recovered(project, tmp_path):
     assert "stopped at step 1/4" in ended.out
     ended = train(*common)
     assert ended.code == 0, ended.out
-    assert "going on from checkpoint-1 of 4" in ended.out
+    assert "resuming from checkpoint-1 of 4" in ended.out
     assert "step 2/4" not in ended.out
     run = tmp_path / "run" / "recalibrate"
     recovery = json.loads((run / "recovery.json").read_text())
@@ -223,7 +223,7 @@ def test_interrupted(start):
     ended = start(moment="in step 4 of the recalibration", signal_number=signal.SIGINT)
     assert (ended.code, ended.out.splitlines()[-1]) == (
         130,
-        "Interrupted at step 3 of 4 of the stage recalibrate. The same command goes on from checkpoint-2.",
+        "Interrupted at step 3 of 4 of the stage recalibrate. The same command resumes from checkpoint-2.",
     )
 
 
@@ -236,7 +236,7 @@ def test_a_finished_run_is_left_alone(project, undisturbed):
     for option in ((), ("--dry-run",)):
         ended = train(project / "staged.yaml", f"output.dir={run}", *option)
         assert ended.code == 2
-        assert ended.out.startswith(f"{run} holds a finished run. Nothing was touched: ")
+        assert ended.out.startswith(f"{run} holds a finished run. Nothing was changed: ")
     assert hashes(run) == before
 
 

@@ -152,12 +152,13 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
 
     from eaftdrope.recipe import load_recipe
     from eaftdrope.report import page
-    from eaftdrope.run import train as run
+    from eaftdrope.run.stages import training
+    from eaftdrope.run.train import run_recipe
 
-    save_result = run.save_result
+    save_result = training.save_result
 
-    def save_and_look(trainer, tokenizer, folder, recipe):
-        save_result(trainer, tokenizer, folder, recipe)
+    def save_and_look(trainer, tokenizer, folder, settings):
+        save_result(trainer, tokenizer, folder, settings)
         model = trainer.model.eval()
         messages = [{"role": "user", "content": "What is 3 plus 3?"}]
         inputs = tokenizer.apply_chat_template(
@@ -172,13 +173,13 @@ def test_it_loads_and_generates_with_stock_libraries(project, tmp_path, monkeypa
         torch.save(live, folder.path.parent / "live.pt")
         torch.save(live, folder.path / "live.pt")
 
-    monkeypatch.setattr(run, "save_result", save_and_look)
+    monkeypatch.setattr(training, "save_result", save_and_look)
     monkeypatch.setattr(page, "_write", no_report)
     console = Console(quiet=True)
     for name, overrides in {"lora": ["output.merge=true"], "full": list(FULL)}.items():
         where = f"output.dir={tmp_path / name / 'run'}"
         recipe = load_recipe(project / "recipe.yaml", [where, "train.steps=4", "probes.general=[]", *overrides])
-        run.run_recipe(recipe, console, command="test")
+        run_recipe(recipe, console, command="test")
     folders = [tmp_path / "lora" / "run", tmp_path / "lora" / "run" / "merged", tmp_path / "full" / "run"]
     done = subprocess.run(
         [sys.executable, "-c", _STOCK, *map(str, folders)], capture_output=True, text=True, timeout=120
@@ -236,7 +237,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(start, undisturbed, tmp_path, mo
     ended = start(*overrides, report=report)
     assert ended.code == 0, ended.out
     assert results(run) == undisturbed(*overrides, report=report)
-    assert (f"going on from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
+    assert (f"resuming from checkpoint-{step} of 6" in ended.out) == (step > 0 and moment != "before the last word")
     # not one step more than needed
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("step ")] == [
         f"{number}/6" for number in range(step + 1, 7)

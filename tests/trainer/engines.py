@@ -20,7 +20,7 @@ from transformers.distributed import DistributedConfig
 
 from eaftdrope import EAFTTrainer
 from tests.forked import end_together
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.trainer.test_invariance import arguments
 from tests.trainer.tiny import ragged_rows, tiny_model
 

@@ -179,7 +179,7 @@ def test_what_the_trainer_reads_is_as_before_once_eaft_is_removed():
 
 WORKER = """
 import sys, torch
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.forked import end_together
 from tests.trainer.test_invariance import gradients
 folder, target = sys.argv[1:3]

@@ -27,8 +27,10 @@ from transformers import (
 )
 
 from eaftdrope import EAFTCallback, UserError, apply_eaft, eaft_loss, gates, pop_metrics, remove_eaft
+from eaftdrope.loss.backends.tile import LogitsTransform
+from eaftdrope.trainer.head import logits_transform
 from eaftdrope.trainer.patch import sequence_ids, shift_left
-from tests.models import SHAPE
+from tests.tiny_models import SHAPE
 from tests.trainer.tiny import ragged_rows, tiny_model
 
 SIZES = dict(
@@ -173,7 +175,7 @@ def test_plain_trainer_with_the_callback(tmp_path):
     """One line and a callback: the same gradients over accumulation as the definition, metrics in the log."""
     from transformers import DataCollatorForSeq2Seq
 
-    from tests.models import make_word_tokenizer
+    from tests.tiny_models import make_word_tokenizer
     from tests.trainer.test_invariance import KeepGradients, assert_same, direct_gradients
 
     for size, accumulation in ((8, 1), (2, 4)):
@@ -210,7 +212,7 @@ def callback_error(model, tmp_path, **options):
 def test_the_callback_refuses_what_would_train_another_loss(tmp_path):
     from trl.trainer.utils import add_fused_lm_head
 
-    assert "went through apply_eaft" in callback_error(tiny_model(), tmp_path)
+    assert "patched by apply_eaft" in callback_error(tiny_model(), tmp_path)
     assert "label_smoothing_factor" in callback_error(apply_eaft(tiny_model()), tmp_path, label_smoothing_factor=0.1)
     model = apply_eaft(tiny_model())
     add_fused_lm_head(model)
@@ -246,7 +248,7 @@ def test_refusals():
     with pytest.raises(UserError, match="TRL's fused head"):
         apply_eaft(patched)
     adapted = get_peft_model(tiny_model(tie_word_embeddings=False), LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(UserError, match="an adapter sits on the head"):
+    with pytest.raises(UserError, match="has an adapter on the head"):
         apply_eaft(adapted)
     with pytest.raises(UserError, match="DataParallel"):
         apply_eaft(torch.nn.DataParallel(tiny_model()))
@@ -279,10 +281,8 @@ def test_a_model_with_other_logits_is_refused():
 
 
 def test_falcon_h1_multiplier_is_read():
-    from eaftdrope.trainer.head import logits_transform
-
-    assert logits_transform(FalconH1Config(lm_head_multiplier=0.5)) == (0.5, None)
-    assert logits_transform(GraniteConfig(logits_scaling=4.0)) == (0.25, None)
+    assert logits_transform(FalconH1Config(lm_head_multiplier=0.5)) == LogitsTransform(0.5)
+    assert logits_transform(GraniteConfig(logits_scaling=4.0)) == LogitsTransform(0.25)
 
 
 def test_under_peft_prompts_of_the_gate_options():

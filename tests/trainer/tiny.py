@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM
 
-from tests.models import tiny_llama
+from tests.tiny_models import tiny_llama
 
 VOCAB = 128
 

@@ -15,7 +15,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from eaftdrope.drope.config import RECORD, before
+from eaftdrope.drope.config import RECORD
+from eaftdrope.drope.config import original_config as original_json
 from eaftdrope.drope.rope import layer_ropes, swapped_rope, with_rope
 from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError
@@ -44,7 +45,7 @@ def original_config(config: PretrainedConfig) -> PretrainedConfig:
                 "it has no baselines. Pass the original model as another MODEL."
             )
         return config
-    original = type(config).from_dict(before(config.to_dict()))
+    original = type(config).from_dict(original_json(config.to_dict()))
     if getattr(original, "no_rope_layers", None) != getattr(config, "no_rope_layers", None):
         raise UserError(
             "its rotary embedding was dropped in some layers only, by the layers' own switch, which cannot be changed "

@@ -1,33 +1,27 @@
-"""Who works on a tile of logits. Every backend is a module with the same three functions:
+"""Backends: implementations of the work on one tile of logits. Every backend is a module with the same three functions:
 
-    unavailable(device, dtype)                                       -> None, or why it can not work there
+    unavailable(device, dtype)                                       -> None, or the reason why it cannot work there
     tile_statistics(logits_RV, labels_R, transform, topk)            -> TileStats
     tile_gradient_(logits_RV, labels_R, stats, weight_R, transform)  -> None; the logits become their gradient
 
-A tile is the output of one GEMM, R rows of raw logits in the model's dtype; `transform` says what still separates them
-from the logits of the model (scale, softcap). GEMMs are the caller's. Columns lie side by side, rows may be further apart
-than V. For the gradient the tile may be a slice of the vocabulary with the statistics of the whole rows: labels are then
+A tile is the output of one GEMM, R rows of raw logits in the model's dtype; `transform` is what still separates them from
+the logits of the model (scale, softcap). The caller does the GEMMs. Columns are contiguous, rows may be further apart than
+V. For the gradient the tile may be a slice of the vocabulary with the statistics of the whole rows: labels are then
 counted from its start, and a label outside [0, V) has its target in another slice.
 
-What stands between the GEMMs of the gradients a backend may do as well; what it lacks is torch's:
+A backend may also implement the steps between the GEMMs of the gradients; torch's are used for those it lacks:
 
-    accumulate(sum_VH, product_VH, add)       sum (+)= product, in float32
+    accumulate(sum_VD, product_VD, add)       sum (+)= product, in float32
     tile_columns(grad_RV, threshold)          -> (columns any row of which reaches the threshold [V], column sums [V])
     gather_columns(grad_RV, columns_C)        -> grad_RC
-    add_rows_(sum_VH, rows_C, product_CH)     sum[rows] += product
+    add_rows_(sum_VD, rows_C, product_CD)     sum[rows] += product
     scaled(gradient, factor, dtype)           -> gradient * factor, in place where the dtype stays
+
+`select` chooses one and checks it on first use (`selfcheck`); `torch`, `cpu`, `triton` and `cuda` are the backends.
 """
 
-from .select import (
-    BACKENDS,
-    VARIABLE,
-    Backend,
-    check_backend,
-    check_backend_name,
-    load_backend,
-    select_backend,
-    unavailable,
-)
+from ..settings import BACKENDS, check_backend_name
+from .select import VARIABLE, Backend, check_backend, load_backend, select_backend, unavailable
 
 __all__ = [
     "BACKENDS",

@@ -1,9 +1,9 @@
 """The CPU backend: a C++ kernel for the instruction set of the machine (../native/eaft_cpu.cpp), float32, bfloat16 and
 float16. Each tile is read once for its statistics and once for its gradient.
 
-Beside the two functions of every backend it has what the sums over tiles and the sparse backward need on a CPU.
+It also implements the sums over tiles and the steps of the sparse backward.
 
-Legend: R rows of a tile, V vocabulary, C some of its columns, H hidden size.
+Legend: R rows of a tile, V vocabulary, C some of its columns, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 from ..native.library import load
 from .tile import LogitsTransform, TileStats
 
-# As numbered in eaft_cpu.cpp.
+# The numbers of eaft_cpu.cpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PLAIN, _SCALED, _CAPPED = range(3)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot work on such tensors here, in one line; None if it can. Compiles at first use."""
+    """Return the reason why this backend cannot work on such tensors, or None. Compiles at first use."""
     if device.type != "cpu":
-        return f"the cpu backend works on CPU tensors only, not on {device}: take another backend for that device."
+        return f"the cpu backend works on CPU tensors only, not on {device}: use another backend for that device."
     if dtype not in _DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-        return f"the cpu backend works on {names}, not on {dtype}: take the torch backend for it."
+        return f"the cpu backend works on {names}, not on {dtype}: use the torch backend for it."
     library = load()
     return library if isinstance(library, str) else None
 
 
 def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
-    """Statistics of every row of a tile; the tile is only read.
+    """Return the statistics of every row of a tile; the tile is only read.
 
     Raises:
         ValueError: a tile of the wrong dtype or layout, `topk` below 1.
@@ -63,8 +63,8 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
 def tile_gradient_(
     logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
 ) -> None:
-    """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections. It may be a slice of the
-    vocabulary with the statistics of the whole rows; labels count from its start.
+    """Overwrite the tile with the gradient of sum_t w_t nll_t with respect to its raw projections. It may be a slice of
+    the vocabulary with the statistics of the whole rows; labels count from its start.
 
     Raises:
         ValueError: a tile of the wrong dtype or layout.
@@ -84,8 +84,8 @@ def tile_gradient_(
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Which columns of a tile hold anything of size `threshold` or a NaN, `[V]` bool, and the sum of every column, `[V]`
-    float32, in one look.
+    """Return the columns of a tile that hold an absolute value of at least `threshold` or a NaN (`[V]` bool), and the sum
+    of every column (`[V]` float32), in one pass.
 
     Raises:
         ValueError: a tile of the wrong dtype or layout.
@@ -99,7 +99,7 @@ def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def gather_columns(grad_RV: Tensor, columns_C: Tensor) -> Tensor:
-    """`grad_RV[:, columns_C]`, contiguous. Columns are int64 and in [0, V): they are not checked.
+    """Return `grad_RV[:, columns_C]`, contiguous. Columns are int64 and in [0, V): they are not checked.
 
     Raises:
         ValueError: a tile of the wrong dtype or layout.
@@ -112,39 +112,39 @@ def gather_columns(grad_RV: Tensor, columns_C: Tensor) -> Tensor:
     return grad_RC
 
 
-def accumulate(sum_VH: Tensor, product_VH: Tensor, add: bool) -> None:
-    """`sum_VH += product_VH`, or `=` unless `add`, in the float32 of the sum.
+def accumulate(sum_VD: Tensor, product_VD: Tensor, add: bool) -> None:
+    """Compute `sum_VD += product_VD`, or `=` unless `add`, in the float32 of the sum.
 
     Raises:
         ValueError: wrong dtypes, layouts or shapes.
     """
-    if sum_VH.shape != product_VH.shape:
-        raise ValueError(f"a product of shape {tuple(product_VH.shape)} for a sum of {tuple(sum_VH.shape)}.")
-    _add_rows(sum_VH, None, product_VH, add)
+    if sum_VD.shape != product_VD.shape:
+        raise ValueError(f"a product of shape {tuple(product_VD.shape)} for a sum of {tuple(sum_VD.shape)}.")
+    _add_rows(sum_VD, None, product_VD, add)
 
 
-def add_rows_(sum_VH: Tensor, rows_C: Tensor, product_CH: Tensor) -> None:
-    """`sum_VH[rows_C] += product_CH`, added in float32 and rounded once. Rows are int64, each at most once and in
+def add_rows_(sum_VD: Tensor, rows_C: Tensor, product_CD: Tensor) -> None:
+    """Compute `sum_VD[rows_C] += product_CD`, added in float32 and rounded once. Rows are int64, each at most once and in
     [0, V): they are not checked.
 
     Raises:
         ValueError: wrong dtypes, layouts or shapes.
     """
-    if product_CH.shape != (rows_C.numel(), sum_VH.shape[1]):
+    if product_CD.shape != (rows_C.numel(), sum_VD.shape[1]):
         raise ValueError(
-            f"a product of shape {tuple(product_CH.shape)} for {rows_C.numel()} rows of a sum of {tuple(sum_VH.shape)}."
+            f"a product of shape {tuple(product_CD.shape)} for {rows_C.numel()} rows of a sum of {tuple(sum_VD.shape)}."
         )
-    _add_rows(sum_VH, _vector(rows_C, torch.int64, rows_C.numel(), "rows_C"), product_CH, True)
+    _add_rows(sum_VD, _vector(rows_C, torch.int64, rows_C.numel(), "rows_C"), product_CD, True)
 
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`gradient * factor` in `dtype`, multiplied in float32 and rounded once; in place where the dtype stays.
+    """Return `gradient * factor` in `dtype`, multiplied in float32 and rounded once; in place where the dtype stays.
 
     Raises:
         ValueError: wrong dtypes or layout.
     """
     if not gradient.is_contiguous():
-        raise ValueError("a gradient that is not contiguous can not be scaled.")
+        raise ValueError("a gradient that is not contiguous cannot be scaled.")
     result = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     width = gradient.shape[-1] if gradient.dim() else 1
     if gradient.numel():
@@ -152,11 +152,11 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
-def _add_rows(sum_VH: Tensor, rows_C: Tensor | None, product_CH: Tensor, add: bool, factor: float = 1.0) -> None:
-    _check_tile(sum_VH)
-    rows, columns = _check_tile(product_CH)
-    target = (sum_VH, _DTYPES[sum_VH.dtype], sum_VH.stride(0))
-    source = (product_CH, _DTYPES[product_CH.dtype], product_CH.stride(0))
+def _add_rows(sum_VD: Tensor, rows_C: Tensor | None, product_CD: Tensor, add: bool, factor: float = 1.0) -> None:
+    _check_tile(sum_VD)
+    rows, columns = _check_tile(product_CD)
+    target = (sum_VD, _DTYPES[sum_VD.dtype], sum_VD.stride(0))
+    source = (product_CD, _DTYPES[product_CD.dtype], product_CD.stride(0))
     _call("eaft_add_rows", *target, *source, rows_C, rows, columns, factor, int(add))
 
 
@@ -167,13 +167,13 @@ def _transform(transform: LogitsTransform) -> tuple[int, float, float]:
 
 
 def _check_tile(tile_RV: Tensor) -> tuple[int, int]:
-    """(rows, columns) of a matrix whose columns lie side by side."""
+    """Return (rows, columns) of a matrix with contiguous columns."""
     if tile_RV.device.type != "cpu" or tile_RV.dtype not in _DTYPES:
         raise ValueError(unavailable(tile_RV.device, tile_RV.dtype))
     shape, stride = tuple(tile_RV.shape), tile_RV.stride()
     if len(shape) != 2 or (shape[1] > 1 and stride[1] != 1) or (shape[0] > 1 and stride[0] < shape[1]):
         raise ValueError(
-            f"shape {shape} with strides {stride}: expected a matrix whose columns lie side by side (stride 1) and whose "
+            f"shape {shape} with strides {stride}: expected a matrix with contiguous columns (stride 1) whose "
             "rows do not overlap. Call .contiguous() on it."
         )
     return shape
@@ -188,7 +188,7 @@ def _vector(values: Tensor, dtype: torch.dtype, count: int, name: str) -> Tensor
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> None:
-    """Calls the library with torch's number of threads as the last argument; tensors go as their addresses."""
+    """Call the library with torch's number of threads as the last argument; tensors are passed as addresses."""
     library = load()
     if isinstance(library, str):
         raise RuntimeError(library)

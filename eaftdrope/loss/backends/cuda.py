@@ -1,8 +1,8 @@
 """The CUDA C++ backend: loads `libeaft_cuda.so` (sources, derivation and build script in `cuda/`) and launches its kernels
 on PyTorch's current stream. Nothing here waits for the device.
 
-Looked for, in this order: the file that the environment variable EAFTDROPE_CUDA_LIBRARY names (then nowhere else), this
-folder, the cache (`eaftdrope.files`).
+The library is searched for, in this order: the file in the environment variable EAFTDROPE_CUDA_LIBRARY (if it is set,
+nowhere else), this folder, the cache (`eaftdrope.files`).
 
 Legend: R rows of a tile, V vocabulary.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -38,13 +38,13 @@ _SIGNATURES = {
     "tile_gradient": [*_TILE, *[_POINTER] * 4, _POINTER],
     "tile_columns": [_POINTER, _INT64, _INT64, _INT64, _FLOAT, _POINTER, _POINTER, _POINTER],
 }
-# What the CUDA runtime answers where the library has no code for a device.
+# Errors of the CUDA runtime if the library has no code for a device.
 _NOT_COVERED = ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion")
 
 
 @contextmanager
-def current_stream(device: torch.device):
-    """The stream to launch on, with its device made the current one."""
+def current_stream(device: torch.device) -> Iterator[int]:
+    """Yield the stream to launch on, with its device made the current one."""
     with torch.cuda.device(device):
         yield torch.cuda.current_stream(device).cuda_stream
 
@@ -71,7 +71,7 @@ class Library:
         version = self._c.eaft_abi_version() if hasattr(self._c, "eaft_abi_version") else "none"
         if version != ABI_VERSION:
             raise RuntimeError(
-                f"{path} has interface {version}, this version of eaftdrope needs {ABI_VERSION}. Build it anew: {BUILD}."
+                f"{path} has interface {version}, this version of eaftdrope needs {ABI_VERSION}. Build it again: {BUILD}."
             )
         self._c.eaft_error_name.restype = self._c.eaft_architectures.restype = ctypes.c_char_p
         for name, arguments in _SIGNATURES.items():
@@ -80,11 +80,11 @@ class Library:
 
     @property
     def architectures(self) -> str:
-        """What it was built for: `"80 90 ..."`."""
+        """The architectures it was built for: `"80 90 ..."`."""
         return self._c.eaft_architectures().decode()
 
     def probe(self, device_index: int) -> str | None:
-        """Name of the error that keeps the library from working on that device, or None."""
+        """Return the name of the error that keeps the library from working on that device, or None."""
         error = self._c.eaft_probe(device_index)
         return self._error_name(error) if error else None
 
@@ -123,11 +123,11 @@ class Library:
         self._launch("tile_columns", grad_RV, *shape, threshold, _pointer(keep_V), _pointer(mass_V))
         return keep_V, mass_V
 
-    def _launch(self, name: str, tile_RV: Tensor, *arguments) -> None:
+    def _launch(self, name: str, tile_RV: Tensor, *arguments: float | None) -> None:
         if tile_RV.dtype not in _SUFFIXES:
-            raise ValueError(f"{name}: a tile of {tile_RV.dtype}. The CUDA kernels take {_dtypes()}.")
+            raise ValueError(f"{name}: a tile of {tile_RV.dtype}. The CUDA kernels support {_dtypes()}.")
         if tile_RV.stride(1) != 1:
-            raise ValueError(f"{name}: columns {tile_RV.stride(1)} elements apart. They must lie side by side.")
+            raise ValueError(f"{name}: columns {tile_RV.stride(1)} elements apart. They must be contiguous.")
         with self._stream(tile_RV.device) as stream:
             error = getattr(self._c, f"eaft_{name}_{_SUFFIXES[tile_RV.dtype]}")(*arguments, stream)
         if error:
@@ -141,7 +141,7 @@ class Library:
 
 
 def library_path() -> Path | None:
-    """Where the library is, or None. The file that the environment names is returned whether it is there or not."""
+    """Return the path of the library, or None. A file in the environment variable is returned even if it does not exist."""
     named = os.environ.get("EAFTDROPE_CUDA_LIBRARY")
     if named:
         return Path(named)
@@ -150,17 +150,17 @@ def library_path() -> Path | None:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot work on tensors of that device and dtype, and what to do; None if they can."""
+    """Return the reason why the kernels cannot work on tensors of that device and dtype, and what to do, or None."""
     if device.type != "cuda" or torch.version.hip is not None:
         what = "ROCm devices" if torch.version.hip is not None and device.type == "cuda" else f"{device.type!r} tensors"
         return f"the cuda backend works on NVIDIA devices, not on {what}. Use another backend."
     if dtype not in _SUFFIXES:
-        return f"the cuda backend takes {_dtypes()} logits, not {dtype}. Use the torch backend."
+        return f"the cuda backend supports {_dtypes()} logits, not {dtype}. Use the torch backend."
     path = library_path()
     if path is None:
         return f"the cuda backend is not built: no {LIBRARY_NAME}. Build it with {BUILD}."
     if not path.is_file():
-        return f"EAFTDROPE_CUDA_LIBRARY names {path}, which is not a file. Unset it, or build that file: {BUILD}."
+        return f"EAFTDROPE_CUDA_LIBRARY is {path}, which is not a file. Unset it, or build that file: {BUILD}."
     try:
         library = _load(path)
     except (OSError, RuntimeError) as error:
@@ -179,7 +179,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
-    """Statistics of every row of a tile, which is only read.
+    """Return the statistics of every row of a tile, which is only read.
 
     Args:
         logits_RV (`Tensor` `[R, V]`, float32, bfloat16 or float16): raw projections, `stride(1) == 1`.
@@ -188,7 +188,7 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         topk (`int`, *optional*): K of the top-K entropy; exact for every K, slower beyond 512.
 
     Raises:
-        ValueError: dtypes, shapes or strides that the kernels do not take.
+        ValueError: dtypes, shapes or strides that the kernels do not support.
         RuntimeError: no library (OSError: one that cannot be loaded), or the launch failed.
     """
     return _library().tile_statistics(logits_RV, labels_R, transform, topk)
@@ -197,22 +197,22 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
 def tile_gradient_(
     logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
 ) -> None:
-    """Overwrites the tile `[R, V]`, or a slice of the vocabulary with labels counted from its start, with
+    """Overwrite the tile `[R, V]`, or a slice of the vocabulary with labels counted from its start, with
     `w (softmax(z) - onehot(y))` times the derivative of the transform.
 
     Raises:
-        ValueError: dtypes, shapes or strides that the kernels do not take.
+        ValueError: dtypes, shapes or strides that the kernels do not support.
         RuntimeError: no library (OSError: one that cannot be loaded), or the launch failed.
     """
     _library().tile_gradient_(logits_RV, labels_R, stats, weight_R, transform)
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Of each column of a gradient tile `[R, V]`: whether any absolute value reaches the threshold or is NaN (`[V]`
-    bool), and the sum of the column (`[V]` float32).
+    """Return the columns of a gradient tile `[R, V]` in which an absolute value reaches the threshold or is NaN (`[V]`
+    bool), and the sum of every column (`[V]` float32).
 
     Raises:
-        ValueError: a dtype or strides that the kernel does not take.
+        ValueError: a dtype or strides that the kernel does not support.
         RuntimeError: no library (OSError: one that cannot be loaded), or the launch failed.
     """
     return _library().tile_columns(grad_RV, threshold)
@@ -247,7 +247,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _vector(vector_R: Tensor, dtype: torch.dtype, tile_RV: Tensor, name: str) -> Tensor:
-    """The vector with its elements side by side, as the kernels read it."""
+    """Return the vector with contiguous elements, as the kernels read it."""
     if vector_R.dtype != dtype or vector_R.shape != tile_RV.shape[:1] or vector_R.device != tile_RV.device:
         raise ValueError(
             f"{name} is {vector_R.dtype} {tuple(vector_R.shape)} on {vector_R.device}; a tile {tuple(tile_RV.shape)} on "

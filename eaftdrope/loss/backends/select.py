@@ -1,4 +1,4 @@
-"""Which backend works on a tensor: the fastest that can, checked on first use."""
+"""Choosing the backend for a tensor: the fastest that works, checked on first use."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
+from ..settings import BACKENDS, check_backend_name
 from . import torch as torch_backend
-
-BACKENDS = ("auto", "torch", "cpu", "triton", "cuda")
+from .selfcheck import check
 
 VARIABLE = "EAFTDROPE_LOSS_BACKEND"
-"""Environment variable that stands for `auto`."""
+"""Environment variable that replaces `auto`."""
 
 # Fastest first; torch works anywhere.
 _ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _ORDER_ELSEWHERE = ("triton",)
 
 _logger = logging.getLogger("eaftdrope")
-_chosen: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
+_selected: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
 
 
 @dataclass(frozen=True)
@@ -39,38 +40,32 @@ class Backend:
     scaled: Callable
 
 
-def check_backend_name(name: str) -> None:
-    """Raises ValueError for a name that is not in `BACKENDS`."""
-    if name not in BACKENDS:
-        raise ValueError(f"unknown loss backend {name!r}. Backends: {', '.join(BACKENDS)}.")
-
-
 def load_backend(name: str) -> Backend:
-    """The functions of the backend of that name, whether it can work here or not."""
+    """Return the functions of a backend, even if it cannot work on this machine."""
     module = _module(name)
     functions = [field for field in Backend.__dataclass_fields__ if field != "name"]
     return Backend(name, **{field: getattr(module, field, getattr(torch_backend, field)) for field in functions})
 
 
 def unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the backend of that name can not work on tensors of this device and dtype, or None."""
+    """Return the reason why a backend cannot work on tensors of this device and dtype, or None."""
     return _module(name).unavailable(device, dtype)
 
 
 def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the backend of that name gets wrong on small tiles, or None."""
-    return _fault(load_backend(name), device, dtype)
+    """Return what a backend computes wrongly on small tiles, or None."""
+    return _check(load_backend(name), device, dtype)
 
 
 def select_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend of that name, or for `"auto"` the one in `EAFTDROPE_LOSS_BACKEND`, or the fastest that works here.
+    """Return the backend of that name, or for `"auto"` the one in `EAFTDROPE_LOSS_BACKEND`, or the fastest that works.
 
-    A backend's first use on a device and dtype is checked on small tiles against float64. One that `auto` took and that
-    disagrees is replaced by torch's, and the log says so; one that was asked for by name is refused.
+    The first use of a backend on a device and dtype is checked on small tiles against float64. If `auto` chose one that
+    fails the check, torch's replaces it and an error is logged; one that was requested by name is refused.
 
     Raises:
-        ValueError: no such backend, or one that was asked for can not work here.
-        RuntimeError: a backend that was asked for gives wrong numbers.
+        ValueError: no such backend, or the requested one cannot work on this device and dtype.
+        RuntimeError: the requested backend gives wrong numbers.
     """
     check_backend_name(name)
     if name == "auto":
@@ -78,20 +73,20 @@ def select_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
         if name not in BACKENDS:
             raise ValueError(f"{VARIABLE}={name}: unknown loss backend. Backends: {', '.join(BACKENDS)}.")
     key = (name, device, dtype)
-    if key not in _chosen:
-        _chosen[key] = _fastest(device, dtype) if name == "auto" else _asked_for(name, device, dtype)
-    return _chosen[key]
+    if key not in _selected:
+        _selected[key] = _fastest(device, dtype) if name == "auto" else _requested(name, device, dtype)
+    return _selected[key]
 
 
-def _asked_for(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def _requested(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     reason = unavailable(name, device, dtype)
     if reason is not None:
-        raise ValueError(f"the loss backend {name!r} can not work on {dtype} on {device}: {reason}")
+        raise ValueError(f"the loss backend {name!r} cannot work on {dtype} on {device}: {reason}")
     backend = load_backend(name)
-    fault = _fault(backend, device, dtype)
-    if fault is not None:
+    wrong = _check(backend, device, dtype)
+    if wrong is not None:
         raise RuntimeError(
-            f"the loss backend {name!r} gives wrong numbers for {dtype} on {device}: {fault}. Use the backend 'torch', and "
+            f"the loss backend {name!r} gives wrong numbers for {dtype} on {device}: {wrong}. Use the backend 'torch', and "
             "please report this with the output of `eaftdrope doctor`."
         )
     return backend
@@ -103,12 +98,12 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> Backend:
         reason = unavailable(name, device, dtype)
         if reason is None:
             backend = load_backend(name)
-            fault = _fault(backend, device, dtype)
-            if fault is None:
+            wrong = _check(backend, device, dtype)
+            if wrong is None:
                 return backend
             _logger.error(
                 "the loss backend %r gives WRONG NUMBERS for %s on %s and is not used: %s. Please report this with the "
-                "output of `eaftdrope doctor`.", name, dtype, device, fault
+                "output of `eaftdrope doctor`.", name, dtype, device, wrong
             )  # fmt: skip
         else:
             reasons.append(f"{name}: {reason}")
@@ -117,17 +112,15 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> Backend:
     return load_backend("torch")
 
 
-def _fault(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
+def _check(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     if backend.name == "torch":
         return None
-    from .selfcheck import fault
-
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the loss must run once before it is captured in a CUDA graph: its backend is checked on first use."
         )
-    return fault(backend, device, dtype)
+    return check(backend, device, dtype)
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return torch_backend if name == "torch" else importlib.import_module(f".{name}", __package__)

@@ -1,4 +1,4 @@
-"""What goes in and out of a backend besides the tile itself.
+"""Arguments and results of a backend, besides the tile itself.
 
 Legend: R rows of a tile, V vocabulary.
 """
@@ -19,17 +19,26 @@ class LogitsTransform:
     scale: float = 1.0
     softcap: float | None = None
 
+    def apply(self, raw: Tensor) -> Tensor:
+        """Return the logits, in the dtype of `raw`; differentiable."""
+        logits = raw * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
     def apply_(self, raw: Tensor) -> None:
-        """Turns raw projections into logits, in place."""
+        """Turn raw projections into logits, in place, with one multiplication before the tanh."""
         if self.softcap is not None:
             raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
         elif self.scale != 1.0:
             raw.mul_(self.scale)
 
 
+PLAIN = LogitsTransform()
+"""The transform of a model whose projections are its logits."""
+
+
 @dataclass(frozen=True)
 class TileStats:
-    """What one look at a tile yields, `[R]` each, float32 (float64 for float64 logits).
+    """Statistics of one pass over a tile, `[R]` each, float32 (float64 for float64 logits).
 
     `maximum` and `rest` are the normaliser in two parts: sum_v e^(z_v - maximum) = 1 + rest.
     """
@@ -41,13 +50,13 @@ class TileStats:
     maximum: Tensor
     rest: Tensor
 
-    def rows(self, index: Tensor) -> TileStats:
-        """The statistics of some rows."""
+    def rows(self, index: Tensor | slice) -> TileStats:
+        """Return the statistics of some rows."""
         return TileStats(**{name: None if value is None else value[index] for name, value in self._items()})
 
     @staticmethod
     def concatenate(parts: Sequence[TileStats]) -> TileStats:
-        """The statistics of several tiles as one, in order."""
+        """Return the statistics of several tiles as one, in order."""
         if len(parts) == 1:
             return parts[0]
         return TileStats(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .tile import LogitsTransform, TileStats
 
-# Columns whose maximum is taken together: small enough that sorting K of these blocks is cheap, wide enough to reduce
+# Columns of a block, which has one maximum: small enough that sorting K of these blocks is cheap, wide enough to reduce
 # with vector instructions.
 _COLUMN_BLOCK = 64
 
@@ -36,12 +36,12 @@ _SCALED_ELEMENTS_DEVICE = 1 << 25
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> None:
-    """Any device and floating dtype."""
+    """Return None: it works on any device and floating dtype."""
     return None
 
 
 def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
-    """Statistics of every row of a tile; the tile is only read."""
+    """Return the statistics of every row of a tile; the tile is only read."""
     rows, vocab = logits_RV.shape
     compute_dtype = torch.float64 if logits_RV.dtype == torch.float64 else torch.float32
     columns = {
@@ -79,14 +79,15 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
 def tile_gradient_(
     logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
 ) -> None:
-    """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections, `w (softmax(z) - onehot(y))`
-    times the derivative of the transform. The tile may be a slice of the vocabulary; labels count from its start."""
+    """Overwrite the tile with the gradient of sum_t w_t nll_t with respect to its raw projections,
+    `w (softmax(z) - onehot(y))` times the derivative of the transform. The tile may be a slice of the vocabulary; labels
+    count from its start."""
     for block, z_BV in _row_blocks(logits_RV, logits_RV.shape[1], stats.nll.dtype):
         _load(z_BV, logits_RV[block], transform)
         slope_BV = None
         if transform.softcap is not None:
             slope_BV = (z_BV / transform.softcap).square_().neg_().add_(1)
-        # a label of another slice has no target here: what stands at the clamped place is written back
+        # a label of another slice has no target here: the value at the clamped index is written back
         labels_B1 = labels_R[block, None]
         inside_B1 = (labels_B1 >= 0) & (labels_B1 < z_BV.shape[1])
         labels_B1 = labels_B1.clamp(0, z_BV.shape[1] - 1)
@@ -101,16 +102,16 @@ def tile_gradient_(
         logits_RV[block] = z_BV
 
 
-def accumulate(sum_VH: Tensor, product_VH: Tensor, add: bool) -> None:
-    """`sum += product` in float32, or `sum = product`."""
+def accumulate(sum_VD: Tensor, product_VD: Tensor, add: bool) -> None:
+    """Compute `sum += product` in float32, or `sum = product`."""
     if add:
-        sum_VH += product_VH
+        sum_VD += product_VD
     else:
-        sum_VH.copy_(product_VH)
+        sum_VD.copy_(product_VD)
 
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`gradient * factor` in `dtype`, multiplied in float32 and rounded once; in place where the dtype stays. A factor
+    """Return `gradient * factor` in `dtype`, multiplied in float32 and rounded once; in place where the dtype stays. A factor
     rounded to bfloat16 would scale every gradient by up to 0.4 % too much or too little."""
     if gradient.dtype in (torch.float32, torch.float64):
         return gradient.mul_(factor).to(dtype)
@@ -122,25 +123,25 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """(`[V]` bool: columns that hold a gradient of at least `threshold` in size or a NaN, `[V]` float32 sums of the
-    columns)"""
-    # what is small is asked for, which a NaN is not
+    """Return the columns that hold an absolute gradient of at least `threshold` or a NaN (`[V]` bool), and the sums of all
+    columns (`[V]` float32)."""
+    # tests for small values, which a NaN is not
     keep_V = ~((grad_RV.amax(0) < threshold) & (grad_RV.amin(0) > -threshold))
     return keep_V, grad_RV.sum(0, dtype=torch.promote_types(grad_RV.dtype, torch.float32))
 
 
 def gather_columns(grad_RV: Tensor, columns_C: Tensor) -> Tensor:
-    """`[R, C]` contiguous, the columns asked for."""
+    """Return the given columns, `[R, C]` contiguous."""
     return grad_RV.index_select(1, columns_C)
 
 
-def add_rows_(sum_VH: Tensor, rows_C: Tensor, product_CH: Tensor) -> None:
-    """`sum[rows] += product`; every row is named once."""
-    sum_VH.index_add_(0, rows_C, product_CH.to(sum_VH.dtype))
+def add_rows_(sum_VD: Tensor, rows_C: Tensor, product_CD: Tensor) -> None:
+    """Compute `sum[rows] += product`; every row occurs once."""
+    sum_VD.index_add_(0, rows_C, product_CD.to(sum_VD.dtype))
 
 
 def _row_blocks(logits_RV: Tensor, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Row blocks of the tile, each with a scratch `[B, columns]` that is -inf beyond the vocabulary."""
+    """Iterate over row blocks of the tile, each with a scratch `[B, columns]` that is -inf beyond the vocabulary."""
     rows, vocab = logits_RV.shape
     budget = _SCRATCH_BYTES.get(logits_RV.device.type, _SCRATCH_BYTES_DEVICE)
     step = max(1, min(rows, budget // (columns * dtype.itemsize)))
@@ -170,7 +171,7 @@ def _topk_entropy(x_BGC: Tensor, block_max_BG: Tensor, k: int) -> Tensor:
 
 
 def _shifted_sums(x_BV: Tensor, argmax_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(r, s) of the module docstring; x is overwritten. The floor turns -inf logits into terms that vanish."""
+    """(r, s) of the module docstring; x is overwritten. The floor turns -inf logits into terms that are 0."""
     x_BV.clamp_min_(_floor(x_BV.dtype))
     exp_BV = x_BV.exp()
     exp_BV.scatter_(1, argmax_B[:, None], 0)

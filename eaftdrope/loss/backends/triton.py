@@ -1,6 +1,6 @@
 """The Triton backend: CUDA, ROCm and XPU devices, float32, bfloat16 and float16 tiles.
 
-The derivation, the byte count and what is checked where stand in `triton_kernels.py`. Nothing here waits for the device:
+`triton_kernels.py` has the derivation, the byte counts and what is checked where. Nothing here waits for the device:
 outputs are allocated and kernels launched, so a CUDA graph can record both functions (after one call outside of it, which
 compiles).
 
@@ -33,11 +33,11 @@ COLUMN_BLOCK = (16, 128)
 
 
 def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None) -> TileStats:
-    """Statistics of every row of a tile; the tile is only read.
+    """Return the statistics of every row of a tile; the tile is only read.
 
     Args:
         logits_RV (`Tensor` `[R, V]`, float32, bfloat16 or float16):
-            Raw projections, columns side by side. A row stride divisible by 16 keeps the loads wide.
+            Raw projections with contiguous columns. A row stride divisible by 16 keeps the loads wide.
         labels_R (`Tensor` `[R]`, int64):
             Labels in `[0, V)`.
         transform ([`LogitsTransform`]):
@@ -46,7 +46,7 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
             K of the top-K entropy; all of V where K is larger.
 
     Raises:
-        ValueError: a dtype or layout that the kernels do not have, a `topk` below 1.
+        ValueError: a dtype or layout that the kernels do not support, a `topk` below 1.
     """
     _check(logits_RV)
     if topk is not None and topk < 1:
@@ -85,12 +85,12 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
 def tile_gradient_(
     logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
 ) -> None:
-    """Overwrites the tile with the gradient of sum_t w_t nll_t by its raw projections, `w (softmax(z) - onehot(y))`
-    times the derivative of the transform. The tile may be a slice of the vocabulary with the statistics of whole rows;
-    labels count from its start.
+    """Overwrite the tile with the gradient of sum_t w_t nll_t with respect to its raw projections,
+    `w (softmax(z) - onehot(y))` times the derivative of the transform. The tile may be a slice of the vocabulary with the
+    statistics of whole rows; labels count from its start.
 
     Raises:
-        ValueError: a dtype or layout that the kernels do not have.
+        ValueError: a dtype or layout that the kernels do not support.
     """
     _check(logits_RV)
     rows, vocab = logits_RV.shape
@@ -108,19 +108,19 @@ def tile_gradient_(
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Which columns of a tile of gradients matter, and what each column adds up to.
+    """Return the columns of a gradient tile that matter, and the sum of each column.
 
     Args:
         grad_RV (`Tensor` `[R, V]`, float32, bfloat16 or float16):
-            Gradient by the logits.
+            Gradient with respect to the logits.
         threshold (`float`):
-            A column is kept if any |gradient| in it reaches this.
+            A column is kept if any absolute gradient in it reaches this.
 
     Returns:
         `keep` (`[V]`, bool) and `mass` (`[V]`, float32), the sum of each column in a fixed order.
 
     Raises:
-        ValueError: a dtype or layout that the kernels do not have.
+        ValueError: a dtype or layout that the kernels do not support.
     """
     _check(grad_RV)
     rows, vocab = grad_RV.shape
@@ -137,8 +137,8 @@ def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot work on tensors of that device and dtype, and what to do; `None` if it can. The first call
-    for a device compiles and launches a kernel there."""
+    """Return the reason why this backend cannot work on tensors of that device and dtype, and what to do, or None. The
+    first call for a device compiles and launches a kernel there."""
     device = torch.device(device)
     if dtype not in DTYPES:
         return f"the triton backend has no kernels for {dtype}: use float32, bfloat16 or float16, or the torch backend."
@@ -149,41 +149,41 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         if device.type == "cpu":
             return None
-        return "TRITON_INTERPRET=1 runs kernels on the CPU, very slowly: unset it and start again."
+        return "TRITON_INTERPRET=1 runs kernels on the CPU, very slowly: unset it and run again."
     if device.type not in ("cuda", "xpu"):
         return f"the triton backend runs on CUDA, ROCm and XPU devices, not on {device.type}: use another backend."
-    return _launch_trouble(device)
+    return _launch_error(device)
 
 
 @functools.cache
-def _launch_trouble(device: torch.device) -> str | None:
-    """What goes wrong when a kernel is launched on the device: no driver, no C compiler for Triton's launcher, a GPU
-    that is too old. All of it comes from other libraries, each with exceptions of its own."""
+def _launch_error(device: torch.device) -> str | None:
+    """Return the error of a kernel launch on the device, or None: no driver, no C compiler for Triton's launcher, a GPU
+    that is too old. The errors come from other libraries, each with exceptions of its own."""
     try:
         tile_columns(torch.zeros(1, 16, device=device, dtype=torch.float32), 1.0)
         torch.get_device_module(device).synchronize(device)
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return f"triton cannot launch a kernel on {device} ({line}): mend that, or use another backend."
+        return f"triton cannot launch a kernel on {device} ({line}): fix the cause, or use another backend."
     return None
 
 
-# --- how kernels are launched -----------------------------------------------------------------------------------------
+# --- launching kernels ------------------------------------------------------------------------------------------------
 
 
 def block_lanes(vocab: int) -> int:
-    """L, by V: the smallest power of 2 that makes a row at most 32 steps, but from 128 to 4,096."""
+    """Return L for V: the smallest power of 2 that makes a row at most 32 steps, but from 128 to 4,096."""
     return min(max(next_power_of_2(-(-vocab // 32)), 128), 4096)
 
 
 def launch_options(elements: int, device: torch.device) -> dict[str, int | bool]:
-    """Options of a launch whose blocks have that many elements."""
+    """Return the options of a launch whose blocks have that many elements."""
     threads = min(max(elements // LANES_PER_THREAD, 1), 512)
     return {"num_warps": max(1, threads // _warp_size(device)), "enable_fp_fusion": False}
 
 
 def transform_arguments(transform: LogitsTransform) -> dict[str, float | bool]:
-    """The transform as the kernels take it."""
+    """Return the transform as arguments of the kernels."""
     capped = transform.softcap is not None
     return {
         "factor": float(transform.scale / transform.softcap if capped else transform.scale),
@@ -194,24 +194,24 @@ def transform_arguments(transform: LogitsTransform) -> dict[str, float | bool]:
 
 
 def next_power_of_2(number: int) -> int:
-    """The smallest power of 2 that is not below; 1 for 0."""
+    """Return the smallest power of 2 that is at least `number`; 1 for 0."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 @functools.cache
 def _warp_size(device: torch.device) -> int:
-    """Threads of a warp: 64 on AMD's CDNA; 32 is Triton's own choice on an XPU."""
+    """Return the threads of a warp: 64 on AMD's CDNA; 32 is Triton's own choice on an XPU."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
 
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """Imported late: importing this backend must not need triton."""
+    """Import the kernels late: importing this backend must not need triton."""
     return importlib.import_module(".triton_kernels", __package__)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Make the tensors' device the current one, on which Triton launches."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
 
 
@@ -223,16 +223,14 @@ def _check(tile_RV: Tensor) -> None:
     if tile_RV.dim() != 2 or (tile_RV.shape[1] > 1 and tile_RV.stride(1) != 1):
         raise ValueError(
             f"a tile of shape {tuple(tile_RV.shape)} and strides {tile_RV.stride()}: expected [rows, columns] with the "
-            "columns side by side. Call .contiguous()."
+            "columns contiguous. Call .contiguous()."
         )
 
 
 def _entropy_of_many(logits_RV: Tensor, transform: LogitsTransform, k: int) -> Tensor:
-    """`[R]` top-K entropy for a K that no gate asks for by default."""
+    """Return the top-K entropy `[R]` for a K beyond `MOST_TOPK`, which no gate has by default."""
     raw_RK = logits_RV.topk(k, dim=-1, largest=transform.scale >= 0).values.float()
-    z_RK = raw_RK * transform.scale
-    if transform.softcap is not None:
-        z_RK = transform.softcap * torch.tanh(z_RK / transform.softcap)
+    z_RK = transform.apply(raw_RK)
     gap_RK = (z_RK[:, :1] - z_RK).clamp_max(110)[:, 1:]
     mass_RK = torch.exp(-gap_RK)
     rest_R = mass_RK.sum(-1)

@@ -1,6 +1,6 @@
 """The row kernels of the Triton backend: statistics, top-K entropy, gradient, and the columns a gradient touches.
 
-**Statistics.** One program a row, one pass. The row is dealt to L lanes, column v to lane v mod L, and a lane keeps
+**Statistics.** One program per row, one pass. The row is distributed over L lanes, column v to lane v mod L; a lane keeps
 (m, r, s): its maximum, and over its other logits the sums
 
     r = sum e^(z - m)          s = sum (m - z) e^(z - m)
@@ -11,44 +11,44 @@ joins with one exponential, e = e^-|z - m|:
     z <= m:   r += e                 s += |z - m| e
     z >  m:   r = e (1 + r)          s = e (s + |z - m| (1 + r))          m = z
 
-Every term is >= 0, so nothing cancels. Lanes never talk to each other until the row ends; then, with M the maximum of
-all, the lane that holds M gives its r and s as they are, and each other one e^(m - M) (1 + r), likewise s, and
+Every term is >= 0, so nothing cancels. Lanes do not communicate until the row ends; then, with M the maximum of all, the
+lane that holds M contributes its r and s as they are, and each other lane e^(m - M) (1 + r), likewise s, and
 
     H = log1p(r) + s / (1 + r)             -log p_y = log1p(r) - (z_y - M)
 
 **Top-K entropy**, exact, ties included, without sorting. Let t be a number that at least K lane maxima reach: the K-th
-largest logit is >= t, and logits above t lie in lanes whose maximum is above t. t comes by bisection over the lane
+largest logit is >= t, and logits above t lie in lanes whose maximum is above t. t is found by bisection over the lane
 maxima, read as integers in the order of the floats, until at most `slots(K)` lanes reach it; on ties until t *is* the
 K-th largest, when fewer than K lanes are above it. The statistics kernel writes t and these open lanes; a second kernel
-gathers the open lanes alone (at most slots(K) * V / L logits of the row), bisects again for the K-th largest logit T of
+gathers only the open lanes (at most slots(K) * V / L logits of the row), bisects again for the K-th largest logit T of
 {logits above t} and copies of t, and sums over the logits above T, and over as many copies of T as are missing.
 
 **Gradient**, in place: g = w (e^(z - M) / (1 + r)) z', and w expm1(-nll) z' at the label, selected before the one
 store, so that p_y - 1 keeps its digits. z' is the derivative of the transform: with a softcap 1 - tanh^2 in the form
 4 e^(-2|u|) / (1 + e^(-2|u|))^2, which does not cancel near saturation.
 
-**Bytes an element of a tile** (bfloat16 / float32): statistics read 2 / 4; gradient reads 2 / 4 and writes 2 / 4. Top-K
+**Bytes per element of a tile** (bfloat16 / float32): statistics read 2 / 4; gradient reads 2 / 4 and writes 2 / 4. Top-K
 reads one 32-byte sector for each gathered logit: at V = 151,936 and K = 20 at most 32 * 38 of them, 13 % of a bfloat16
-row. `column_kernel` reads 2 / 4. Static count of the main loops for sm_90 (triton 3.9.0), instructions a logit:
+row. `column_kernel` reads 2 / 4. Static count of the main loops for sm_90 (triton 3.9.0), instructions per logit:
 statistics 15, gradient 10; 40 and 41 with a softcap.
 
 **Block rule.** L is the smallest power of 2 that makes a row at most 32 steps, but from 128 to 4,096 (`block_lanes`); a
-thread holds 8 lanes, which is one 16-byte load of bfloat16 a step and 24 registers of state. So V = 151,936 takes 512
-threads a row and 38 steps. No autotuning: the first launch compiles one variant, and none is timed. Rows are never
+thread holds 8 lanes, which is one 16-byte load of bfloat16 per step and 24 registers of state. So V = 151,936 takes 512
+threads per row and 38 steps. No autotuning: the first launch compiles one variant, and none is timed. Rows are never
 split: a tile has hundreds of them, and for a tile of a few rows reading the head's weight costs more than the row.
 
-**Loads.** The last block alone is masked, so loads of the main loops are 16 bytes wide for every V, provided rows start
-16-byte aligned: the stride must be a multiple of 16 elements for Triton to know. Any other stride is right, and slower.
-Row offsets are 64-bit. Nothing is fused behind our back (`enable_fp_fusion=False` at each launch): a multiplication fused
+**Loads.** Only the last block is masked, so loads of the main loops are 16 bytes wide for every V, provided rows start
+16-byte aligned: the stride must be a multiple of 16 elements for Triton to know. Any other stride is correct, and slower.
+Row offsets are 64-bit. The compiler fuses nothing (`enable_fp_fusion=False` at each launch): a multiplication fused
 into a subtraction in one place and not in another would make the label's logit differ from the equal maximum. Fused
-ones are written `tl.fma`.
+multiplications are written `tl.fma`.
 
 **Checked**, under tests/loss/triton: values, masks, borders, int32 overflow and accesses out of bounds in the interpreter
 (interpreter_cases.py, guard_cases.py), each check proven on planted bugs (mutants.py); registers, spills, shared memory
 and load widths of the code compiled for sm_80 to sm_120 and gfx942 (compiled.py, budgets.json); values on a device and
 CUDA graph capture where there is one (test_device.py). **Not checked without a GPU**: speed, occupancy, launch failures,
 the true error of the hardware's exponential (2^-22 is assumed and tested), and whether compiled code does what the
-source says. Nothing is compiled for XPU in the tests.
+source specifies. Nothing is compiled for XPU in the tests.
 
 Legend: R rows, V vocabulary, L lanes, K size of the top-K entropy.
 """
@@ -63,8 +63,8 @@ VANISHED = tl.constexpr(110.0)
 # the maximum of an empty lane: finite, so that differences with it are not NaN, and no finite logit is below it
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Pointers to one number a row: nothing is gained from their alignment, and it changes with the rows of a tile, so each
-# would be compiled for anew. The same goes for the number of rows.
+# Pointers to one number per row: nothing is gained from their alignment, and it changes with the rows of a tile, so each
+# alignment would be compiled again. The same holds for the number of rows.
 ROW_POINTERS = (
     "labels_ptr",
     "nll_ptr",
@@ -85,14 +85,14 @@ NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)
 
 @triton.jit
 def _exp(x):
-    """One multiplication and one instruction of the hardware. `tl.exp` spends three more on results below 2^-126."""
+    """e^x by one multiplication and one instruction of the hardware. `tl.exp` needs three more on results below 2^-126."""
     return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
 def _log1p(x):
-    """x >= 0. Up to 1 by 2 atanh(x / (2 + x)), whose series ends below 1e-8 of it; the hardware's logarithm has an
-    absolute error near 1."""
+    """log(1 + x) for x >= 0. Up to 1 by 2 atanh(x / (2 + x)), whose series ends below 1e-8 of it; the hardware's
+    logarithm has an absolute error near 1."""
     q = x / (2 + x)
     q2 = q * q
     series = 1 + q2 * (1 / 3 + q2 * (1 / 5 + q2 * (1 / 7 + q2 * (1 / 9 + q2 * (1 / 11 + q2 * (1 / 13))))))
@@ -329,7 +329,7 @@ def row_gradient_kernel(
     LANES: tl.constexpr,
     STRETCH: tl.constexpr,
 ):
-    """Gradient of STRETCH columns of a row, in place; `stretches` programs a row. `slope`: d logit / d raw at 0."""
+    """Gradient of STRETCH columns of a row, in place; `stretches` programs per row. `slope`: d logit / d raw at 0."""
     program = tl.program_id(0)
     row = (program // stretches).to(tl.int64)
     first = program % stretches * STRETCH
@@ -369,7 +369,7 @@ def row_gradient_kernel(
 def column_kernel(
     grad_ptr, stride, rows, vocab, threshold, keep_ptr, mass_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Of COLUMNS columns: whether any |g| >= threshold, and the sum of g. ROWS rows a step."""
+    """For each of COLUMNS columns: any |g| >= threshold, and the sum of g. ROWS rows per step."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < vocab
     step = tl.arange(0, ROWS)

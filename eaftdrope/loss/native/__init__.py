@@ -1,1 +1,1 @@
-"""The loss in C++ for CPUs: the sources, how they are compiled (`build`) and how they are loaded (`library`)."""
+"""The loss in C++ for CPUs: the sources, their compilation (`build`) and loading (`library`)."""

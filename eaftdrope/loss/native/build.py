@@ -1,7 +1,7 @@
-"""Compiles the C++ sources beside this file, once for each content and compiler.
+"""Compiling the C++ sources beside this file, once for each content and compiler.
 
-Standard library only: the build hook of the package runs this file by its path. (Where the cache lies is looked up when
-a library is wanted.)
+Standard library only, because the build hook of the package runs this file by its path; only `library_path` imports the
+cache folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 
-# Multiplications and additions are fused where the code says so and nowhere else: every instruction set, and every
-# place of the code, rounds alike.
+# Multiplications and additions are fused only where the code does so explicitly: every instruction set, and every part of
+# the code, rounds alike.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -30,19 +30,19 @@ FLAGS = (
     "-Wno-ignored-attributes",
 )
 
-# Lines of a failed compilation that go into its message.
+# Lines of a failed compilation that its message quotes.
 _LAST_LINES = 6
 
 
 class BuildError(RuntimeError):
-    """No library: the message says why and what to do."""
+    """The library cannot be built; the message has the reason and what to do."""
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler as the start of a command: `$CXX`, else c++, g++ or clang++.
+    """Return the C++ compiler as the start of a command: `$CXX`, else c++, g++ or clang++.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no compiler was found.
     """
     chosen = shlex.split(os.environ.get("CXX", ""))
     for command in [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]:
@@ -51,11 +51,11 @@ def find_compiler() -> list[str]:
     wanted = (
         f"the compiler of CXX={os.environ['CXX']!r} was not found" if chosen else "no C++ compiler (c++, g++, clang++)"
     )
-    raise BuildError(f"{wanted}. Install g++ or clang++, or name one in the environment variable CXX.")
+    raise BuildError(f"{wanted}. Install g++ or clang++, or set the environment variable CXX.")
 
 
 def content_hash() -> str:
-    """Of all sources, the flags and the kind of machine: a library is used only where its name bears this."""
+    """Return a hash of the sources, the flags and the architecture; a library is used only if its name has this hash."""
     content = hashlib.sha256("\0".join((*FLAGS, platform.system(), platform.machine())).encode())
     for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.inc")]):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -63,12 +63,12 @@ def content_hash() -> str:
 
 
 def library_name() -> str:
-    """File name of the library compiled from the present sources."""
+    """Return the file name of the library compiled from the present sources."""
     return f"eaft_cpu-{content_hash()}.so"
 
 
 def compile_library(target: Path) -> None:
-    """Compiles to `target`, written beside it first and renamed: another process sees all of it or nothing.
+    """Compile to `target`, written beside it first and renamed: another process sees the whole file or none.
 
     Raises:
         BuildError: no compiler, a compilation that fails, or a folder that cannot be written.
@@ -84,21 +84,21 @@ def compile_library(target: Path) -> None:
                 words = " | ".join((result.stderr or result.stdout).strip().splitlines()[-_LAST_LINES:])
                 raise BuildError(
                     f"{shlex.join(compiler)} could not compile {SOURCES / 'eaft_cpu.cpp'} "
-                    f"(exit status {result.returncode}): {words}. Another compiler can be named in CXX."
+                    f"(exit status {result.returncode}): {words}. Set CXX to use another compiler."
                 )
             os.replace(output, target)
     except OSError as error:
         raise BuildError(
-            f"the compiled loss cannot be written to {target.parent} ({error}). Name a folder in EAFTDROPE_CACHE."
+            f"the compiled loss cannot be written to {target.parent} ({error}). Set EAFTDROPE_CACHE to another folder."
         ) from error
 
 
 def library_path() -> Path:
-    """The library of the present sources: the one that was installed beside them, else one of the cache, which is
-    compiled at first use.
+    """Return the library of the present sources: the one installed beside them, else one in the cache, compiled at first
+    use.
 
     Raises:
-        BuildError: it had to be compiled and could not be.
+        BuildError: it had to be compiled, and that failed.
     """
     installed = SOURCES / library_name()
     if installed.is_file():
@@ -106,7 +106,7 @@ def library_path() -> Path:
     compiler = find_compiler()
     identity = f"{shutil.which(compiler[0])} {compiler} {_compiler_version(compiler)}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    from eaftdrope.files import cache_dir
+    from eaftdrope.files import cache_dir  # see the module docstring
 
     cached = cache_dir() / "native" / key / library_name()
     if not cached.is_file():
@@ -118,5 +118,5 @@ def _compiler_version(compiler: list[str]) -> str:
     try:
         result = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
-        raise BuildError(f"{shlex.join(compiler)} does not run ({error}). Name another compiler in CXX.") from error
+        raise BuildError(f"{shlex.join(compiler)} does not run ({error}). Set CXX to another compiler.") from error
     return result.stdout

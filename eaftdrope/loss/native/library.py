@@ -1,7 +1,7 @@
-"""Loads the compiled loss into this process and declares its functions.
+"""Loading the compiled loss into this process, with the types of its functions.
 
-The library is linked with no OpenMP runtime. It is handed `GOMP_parallel` of the one that torch itself is linked with, so
-it works with torch's own pool of threads; a second pool would wait in a loop on cores that the first one needs.
+The library is linked with no OpenMP runtime. It receives `GOMP_parallel` of the runtime that torch is linked with, so it
+uses torch's own pool of threads; a second pool would spin on cores that the first one needs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ARGUMENTS = {
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library, or in one line why there is none. Compiled at first use where it was not installed."""
+    """Return the library, or the reason in one line why it cannot be used. Compiled at first use if it was not installed."""
     try:
         path = build.library_path()
     except build.BuildError as error:
@@ -60,10 +60,10 @@ def load() -> ctypes.CDLL | str:
 
 
 def _parallel_of_torch() -> int | None:
-    """Address of `GOMP_parallel` as torch would call it (GNU, LLVM and Intel runtimes have it); None without one."""
+    """Return the address of `GOMP_parallel` as torch would call it (GNU, LLVM and Intel runtimes have it), or None."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
         try:
-            # a name is looked up in the library and then in what it is linked with
+            # the symbol is searched for in the library and in the libraries it is linked with
             return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, c_void_p).value
         except (OSError, AttributeError):
             continue

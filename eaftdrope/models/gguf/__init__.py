@@ -1,6 +1,4 @@
-"""GGUF files: read once, dequantised into the cache as a folder that transformers reads in seconds (`copy.py`), with the
-tokenizer that the file describes (`tokenizer.py`, `patterns.py`)."""
+"""GGUF files: read once and dequantised into the cache as a folder that transformers reads in seconds.
 
-from .copy import copy_folder, dequantised_copy, reading
-
-__all__ = ["copy_folder", "dequantised_copy", "reading"]
+copy (the cached folder) -> tokenizer (the one that the file describes) -> patterns (how text is cut under each name).
+"""

@@ -13,19 +13,26 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, GgufConfig
+
 from eaftdrope.errors import UserError
 from eaftdrope.files import atomic_folder, cache_dir, honour_umask
 
-from ..loading import load_complete
+from ..weights import load_complete
+from .tokenizer import read_tokenizer
 
 # Raised when the same file gives another copy; copies of other versions are left alone and not used.
-# 2: the tokenizer is cut as the file states
+# 2: the tokenizer splits text as the file states
 _VERSION = 2
 
 
 def copy_folder(gguf: Path) -> Path:
-    """The final folder of the dequantised copy, named after the file's name, its content (size, first and last MiB) and
-    the version of the conversion."""
+    """Return the folder of a file's dequantised copy.
+
+    Its name has the file's name, a hash of its content (size, first and last MiB) and the version of the conversion.
+    """
     size, mebibyte = gguf.stat().st_size, 1 << 20
     digest = hashlib.sha256(str(size).encode())
     with gguf.open("rb") as file:
@@ -36,18 +43,16 @@ def copy_folder(gguf: Path) -> Path:
 
 
 def dequantised_copy(gguf: Path) -> Path:
-    """The cached copy of `gguf`; a missing one is written by one process at a time, and renamed when whole.
+    """Return the cached copy of `gguf`; a missing one is written by one process at a time, and renamed when complete.
 
     Raises:
-        UserError: the file cannot be read, its tokenizer is not known, or the disk has no room.
+        UserError: the file cannot be read, its tokenizer is unknown, or the disk has no room.
     """
-    from filelock import FileLock
-
     final = copy_folder(gguf)
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    # The lock dies with its process, so whoever holds it may remove what a killed one left.
+    # The lock ends with its process, so its holder may remove what a killed one left.
     with FileLock(f"{final}.lock"):
         if not final.is_dir():
             with atomic_folder(final) as partial:
@@ -72,11 +77,6 @@ def reading(gguf: Path) -> Iterator[None]:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, GgufConfig
-
-    from .tokenizer import read_tokenizer
-
     with reading(gguf):
         # transformers' reader stops at the end of a file whose counts are wrong; gguf's, which reads the tokenizer, would
         # fill the memory first
@@ -87,7 +87,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
             name=str(gguf),
             gguf_file=gguf.name,
             dtype=torch.float32,
-            # Without it the model stays "quantized": it cannot be saved, and the trainer refuses it.
+            # Otherwise the model stays "quantized": it cannot be saved, and the trainer refuses it.
             quantization_config=GgufConfig(dequantize=True),
         )
     if ends:

@@ -1,7 +1,7 @@
-r"""How text is cut into pieces under each name that `tokenizer.ggml.pre` may have in a byte-level GGUF.
+r"""Pre-tokenizers of byte-level GGUF files: the patterns that split text under each name of `tokenizer.ggml.pre`.
 
-Only the name stands in the file; the patterns stand in the programs that read it. transformers 5.23 has some of them and
-cuts text by GPT-2's pattern under every other name. Patterns here are those of the tokenizer.json that a name was given
+A file has only the name; the patterns are in the programs that read it. transformers 5.23 has some of them and
+splits text by GPT-2's pattern under every other name. Patterns here are those of the tokenizer.json that a name was given
 for, where llama.cpp's comments have them, and else llama.cpp's own (src/llama-vocab.cpp);
 `tests/compat/test_llama_cpp_tokens.py` compares the ids with llama.cpp's.
 """
@@ -23,12 +23,12 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 def _words(
     digits: str, *, contraction: str = _CONTRACTION + "|", letters: str = r"\p{L}", other: str = r"\p{L}"
 ) -> str:
-    """The pattern of Llama 3 and Qwen 2, which differ in how many digits stay together."""
+    """Return the pattern of Llama 3 and Qwen 2, which differ in how many digits stay together."""
     return rf"{contraction}{_MARK}{letters}+|{digits}| ?[^\s{other}\p{{N}}]+[\r\n]*|{_SPACES}"
 
 
 def _cased(digits: str, contraction: str = "") -> str:
-    """The pattern of Tekken and GPT-4o: a word is cut where upper case follows lower case."""
+    """Return the pattern of Tekken and GPT-4o: a word is split where upper case follows lower case."""
     return (
         rf"{_MARK}{_UPPER}*{_LOWER}+{contraction}|{_MARK}{_UPPER}+{_LOWER}*{contraction}"
         rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
@@ -54,10 +54,12 @@ _CJK = "[一-龥ࠀ-一가-\ud7ff]+"
 
 
 class Cut(NamedTuple):
-    """How text becomes pieces: each pattern in turn isolates its matches within the pieces of those before it.
+    """A pre-tokenizer: each pattern in turn isolates its matches within the pieces of those before it.
 
-    `whole_words`: a piece that is in the vocabulary is one token, whatever the merges give. `bos`: whether a
-    beginning-of-sequence token is added where the file does not state it.
+    Attributes:
+        patterns (`tuple[str, ...]`): regular expressions.
+        whole_words (`bool`): a piece that is in the vocabulary is one token, whatever the merges give.
+        bos (`bool`): add a beginning-of-sequence token if the file does not state it.
     """
 
     patterns: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""The tokenizer that a GGUF file describes: its vocabulary and merges, cut as the file states.
+"""The tokenizer that a GGUF file describes: its vocabulary and merges, with the pre-tokenizer that the file states.
 
-- byte-level (`gpt2`): built here, cut as `tokenizer.ggml.pre` states; a name that is not known is refused
+- byte-level (`gpt2`): built here, split as `tokenizer.ggml.pre` states; an unknown name is refused
 - SentencePiece (`llama`): merges as transformers recovers them from the scores; a space is put in front of the text and of
   what follows a special token, unless `add_space_prefix` is false, as in llama.cpp and in Llama 2's tokenizer.json
 - any other: as transformers reads it
@@ -12,15 +12,14 @@ under the name of a model family, transformers replaces the pre-tokenizer by tha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from eaftdrope.errors import UserError
 
-from .patterns import PRE_TOKENIZERS
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+from .patterns import PRE_TOKENIZERS, Cut
 
 # of `tokenizer.ggml.token_type`
 _CONTROL, _USER_DEFINED = 3, 4
@@ -30,13 +29,11 @@ _OWN_SENTENCEPIECE = ("gemma", "gemma2", "gemma3")
 
 
 def read_tokenizer(gguf: Path) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The tokenizer of a GGUF file, and the ids that end a turn (end of sequence, then end of turn where it is another).
+    """Return the tokenizer of a GGUF file, and the ids that end a turn (end of sequence, and end of turn if different).
 
     Raises:
-        UserError: the file's pre-tokenizer is not known or not stated.
+        UserError: the file's pre-tokenizer is unknown or not stated.
     """
-    from transformers import PreTrainedTokenizerFast
-
     fields = _fields(gguf)
     kind = fields["tokenizer.ggml.model"]
     bos = kind == "llama"
@@ -65,7 +62,7 @@ def read_tokenizer(gguf: Path) -> tuple[PreTrainedTokenizerFast, list[int]]:
 
 
 def _fields(gguf: Path) -> dict[str, Any]:
-    """What the file states about its architecture and its tokenizer."""
+    """Read the file's metadata of its architecture and its tokenizer."""
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf)
@@ -74,30 +71,26 @@ def _fields(gguf: Path) -> dict[str, Any]:
 
 
 def _template(fields: dict[str, Any]) -> str | dict[str, str] | None:
-    """The chat template; with further ones under their names, where the file has them."""
+    """Return the chat template, or all of them by name if the file has several."""
     prefix = "tokenizer.chat_template."
     default = fields.get("tokenizer.chat_template")
     named = {name.removeprefix(prefix): text for name, text in fields.items() if name.startswith(prefix)}
     return {"default": default, **named} if named and default else default
 
 
-def _cut(gguf: Path, fields: dict[str, Any]):
+def _cut(gguf: Path, fields: dict[str, Any]) -> Cut:
     name = fields.get("tokenizer.ggml.pre")
     if name in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[name]
-    stated = (
-        "does not state its pre-tokenizer" if name is None else f"has the pre-tokenizer {name!r}, which is not known"
-    )
+    stated = "does not state its pre-tokenizer" if name is None else f"has the unknown pre-tokenizer {name!r}"
     raise UserError(
-        f"{gguf.name} {stated} (tokenizer.ggml.pre): without it, text would be cut into other tokens than those that the "
-        "model was trained on. Use the folder or hub id that the file was made of (safetensors with tokenizer.json), or "
-        "a GGUF file that a recent llama.cpp made."
+        f"{gguf.name} {stated} (tokenizer.ggml.pre): without it, text would be split into other tokens than those that "
+        "the model was trained on. Use the folder or hub id that the file was made from (safetensors with tokenizer.json), "
+        "or a GGUF file that a recent llama.cpp made."
     )
 
 
-def _byte_level(fields: dict[str, Any], cut) -> Tokenizer:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
+def _byte_level(fields: dict[str, Any], cut: Cut) -> Tokenizer:
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -116,15 +109,13 @@ def _byte_level(fields: dict[str, Any], cut) -> Tokenizer:
 
 
 def _as_transformers_reads_it(gguf: Path) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), "transformers builds a fast tokenizer from a GGUF file"
+    return tokenizer.backend_tokenizer
 
 
 def _put_spaces(tokenizer: Tokenizer, *, prefix: bool) -> None:
-    """Spaces become the letter that SentencePiece has for them; with `prefix`, one more stands in front."""
-    from tokenizers import decoders, normalizers
-
+    """Replace spaces by SentencePiece's letter for them; with `prefix`, put one in front of the text."""
     steps = [normalizers.Prepend("▁")] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = None

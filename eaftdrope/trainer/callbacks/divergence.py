@@ -1,7 +1,8 @@
-"""Stops a training at the first loss, gradient or weight that is NaN or infinite, before any of it is saved.
+"""Divergence: training stops at the first loss, gradient or weight that is NaN or infinite, before any of it is saved.
 
-A `Watch` notes on the device where a number first stopped being finite, at every micro-batch and every optimiser step; it is
-read (which waits for the device) at a log, before a save and at the end. One process on a CPU reads it at every step.
+A `Watch` records on the device where a number first stopped being finite, at every micro-batch and every optimiser step;
+it is read (which waits for the device) at a log, before a save and at the end. One process on a CPU reads it at every
+step.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eaftdrope.errors import UserError
 
@@ -31,19 +33,19 @@ from ..optimizer import check_gradients, check_optimizer
 _NEVER = torch.iinfo(torch.int64).max
 # Weights of trained models are at most some hundreds.
 _ORDINARY_WEIGHT = 1e4
-# Steps within which a damaged optimiser state shows.
+# A damaged optimiser state causes a fault within this many steps.
 _AFTER_RESUMING = 5
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where numbers first stopped being finite.
+    """The first number that was not finite.
 
     Attributes:
         step: optimiser step, from 1.
         what: "the loss" or "the gradient norm".
-        batch: micro-batch of the step (from 0) and process that it was in; None for a gradient, which is of all of them.
-        by_gate: the gate's own values were not finite or extreme by then.
+        batch: micro-batch of the step (from 0) and process; None for a gradient, which belongs to all of them.
+        by_gate: the gate's own values were not finite, or extreme, by then.
     """
 
     step: int
@@ -53,10 +55,10 @@ class Fault:
 
 
 class Watch:
-    """The first place, per kind of number, that was not finite. A place counts micro-batches over steps and processes.
+    """The first position of each kind of number that was not finite. Positions count micro-batches over steps and processes.
 
     Args:
-        device: where losses are.
+        device: the device of the losses.
         accumulation: micro-batches of an optimiser step.
     """
 
@@ -71,27 +73,27 @@ class Watch:
 
     @property
     def is_free(self) -> bool:
-        """Whether reading costs nothing: no device to wait for, no other process to agree with."""
+        """True if reading costs nothing: no device to wait for, and no other process."""
         return self._first.device.type == "cpu" and self._processes == 1
 
     def add_loss(self, step: int, loss: Tensor, extreme_gate: Tensor) -> None:
-        """`loss` (number []) and `extreme_gate` (bool [], see `Meter.latest`) of the next micro-batch of an optimiser step,
-        which counts from 1."""
+        """Record `loss` (number []) and `extreme_gate` (bool [], see `Meter.latest`) of the next micro-batch of an optimiser
+        step; steps count from 1."""
         self._micro_batch = min(self._micro_batch + 1, self._accumulation - 1) if step == self._step else 0
         self._step = step
         device = self._first.device
         bad = torch.stack([~loss.detach().isfinite().to(device), extreme_gate.to(device)])
-        place = self._place(step, self._micro_batch, self._rank)
-        self._first[:2] = torch.minimum(self._first[:2], torch.where(bad, place, _NEVER))
+        position = self._position(step, self._micro_batch, self._rank)
+        self._first[:2] = torch.minimum(self._first[:2], torch.where(bad, position, _NEVER))
 
     def add_gradient(self, step: int, norm: Tensor | float) -> None:
-        """Norm of the gradients of a step, after all of its losses."""
+        """Record the norm of the gradients of a step, after all of its losses."""
         norm = torch.as_tensor(norm.to_local() if isinstance(norm, DTensor) else norm, device=self._first.device)
-        place = self._place(step, self._accumulation - 1, self._processes - 1)
-        self._first[2] = torch.minimum(self._first[2], torch.where(norm.isfinite(), _NEVER, place))
+        position = self._position(step, self._accumulation - 1, self._processes - 1)
+        self._first[2] = torch.minimum(self._first[2], torch.where(norm.isfinite(), _NEVER, position))
 
     def read(self) -> Fault | None:
-        """The first fault over all processes, which must all call; waits for the device."""
+        """Return the first fault over all processes, which must all call; waits for the device."""
         loss, gate, gradient = over_processes(self._first.clone(), "MIN").tolist()
         first = min(loss, gradient)
         if first == _NEVER:
@@ -101,12 +103,12 @@ class Watch:
         batch = (micro_batch, rank) if loss <= gradient else None
         return Fault(step, "the gradient norm" if batch is None else "the loss", batch, by_gate=gate <= first)
 
-    def _place(self, step: int, micro_batch: int, rank: int) -> int:
+    def _position(self, step: int, micro_batch: int, rank: int) -> int:
         return (step * self._accumulation + micro_batch) * self._processes + rank
 
 
 class Guard(TrainerCallback):
-    """Watches a training. Its owner reports losses and gradients to `watch`, and calls `check` on all processes."""
+    """Checks a training for divergence. Its owner reports to `watch` and calls `check` on all processes."""
 
     def __init__(self, device: torch.device, accumulation: int = 1, gate: str = "") -> None:
         self.watch = Watch(device, accumulation)
@@ -114,15 +116,31 @@ class Guard(TrainerCallback):
         self._resumed = 0
         self._optimizer_checked = False
 
-    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-        """Weights and optimiser are finite before the first step."""
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check that weights and optimiser are finite before the first step."""
         self.watch = Watch(args.device, args.gradient_accumulation_steps)
         self._resumed = state.global_step
         self._optimizer_checked = False
         _check_start(model, optimizer, args, state)
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        """Once, after the first backward: shards are in their places by then, whatever was evaluated before."""
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the optimiser once, after the first backward: shards are in place by then, also after an evaluation."""
         if not self._optimizer_checked and not isinstance(optimizer, DeepSpeedOptimizerWrapper):
             check_optimizer(model, optimizer, str(args.optim))
             check_gradients(model)
@@ -131,19 +149,20 @@ class Guard(TrainerCallback):
     def check(
         self, model: nn.Module, args: TrainingArguments, state: TrainerState, rows: Callable[[Fault], str]
     ) -> None:
-        """Reads the watch.
+        """Read the watch and stop the training at a fault.
 
         Args:
-            rows: of a fault, in words; "" where they cannot be found.
+            rows: describes the rows of a fault; "" if they cannot be found.
 
         Raises:
-            UserError: a loss or a gradient was not finite; with its step and rows, the likely cause, and what is left.
+            UserError: a loss or a gradient was not finite; with its step, rows and likely cause, and the checkpoints that
+                remain.
         """
         if fault := self.watch.read():
             where = f" ({found})" if (found := rows(fault)) else ""
             raise UserError(
                 f"training diverged: {fault.what} became NaN or infinite in step {fault.step}{where}. "
-                f"{self._cause(fault, model, args)} {_what_is_left(args, fault.step - 1)}"
+                f"{self._cause(fault, model, args)} {_remaining_checkpoint(args, fault.step - 1)}"
             )
 
     def _cause(self, fault: Fault, model: nn.Module, args: TrainingArguments) -> str:
@@ -152,8 +171,8 @@ class Guard(TrainerCallback):
         largest = largest_weight(model)
         if largest <= _ORDINARY_WEIGHT:
             return (
-                f"All weights are still finite and of ordinary size (at most {largest:.3g}), so look at these rows first, "
-                f"then at the learning rate ({args.learning_rate:g})."
+                f"All weights are still finite and of ordinary size (at most {largest:.3g}), so check these rows first, "
+                f"then the learning rate ({args.learning_rate:g})."
             )
         suspect = f"the learning rate ({args.learning_rate:g}): lower it, or warm it up over more steps"
         if self._resumed and fault.step <= self._resumed + _AFTER_RESUMING:
@@ -168,7 +187,7 @@ class Guard(TrainerCallback):
 def _check_start(
     model: nn.Module, optimizer: torch.optim.Optimizer, args: TrainingArguments, state: TrainerState
 ) -> None:
-    """Weights and, of a resumed run, the optimiser's state. All processes must call."""
+    """Check the weights and, in a resumed run, the optimiser's state. All processes must call."""
     if state.global_step == 0:
         refuse_non_finite_weights(model, together=True)
         return
@@ -184,28 +203,28 @@ def _check_start(
 
 
 def check_saved(model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-    """Before weights are written. Where the model is sharded over processes, all of them must call.
+    """Check the weights before they are written. If the model is sharded over processes, all of them must call.
 
     Raises:
-        UserError: names the parameters that hold NaN or infinity; nothing is written.
+        UserError: lists the parameters that contain NaN or infinity; nothing is written.
     """
     if names := non_finite_weights(model):
         raise UserError(
-            f"the weights hold NaN or infinity after step {state.global_step} ({listed(names)}) and are not saved. The first "
-            f"suspect is the learning rate ({args.learning_rate:g}): lower it, or warm it up over more steps. "
-            + _what_is_left(args, state.global_step)
+            f"the weights contain NaN or infinity after step {state.global_step} ({listed(names)}) and are not saved. The "
+            f"first suspect is the learning rate ({args.learning_rate:g}): lower it, or warm it up over more steps. "
+            + _remaining_checkpoint(args, state.global_step)
         )
 
 
-def _what_is_left(args: TrainingArguments, step: int) -> str:
-    """The newest checkpoint up to a step: its weights were finite, or it would not have been written."""
+def _remaining_checkpoint(args: TrainingArguments, step: int) -> str:
+    """Describe the newest checkpoint up to a step: its weights were finite, or it would not have been written."""
     folders = {int(path.name.rsplit("-", 1)[1]): path for path in Path(args.output_dir).glob("checkpoint-*[0-9]")}
     newest = max((number for number in folders if number <= step), default=None)
     if newest is None:
-        return "No checkpoint was written before it: start again (a recipe with --overwrite)."
+        return "No checkpoint was written before it: start over (a recipe with --overwrite)."
     text = (
-        f"Nothing was deleted: {folders[newest]} holds finite weights, and the same command resumes from it (in a script: "
+        f"Nothing was deleted: {folders[newest]} has finite weights, and the same command resumes from it (in a script: "
         "trainer.train(resume_from_checkpoint=True)). With other settings, train in another output folder."
     )
-    # finite, but the next forward with them was not
+    # its weights are finite, but the next forward with them was not
     return text + (" If it stops at this step again, move that folder away too." if newest == step else "")

@@ -2,7 +2,7 @@
 
     {"step": last step, "first_step": first step, ...Landscape.to_dict()}
 
-About 20 windows a run; a checkpoint ends a window too, so that what a resumed run has trained is all there once.
+About 20 windows per run; a checkpoint ends a window too, so that a resumed run has every step in exactly one window.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eaftdrope.loss.landscape import Landscape
 
@@ -21,16 +22,17 @@ _WINDOWS = 20
 
 
 class LandscapeFileCallback(TrainerCallback):
-    """Writes a line whenever a window ends, on the main process (see `StepLines`).
+    """Writes one line at the end of each window, on the main process (see `StepLines`).
 
     Args:
         path (`Path`):
             The file.
         pop (`Callable[[], Landscape | None]`):
-            What was trained since it was last called: [`EAFTTrainer.pop_landscape`]. Called on every process.
+            Returns the landscape of the tokens trained since the last call: [`EAFTTrainer.pop_landscape`]. Called on every
+            process.
 
     Raises:
-        UserError: in the event that fails, where the file cannot be written or has a line that is not ours.
+        UserError: in the event that fails, if the file cannot be written or has a line in another format.
     """
 
     def __init__(self, path: Path, pop: Callable[[], Landscape | None]) -> None:
@@ -38,26 +40,30 @@ class LandscapeFileCallback(TrainerCallback):
         self._pop = pop
         self._written = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what the run will write again."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop the lines that the run will write again."""
         self._written = state.global_step
         if state.is_world_process_zero:
             self._lines.begin(state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         every = math.ceil(state.max_steps / _WINDOWS)
         # before the checkpoint, not after: a run killed in between would lose the window
         if control.should_save or state.global_step % every == 0 or state.global_step >= state.max_steps:
             self._write(state)
 
-    def on_save(self, args, state, control, **kwargs):
-        """A checkpoint that was decided on after the step."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End the window at a checkpoint that was decided on after the step."""
         self._write(state)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._write(state)
 
-    def _write(self, state) -> None:
+    def _write(self, state: TrainerState) -> None:
         if state.global_step == self._written:
             return
         landscape = self._pop()

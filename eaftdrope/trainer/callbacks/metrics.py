@@ -9,40 +9,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .step_lines import StepLines
 
-# Only the summary that ends a run has this key. A run that goes on writes a new summary.
+# Only the summary at the end of a run has this key. A resumed run writes a new summary.
 _SUMMARY_KEY = "train_runtime"
 
 
 class MetricsFileCallback(TrainerCallback):
-    """Appends every log to a JSON Lines file (see `StepLines`), on the main process only. A resumed run's file has the
-    same lines as an undisturbed run's, but for times and speeds.
+    """Appends every log to a JSON Lines file (see `StepLines`), on the main process only. The file of a resumed run has the
+    same lines as that of an uninterrupted run, except for times and speeds.
 
     `time` is in seconds since 1970 (UTC). NaN and infinity, which JSON does not have, are written as null.
 
     Args:
         path (`str` or `Path`):
-            The file. Missing folders are made; a run that starts at step 0 starts the file anew.
+            The file. Missing folders are created; a run that starts at step 0 replaces the file.
 
     Raises:
-        UserError: in the event that fails, where the file cannot be written or has a line that is not ours.
+        UserError: in the event that fails, if the file cannot be written or has a line in another format.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._lines = StepLines(Path(path), "training metrics")
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Drop what the run will log again; an unwritable file is noticed here, before the first step."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop the lines that the run will log again; an unwritable file raises here, before the first step."""
         if state.is_world_process_zero:
             self._lines.begin(state.global_step, again=lambda row: _SUMMARY_KEY in row)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Append one line."""
         if not state.is_world_process_zero:
             return
+        assert logs is not None
         line = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
         self._lines.add({key: _json_value(value) for key, value in line.items()})
 

@@ -4,66 +4,94 @@ from __future__ import annotations
 
 import inspect
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from eaftdrope.errors import UserError
 
 from ..patch import gate_of, is_active, is_applied, latest, pop_metrics
-from ..step_rows import rows_in_words, rows_of_step
+from ..step_rows import describe_rows, rows_of_step
 from .divergence import Fault, Guard, check_saved
 
-# Of the metrics, those that an evaluation has: it is of plain cross-entropy.
-_OF_EVALUATION = ("entropy", "mean_token_accuracy", "eaft/conflict_share")
+# The metrics of an evaluation, whose loss is plain cross-entropy.
+_EVALUATION_METRICS = ("entropy", "mean_token_accuracy", "eaft/conflict_share")
 
 
 class EAFTCallback(Guard):
     """
-    Pass it to a plain [`~transformers.Trainer`] whose model went through [`apply_eaft`]: it adds the gate's metrics to
-    every log (those of this process's batches), also in `state.log_history` and for trackers; refuses, before the first
-    step, what would silently train another loss; and stops the training, before a checkpoint is written, where a loss, a
-    gradient or a weight became NaN or infinite.
+    Metrics and checks for a plain [`~transformers.Trainer`] whose model was patched by [`apply_eaft`].
+
+    It adds the gate's metrics to every log (of this process's batches), also in `state.log_history` and for trackers;
+    refuses, before the first step, settings that would silently train another loss; and stops the training, before a
+    checkpoint is written, if a loss, a gradient or a weight becomes NaN or infinite.
 
     Raises:
         UserError: at the start of training, for label smoothing, Liger's fused cross-entropy, `nn.DataParallel`, a model
-            whose forward was replaced after `apply_eaft`, weights that hold NaN or infinity, or a trainable parameter
-            that is not in the optimiser; while training, where it diverged.
+            whose forward was replaced after `apply_eaft`, weights that contain NaN or infinity, or a trainable parameter
+            that is not in the optimiser; during training, if it diverges.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
 
-    def on_init_end(self, args, state, control, **kwargs):
-        """Come before the trackers, which send a log as they find it."""
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move before the trackers, which send a log as it is when they are called."""
         _move_forward(self, inspect.currentframe())
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Refuse what would train another loss, or no number."""
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse settings that would train another loss, and weights that are not finite."""
         _move_forward(self, inspect.currentframe())
         if not is_applied(model):
-            raise UserError("EAFTCallback needs a model that went through apply_eaft(model).")
+            raise UserError("EAFTCallback needs a model patched by apply_eaft(model).")
         if not is_active(model):
             raise UserError(
                 "the model's forward was replaced after apply_eaft (Liger's use_liger_kernel, TRL's SFTTrainer), so the "
-                "gate would not be used. Switch Liger's fused_linear_cross_entropy off; in TRL scripts use EAFTTrainer."
+                "gate would not be used. Disable Liger's fused_linear_cross_entropy; in TRL scripts use EAFTTrainer."
             )
         if args.label_smoothing_factor:
-            raise UserError("label_smoothing_factor takes the labels away from the model: set it to 0 to train EAFT.")
+            raise UserError(
+                "label_smoothing_factor removes the labels from the model's inputs: set it to 0 to train EAFT."
+            )
         if args.n_gpu > 1:
             raise UserError("nn.DataParallel is not supported: launch with accelerate or torchrun.")
         self._gate = gate_of(model).formula
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
-    def on_substep_end(self, args, state, control, model=None, **kwargs):
-        """A micro-batch that is not the last of its step."""
+    def on_substep_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Record a micro-batch that is not the last of its step."""
         self._add_loss(model, state)
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        """The last micro-batch of a step, and its gradients; they are the process's own part of them."""
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Record the last micro-batch of a step, and this process's part of its gradients."""
         super().on_pre_optimizer_step(args, state, control, model=model, **kwargs)
         self._add_loss(model, state)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -74,48 +102,75 @@ class EAFTCallback(Guard):
         if self.watch.is_free:
             self._check(model, args, state, train_dataloader)
 
-    def on_step_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        """Before a checkpoint is written."""
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check before a checkpoint is written."""
         if control.should_save:
             self._check(model, args, state, train_dataloader)
             check_saved(model, args, state)
 
     on_epoch_end = on_step_end
 
-    def on_log(self, args, state, control, logs=None, model=None, train_dataloader=None, **kwargs):
-        """Add the metrics to the log and to what the Trainer has kept of it already."""
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        model: nn.Module | None = None,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the metrics to the log and to the entry that the Trainer has already stored."""
         metrics = pop_metrics(model, training=model.training)
         if not model.training:
-            metrics = {f"eval_{name}": metrics[name] for name in _OF_EVALUATION if name in metrics}
+            metrics = {f"eval_{name}": metrics[name] for name in _EVALUATION_METRICS if name in metrics}
         logs.update(metrics)
         if state.log_history:
             state.log_history[-1].update(metrics)
         if "loss" in logs:
             self._check(model, args, state, train_dataloader)
 
-    def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        """What the script saves next is finite."""
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check before the script saves the model."""
         self._check(model, args, state, train_dataloader)
         check_saved(model, args, state)
 
-    def _add_loss(self, model: nn.Module, state) -> None:
+    def _add_loss(self, model: nn.Module, state: TrainerState) -> None:
         if seen := latest(model):
             self.watch.add_loss(state.global_step + 1, *seen)
 
-    def _check(self, model: nn.Module, args, state, loader) -> None:
+    def _check(self, model: nn.Module, args: TrainingArguments, state: TrainerState, loader: DataLoader) -> None:
         def rows(fault: Fault) -> str:
             found = rows_of_step(
                 loader, fault.step, args.gradient_accumulation_steps, replicas=args.world_size, batch=fault.batch
             )
-            return rows_in_words(found, loader.dataset)
+            return describe_rows(found, loader.dataset)
 
         self.check(model, args, state, rows)
 
 
 def _move_forward(callback: EAFTCallback, frame: FrameType | None) -> None:
-    """Puts the callback right behind the one that decides what a step ends with. The Trainer appends callbacks to its
-    trackers and hands them no reference to its list, so it is found in the frames that called: in these events no other
-    way leads to it."""
+    """Move the callback right behind the one that decides what happens at the end of a step.
+
+    The Trainer appends callbacks after its trackers and passes them no reference to its list, so the list is found in the
+    calling frames: these events give no other access to it.
+    """
     while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
         frame = frame.f_back
     if frame is None:

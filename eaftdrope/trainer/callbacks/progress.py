@@ -1,9 +1,9 @@
-"""What a person sees while training runs: a live display in a terminal, one plain line per log everywhere else.
+"""The progress display of a training: live in a terminal, one plain line per log elsewhere.
 
     step 10/25  loss 0.213  ce 0.512  gate 0.31  conflicts 1.2 %  tok/s 212  eta 1:05
 
-`loss` is the weighted loss that is trained, `ce` the plain cross-entropy of the same tokens. What a trainer does not
-log is left out, so the callback also serves a `transformers.Trainer` without a gate.
+`loss` is the weighted loss that is trained, `ce` the plain cross-entropy of the same tokens. Values that a trainer does
+not log are left out, so the callback also works for a `transformers.Trainer` without a gate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import has_length
 from transformers.utils import logging as transformers_logging
@@ -36,7 +37,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
-# log key -> (label, how its value reads). The order is the order of display.
+# log key -> (label, format of its value), in the order of display.
 _FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("loss", _number),
     "eaft/cross_entropy": ("ce", _number),
@@ -45,7 +46,7 @@ _FIELDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "recovery": ("recovery", lambda value: f"{value:.2f}"),
     "eaft/tokens_per_second": ("tok/s", lambda value: f"{value:,.0f}"),
 }
-# Evaluation logs carry these beside the metrics; they say nothing about the model.
+# Evaluation logs have these beside the metrics; they do not describe the model.
 _NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
 
 
@@ -62,13 +63,13 @@ class ProgressCallback(TrainerCallback):
     """Shows the step, losses, gate, speed and time left; only on the main process (`is_world_process_zero`).
 
     A training that ends in an exception never reaches `on_train_end`: call `close` in a `finally`, so that the terminal
-    is itself again before the error is printed (at the end of the process it happens by itself).
+    is restored before the error is printed (at the end of the process this happens automatically).
 
     Args:
         console (`rich.console.Console`, *optional*):
-            Where to show it. By default standard output; the `NO_COLOR` environment variable is respected.
+            The console of the display. By default standard output; the `NO_COLOR` environment variable is respected.
         clock (`Callable[[], float]`, *optional*, defaults to `time.monotonic`):
-            Seconds of a clock that never goes back.
+            Returns the seconds of a monotonic clock.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,15 +92,17 @@ class ProgressCallback(TrainerCallback):
         self._recovery: float | None = None
         self._evaluated = 0
 
-    # ---- what the trainer reports ----
+    # ---- events of the trainer ----
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the display. A resumed run's earlier steps count for the bar, not for the time left."""
         if not state.is_world_process_zero:
             return
         self.close()
         self._begin(step=state.global_step, max_steps=state.max_steps)
-        # Saving a checkpoint would draw a bar of its own ("Writing model shards") into the display.
+        # Saving a checkpoint would print a bar of its own ("Writing model shards") into the display.
         self._bars_disabled = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         # A pipe may be declared a terminal for its colours (FORCE_COLOR): moving the cursor in it would garble it.
@@ -108,15 +111,23 @@ class ProgressCallback(TrainerCallback):
         elif self._note:
             self._print(f"{self._note}/{self._max_steps}")
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar. Saving blocks the training loop: say so before it begins."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar. Saving blocks the training loop, so it is announced before it begins."""
         self._step = state.global_step
         self._activity = f"saving checkpoint-{self._step} ..." if control.should_save else ""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show one row of training figures, or the result of an evaluation."""
         if not state.is_world_process_zero:
             return
+        assert logs is not None
         evaluation = _evaluation_text(logs)
         if evaluation:
             self._evaluation = f"evaluation at step {state.global_step}: {evaluation}"
@@ -127,35 +138,46 @@ class ProgressCallback(TrainerCallback):
             self._print(self._probes, unless_live=True)
         if logs.keys().isdisjoint(_FIELDS):
             return
-        # measured now and then; shown until it is measured again
+        # measured at some steps only; shown until it is measured again
         self._recovery = logs.get("recovery", self._recovery)
         shown = logs if self._recovery is None else {**logs, "recovery": self._recovery}
         row = {label: show(shown[key]) for key, (label, show) in _FIELDS.items() if key in shown}
         self._step = state.global_step
         self._rows = (*self._rows, {"step": str(self._step), **row})[-ROWS_KEPT:]
-        words = [f"{label} {text}" for label, text in row.items()]
-        self._print("  ".join([f"step {self._step}/{state.max_steps}", *words, f"eta {self._eta()}"]), unless_live=True)
+        figures = [f"{label} {text}" for label, text in row.items()]
+        self._print(
+            "  ".join([f"step {self._step}/{state.max_steps}", *figures, f"eta {self._eta()}"]), unless_live=True
+        )
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Show how far an evaluation is (in a terminal; elsewhere its result is enough)."""
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the progress of an evaluation (in a terminal; elsewhere only its result is printed)."""
         self._evaluated += 1
-        total = f"/{len(eval_dataloader)}" if has_length(eval_dataloader) else ""
+        total = f"/{len(eval_dataloader)}" if eval_dataloader is not None and has_length(eval_dataloader) else ""
         self._activity = f"evaluating {self._evaluated}{total} ..."
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the evaluation's own display; a save that is due comes next."""
         self._evaluated = 0
         self._activity = f"saving checkpoint-{self._step} ..." if control.should_save else ""
 
-    def on_save(self, args, state, control, **kwargs):
-        """Say which checkpoint was written."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Report the checkpoint that was written."""
         self._activity = ""
         if state.is_world_process_zero:
             self._note = f"saved {args.output_dir}/checkpoint-{state.global_step}"
             self._print(self._note, unless_live=True)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        """Leave the last state of the display on the screen and sum the run up in one line."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the last state of the display on the screen and print a summary in one line."""
         if not state.is_world_process_zero:
             return
         self._step = state.global_step
@@ -168,7 +190,7 @@ class ProgressCallback(TrainerCallback):
     # ---- the display ----
 
     def close(self) -> None:
-        """Stop the live display and give standard output, error and transformers' bars back. Safe to call twice."""
+        """Stop the live display and restore standard output, standard error and transformers' bars. Safe to call twice."""
         if self._bars_disabled:
             transformers_logging.enable_progress_bar()
             self._bars_disabled = False
@@ -183,10 +205,10 @@ class ProgressCallback(TrainerCallback):
 
     def _open(self) -> None:
         streams = (sys.stdout, sys.stderr)
-        # Error output that goes to a file must stay there; in the terminal it is printed above the display.
+        # Standard error redirected to a file must stay there; in the terminal it is printed above the display.
         self._live = Live(console=self._console, get_renderable=self._render, redirect_stderr=sys.stderr.isatty())
         self._live.start()
-        # Log handlers made earlier hold the real streams and would write into the middle of the display.
+        # Existing log handlers have the real streams and would write into the middle of the display.
         for handler in _stream_handlers():
             for real, shown in zip(streams, (sys.stdout, sys.stderr)):
                 if handler.stream is real and real is not shown:
@@ -196,7 +218,7 @@ class ProgressCallback(TrainerCallback):
 
     def _print(self, line: str, *, unless_live: bool = False) -> None:
         if not (unless_live and self._live):
-            # soft_wrap: one log is one line, whatever width the console guesses for a pipe.
+            # soft_wrap: one log is one line, for any width that the console assumes for a pipe.
             self._console.print(Text(line), soft_wrap=True)
             self._console.file.flush()
 
@@ -240,7 +262,7 @@ def _clock_text(seconds: float) -> str:
 
 
 def _evaluation_text(logs: dict[str, Any]) -> str:
-    """Return "loss 0.512  entropy 0.9" from the `eval_` figures of a log, "" where there are none."""
+    """Return "loss 0.512  entropy 0.9" from the `eval_` figures of a log, "" if it has none."""
     metrics = {key.removeprefix("eval_"): value for key, value in logs.items() if key.startswith("eval_")}
     return "  ".join(
         f"{name} {_number(value)}"
@@ -250,7 +272,7 @@ def _evaluation_text(logs: dict[str, Any]) -> str:
 
 
 def _probes_text(logs: dict[str, Any]) -> str:
-    """Return "held-out loss 0.512  perplexity 12.3" from the `probe/` figures of a log, "" where there are none."""
+    """Return "held-out loss 0.512  perplexity 12.3" from the `probe/` figures of a log, "" if it has none."""
     return "  ".join(
         f"{name.removeprefix(PREFIX)} {_number(value)}" for name, value in logs.items() if name.startswith(PREFIX)
     )

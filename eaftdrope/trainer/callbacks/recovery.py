@@ -1,8 +1,8 @@
-"""How much of the original model's perplexity a recalibration has recovered, measured as it trains.
+"""Recovery: the share of the original model's perplexity that a recalibration has reached, measured as it trains.
 
-    recovery = perplexity of the original model / perplexity now          (1: all of it; the same text, the same windows)
+    recovery = perplexity of the original model / perplexity now          (1: all of it; same text, same windows)
 
-Kept in recovery.json, so that the curve of a run that is resumed goes on and the original is measured once.
+Kept in recovery.json, so that a resumed run continues its curve and the original is measured once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eaftdrope.files import write_atomically
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement after `step` steps and `tokens` tokens; `nll` in nats a token."""
+    """A measurement after `step` steps and `tokens` tokens; `nll` in nats per token."""
 
     step: int
     tokens: int
@@ -35,9 +36,9 @@ class RecoveryCurve:
     """The measurements of a run.
 
     Args:
-        original: nats a token of the original model.
+        original: nats per token of the original model.
         measured: tokens that each measurement scores.
-        stop_at: recovery at which the training ends, None if it does not.
+        stop_at: recovery at which the training ends, or None.
     """
 
     original: float
@@ -52,7 +53,7 @@ class RecoveryCurve:
         return self.stop_at is not None and self.recovery(nll) >= self.stop_at
 
     def stopped_after(self, step: int) -> bool:
-        """Whether the training was ended after this step because enough was recovered."""
+        """True if the training ended after this step because it had reached `stop_at`."""
         return any(point.step == step and self.reached(point.nll) for point in self.points)
 
     def up_to(self, step: int) -> RecoveryCurve:
@@ -62,7 +63,7 @@ class RecoveryCurve:
         return RecoveryCurve(self.original, self.measured, self.stop_at, points)
 
     def to_json(self) -> str:
-        """What is stored, with the perplexities and recoveries that a reader wants."""
+        """Return the stored text, with perplexities and recoveries for readers."""
         points = [
             {**asdict(point), "perplexity": math.exp(point.nll), "recovery": self.recovery(point.nll)}
             for point in self.points
@@ -80,19 +81,19 @@ class RecoveryCurve:
 
 class RecoveryCallback(TrainerCallback):
     """Measures before the first step, every `every` steps and after the last one; adds `recovery` and
-    `recovery/perplexity` to the log of the step (which is logged in any case), and ends the training where the curve says
-    so, with a checkpoint.
+    `recovery/perplexity` to the log of the step (which is always logged), and ends the training with a checkpoint once
+    `stop_at` is reached.
 
     It must come before the callbacks that show or keep the logs. Every process measures the same, so that models sharded
-    over processes can be measured too; the main process's result counts.
+    over processes can be measured too; the main process's result is used.
 
     Args:
         path (`Path`):
             recovery.json.
         curve (`RecoveryCurve`):
-            What the file says; written by the caller, without points at first.
+            The content of the file; written by the caller, at first without points.
         measure (`Callable[[nn.Module], float]`):
-            Nats a token of a model, which is left as it was.
+            Returns the nats per token of a model, without changing it.
         every (`int`):
             Steps between measurements.
     """
@@ -104,20 +105,37 @@ class RecoveryCallback(TrainerCallback):
         self._every = every
         self._due = False
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Drop what a resumed run will measure again; measure a run that begins."""
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Drop the points that a resumed run will measure again; measure a new run."""
         self.curve = self.curve.up_to(state.global_step)
         if not self.curve.points:
+            assert model is not None
             self._add(Point(state.global_step, 0, self._nll(model)), state)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Have the step logged where a measurement is due."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Request a log of the step if a measurement is due."""
         self._due = state.global_step >= state.max_steps or state.global_step % self._every == 0
         if self._due:
             control.should_log = True
 
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
-        """Measure, once the trainer has counted the step's tokens and seconds, and add the result to the log."""
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure after the trainer has counted the step's tokens and seconds, and add the result to the log."""
+        assert logs is not None and model is not None
         if not self._due or "num_tokens" not in logs:
             return
         self._due = False
@@ -135,7 +153,7 @@ class RecoveryCallback(TrainerCallback):
             broadcast_object_list(measured)
         return measured[0]
 
-    def _add(self, point: Point, state) -> None:
+    def _add(self, point: Point, state: TrainerState) -> None:
         self.curve = self.curve.with_points((*self.curve.points, point))
         if state.is_world_process_zero:
             write_atomically(self.path, self.curve.to_json())

@@ -15,7 +15,7 @@ from eaftdrope.evaluate.long_context import as_variant
 from eaftdrope.evaluate.long_context.lengths import multiple, parse_lengths
 from eaftdrope.evaluate.long_context.variants import BASELINES, original_config, variants_of
 from eaftdrope.models import load_config, load_model
-from tests.models import save_model
+from tests.tiny_models import save_model
 
 IDS = torch.randint(4, 260, (1, 90), generator=torch.Generator().manual_seed(0))
 

@@ -169,7 +169,7 @@ def test_what_it_refuses(library):
         backend.accumulate(total, torch.zeros(4, 5), True)
     with pytest.raises(ValueError, match=r"product of shape \(3, 6\) for 2 rows of a sum of \(4, 6\)"):
         backend.add_rows_(total, torch.tensor([0, 1]), torch.zeros(3, 6))
-    with pytest.raises(ValueError, match="expected a matrix whose columns lie side by side"):
+    with pytest.raises(ValueError, match="expected a matrix with contiguous columns"):
         backend.tile_columns(total.t(), 1.0)
     with pytest.raises(ValueError, match=r"columns_C is torch\.int32"):
         backend.gather_columns(total, torch.tensor([1], dtype=torch.int32))

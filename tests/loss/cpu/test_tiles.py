@@ -195,11 +195,11 @@ def _reserve(size: int) -> ctypes.Array:
 
 def test_what_it_refuses(library):
     tile, labels = torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"strides \(1, 2\): expected a matrix whose columns lie side by side"):
+    with pytest.raises(ValueError, match=r"strides \(1, 2\): expected a matrix with contiguous columns"):
         backend.tile_statistics(torch.zeros(8, 2).t(), labels, PLAIN, None)
     with pytest.raises(ValueError, match="rows do not overlap"):
         backend.tile_statistics(torch.zeros(8).expand(2, 8), labels, PLAIN, None)
-    with pytest.raises(ValueError, match=r"not on torch\.float64: take the torch backend"):
+    with pytest.raises(ValueError, match=r"not on torch\.float64: use the torch backend"):
         backend.tile_statistics(tile.double(), labels, PLAIN, None)
     with pytest.raises(ValueError, match=r"labels_R is torch.int32 \(2,\) on cpu: expected torch.int64 \(2,\)"):
         backend.tile_statistics(tile, labels.int(), PLAIN, None)

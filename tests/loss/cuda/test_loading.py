@@ -28,7 +28,7 @@ def test_other_devices_and_dtypes_have_other_backends():
     assert "not on 'cpu' tensors" in backend.unavailable(torch.device("cpu"), torch.bfloat16)
     assert "not on 'xpu' tensors" in backend.unavailable(torch.device("xpu"), torch.bfloat16)
     reason = backend.unavailable(CUDA, torch.float64)
-    assert "takes float32, bfloat16, float16 logits, not torch.float64" in reason and "torch backend" in reason
+    assert "supports float32, bfloat16, float16 logits, not torch.float64" in reason and "torch backend" in reason
 
 
 def test_rocm_devices_call_themselves_cuda(monkeypatch):
@@ -67,7 +67,7 @@ def test_a_library_of_another_interface(twin, nothing_built, monkeypatch):
     monkeypatch.setenv("EAFTDROPE_CUDA_LIBRARY", str(twin.path))
     backend._load.cache_clear()
     reason = backend.unavailable(CUDA, torch.bfloat16)
-    assert "has interface 1, this version of eaftdrope needs 99" in reason and "Build it anew" in reason
+    assert "has interface 1, this version of eaftdrope needs 99" in reason and "Build it again" in reason
 
 
 @pytest.mark.parametrize(

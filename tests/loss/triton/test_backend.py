@@ -49,7 +49,7 @@ def test_a_tile_it_has_no_kernels_for():
     case = make_case("refused", 3, 40, torch.float64)
     with pytest.raises(ValueError, match="float64"):
         backend.tile_statistics(case.logits, case.labels, PLAIN, 20)
-    with pytest.raises(ValueError, match="columns side by side"):
+    with pytest.raises(ValueError, match="columns contiguous"):
         backend.tile_columns(torch.zeros(40, 3).t(), 1.0)
 
 

@@ -67,7 +67,7 @@ def test_one_bad_batch_costs_no_checkpoint(tmp_path, word_tokenizer, reading, st
     assert text.startswith(
         f"training diverged: the loss became NaN or infinite in step {step} (rows {bad[0]}, {bad[1]})."
     )
-    assert f"{tmp_path / f'checkpoint-{step - 1}'} holds finite weights, and the same command resumes from it" in text
+    assert f"{tmp_path / f'checkpoint-{step - 1}'} has finite weights, and the same command resumes from it" in text
     assert "--overwrite" not in text
     # the step was not taken yet, so the weights say where to look
     rows_first = "All weights are still finite and of ordinary size (at most " in text
@@ -88,7 +88,7 @@ def test_without_a_save_or_a_log_it_stops_at_the_end(tmp_path, word_tokenizer, r
     text = str(error.value)
     assert text.startswith("training diverged: the gradient norm became NaN or infinite in step 2 (rows ")
     assert "The first suspect is the learning rate (1e+30): lower it" in text
-    assert text.endswith("No checkpoint was written before it: start again (a recipe with --overwrite).")
+    assert text.endswith("No checkpoint was written before it: start over (a recipe with --overwrite).")
 
 
 def test_weights_that_the_last_step_broke_end_the_training(tmp_path, word_tokenizer):
@@ -101,7 +101,7 @@ def test_weights_that_the_last_step_broke_end_the_training(tmp_path, word_tokeni
                 model.model.norm.weight.data[3] = math.inf
 
     trainer.add_callback(Break())
-    with pytest.raises(UserError, match=r"^the weights hold NaN or infinity after step 2 \(model\.norm\.weight\)"):
+    with pytest.raises(UserError, match=r"^the weights contain NaN or infinity after step 2 \(model\.norm\.weight\)"):
         trainer.train()
     with pytest.raises(UserError, match="and are not saved"):
         trainer.save_model(str(tmp_path / "result"))
@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_named_before_anything(tmp_path, word_to
     models = [tiny_model(), tiny_model()]
     for model in models:
         model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
-    message = "hold NaN or infinity before any training: model.layers.1.mlp.up_proj.weight. Its files are damaged"
+    message = "contain NaN or infinity before any training: model.layers.1.mlp.up_proj.weight. Its files are damaged"
     with pytest.raises(UserError, match=message):
         make_trainer(tmp_path, word_tokenizer, models[0])
     with pytest.raises(UserError, match=message):
@@ -212,7 +212,7 @@ def test_noting_waits_for_no_device():
 WORKER = """
 import sys, math, os
 from pathlib import Path
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from eaftdrope import UserError
 from tests.forked import end_together
 from tests.trainer.callbacks.test_divergence import make_trainer

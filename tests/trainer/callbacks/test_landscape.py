@@ -136,7 +136,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, word_tokenizer):
 WORKER = """
 import sys, json
 from pathlib import Path
-from tests.models import make_word_tokenizer
+from tests.tiny_models import make_word_tokenizer
 from tests.forked import end_together
 from tests.trainer.callbacks.test_landscape import trained
 trained(Path(sys.argv[1]), make_word_tokenizer(), per_device_train_batch_size=2, gradient_accumulation_steps=2)

@@ -16,7 +16,7 @@ from transformers import (
 
 from eaftdrope.errors import UserError
 from eaftdrope.trainer.callbacks.metrics import MetricsFileCallback
-from tests.models import SMALLEST, tiny_llama
+from tests.tiny_models import SMALLEST, tiny_llama
 
 VARIES = ("time", "train_runtime", "eval_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -142,7 +142,7 @@ def test_a_foreign_line_is_named(tmp_path):
         _begin(MetricsFileCallback(path), 2)
     assert str(error.value) == (
         f"{path}:2: not a line of training metrics, so the file cannot be continued. "
-        "Move the file away and start again; the run then resumes with a new file."
+        "Move the file away and run the command again; the run then resumes with a new file."
     )
 
 

@@ -18,7 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging as transformers_logging
 
 from eaftdrope.trainer.callbacks.progress import ProgressCallback, use_progress_display
-from tests.models import SMALLEST, tiny_llama
+from tests.tiny_models import SMALLEST, tiny_llama
 
 LOGS = {
     "loss": 0.2134,

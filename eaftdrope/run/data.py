@@ -1,0 +1,208 @@
+"""The rows of a training: read, masked and encoded; text is cut into blocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from eaftdrope.data import (
+    DataReport,
+    Example,
+    Source,
+    build_dataset,
+    held_out_warnings,
+    hold_out,
+    iter_examples,
+    text_blocks,
+)
+from eaftdrope.errors import DataError
+from eaftdrope.evaluate.texts import evenly_spaced
+from eaftdrope.loaded_model import check_token_ids
+from eaftdrope.recipe.data_section import Data
+from eaftdrope.recipe.probe_sections import GENERATED, Probes
+from eaftdrope.recipe.stage_sections import TextData
+
+from .record import DataStats
+from .settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAMPLES = 4
+"""Prompts whose answers are kept for people to read."""
+_BATCH = 10_000
+_SKIPPED_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Encoded rows; the held-out ones also as examples, for the probes that generate."""
+
+    train: Dataset
+    report: DataReport
+    held_out: Dataset | None
+    held_out_examples: list[Example]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training row."""
+        import pyarrow.compute as pc
+
+        batches = arrow_batches(self.train, ["input_ids"], _BATCH)
+        return max((pc.max(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in batches), default=0)
+
+    @property
+    def stats(self) -> DataStats:
+        """Counts of the training rows, without those set aside by a held-out share."""
+        import pyarrow.compute as pc
+
+        tokens = trained = 0
+        for batch in arrow_batches(self.train, ["labels"], _BATCH):
+            labels = pc.list_flatten(batch["labels"])
+            tokens += len(labels)
+            trained += pc.sum(pc.not_equal(labels, -100)).as_py() or 0
+        report = self.report
+        skipped = report.skipped_rows + report.fully_masked
+        return DataStats(len(self.train), tokens, trained, truncated=report.truncated, skipped=skipped)
+
+
+def arrow_batches(rows: Dataset, columns: list[str], size: int) -> Iterator[Any]:
+    """Some columns of a dataset as arrow tables of at most `size` rows."""
+    # pyrefly: ignore[missing-attribute]  # datasets annotates with_format as if it could return a DatasetDict
+    return rows.select_columns(columns).with_format("arrow").iter(size)
+
+
+def encode_rows(
+    data: Data | TextData,
+    sources: list[Source],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    max_length: int | None,
+    enough: Callable[[int, int], bool] | None = None,
+) -> tuple[Dataset, DataReport]:
+    """The rows of `sources`, masked and encoded as the section `data` requires.
+
+    Args:
+        seed: of fractional weights.
+        max_length: longer rows are truncated, None for no limit.
+        enough: called with (rows, tokens) read so far; reading ends once it returns True.
+
+    Raises:
+        DataError: a source or row cannot be used, or no row has a trained token.
+    """
+    with warnings.catch_warnings():
+        # the report has them, and the run prints the report
+        warnings.simplefilter("ignore", UserWarning)
+        return build_dataset(
+            sources,
+            tokenizer,
+            format=data.format,
+            train_on=data.train_on,
+            max_length=max_length,
+            on_bad_row=data.on_bad_row,
+            seed=seed,
+            enough=enough,
+        )
+
+
+def build_data(settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Read, mask and encode the rows of a training, or cut its text into blocks.
+
+    Raises:
+        DataError: a source or row cannot be used, no row has a trained token, or there is too little text for a block.
+    """
+    if isinstance(settings.data, TextData):
+        return _text(settings, settings.data, tokenizer)
+    return _conversations(settings, settings.data, tokenizer)
+
+
+def _conversations(settings: TrainingSettings, data: Data, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    def encode(sources: list[Source]) -> tuple[Dataset, DataReport]:
+        return encode_rows(data, sources, tokenizer, seed=settings.data_seed, max_length=data.max_length)
+
+    train, report = encode(data.train_sources())
+    sources = data.held_out_sources()
+    if data.held_out_share:
+        train, held_out = hold_out(train, data.held_out_share, seed=settings.data_seed)
+        sources = data.train_sources()
+    elif sources:
+        held_out, held_out_report = encode(sources)
+        report.warnings += held_out_warnings(train, held_out, held_out_report)
+    else:
+        return RunData(train, report, None, [])
+    chosen = set(_answered_rows(settings.probes, list(held_out["origin"])))
+    # by origin: bad rows were skipped when the others were encoded
+    examples = [e for source in sources for e in iter_examples(source, format=data.format, only=chosen)]
+    return RunData(train, report, held_out, examples)
+
+
+def _answered_rows(probes: Probes, origins: list[str]) -> list[str]:
+    """The held-out rows to generate answers for: all if a probe needs them, a few as samples, none without probes."""
+    target = probes.target or []
+    if any(
+        probe.name == "function_calls" or (probe.name in GENERATED and not probe.options.model_dump()["file"])
+        for probe in target
+    ):
+        return origins
+    return evenly_spaced(origins, SAMPLES) if target or probes.general else []
+
+
+def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Blocks of text, also the held-out ones; reading ends once there is enough for the steps of the training."""
+    share, steps, seed = data.held_out_share or 0.0, settings.train.steps, settings.data_seed
+
+    def enough(rows: int, tokens: int) -> bool:
+        assert steps is not None
+        # no source has to supply more than all steps use, and a share of the rows is at least one
+        return tokens * (1 - share) >= steps * settings.tokens_per_step and (not share or rows * share >= 1)
+
+    def encode(sources: list[Source], **options: Any) -> tuple[Dataset, DataReport]:
+        return encode_rows(data, sources, tokenizer, seed=seed, max_length=None, **options)
+
+    rows, report = encode(data.train_sources(), enough=enough if steps else None)
+    # a recalibration trains no answers, so it does not change where generation stops
+    report.stop_tokens.clear()
+    held_out = None
+    if share:
+        rows, held_out = hold_out(rows, share, seed=seed)
+    elif sources := data.held_out_sources():
+        held_out, held_out_report = encode(sources)
+        report.warnings += held_out_warnings(rows, held_out, held_out_report)
+
+    def blocks(rows: Dataset, name: str, *, boundaries: bool = False) -> Dataset:
+        try:
+            return text_blocks(rows, length=settings.max_length, eos=tokenizer.eos_token_id, boundaries=boundaries)
+        except DataError as error:
+            raise DataError(f"recalibrate.data.{name}: {error}") from error
+
+    trained = blocks(rows, "train", boundaries=settings.separate_documents)
+    return RunData(trained, report, None if held_out is None else blocks(held_out, "held_out"), [])
+
+
+def check_vocabulary(data: RunData, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Check the tokens of every row against the model's embedding, before its weights are loaded.
+
+    Raises:
+        DataError: the embedding has no row for a token.
+    """
+    for rows in (data.train, data.held_out):
+        if rows is not None:
+            check_token_ids(rows, config.get_text_config().vocab_size, tokenizer)
+
+
+def print_audit(data: RunData, console: Console) -> None:
+    """Print the warnings about the data and the rows that were skipped."""
+    report = data.report
+    for warning in report.warnings:
+        console.print(Text.assemble(("warning", "yellow"), f" {warning}"), soft_wrap=True)
+    for origin, reason in report.skipped[:_SKIPPED_SHOWN]:
+        console.print(f"skipped {origin}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if report.skipped_rows > _SKIPPED_SHOWN:
+        console.print(f"... and {report.skipped_rows - _SKIPPED_SHOWN} more rows skipped", highlight=False)

@@ -1,0 +1,112 @@
+"""The stage recalibrate: train on text after the rotary embeddings were dropped, and measure the recovered perplexity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from eaftdrope.drope.config import trained_length
+from eaftdrope.errors import UserError
+from eaftdrope.loss.gates import resolve_gate
+from eaftdrope.recipe.schema import Model
+from eaftdrope.recipe.stage_sections import Recalibrate, TextData, TextLoss, TextTrain
+from eaftdrope.recipe.training_sections import Train
+
+from ..data import RunData
+from ..recovery import RecoveryProbe, read_curve, recovery_markdown, recovery_rows, show_recovery
+from ..settings import TrainingSettings
+from .training import TrainingStage
+
+
+@dataclass(frozen=True)
+class RecalibrateStage(TrainingStage):
+    """Train all weights on blocks of text, with the sections below `recalibrate`."""
+
+    name = "recalibrate"
+
+    @property
+    def section(self) -> Recalibrate:
+        assert self.record.recalibrate is not None, "a recipe with the stage recalibrate has that section"
+        return self.record.recalibrate
+
+    @property
+    def model(self) -> Model:
+        # all weights are trained, which 4 bits rule out
+        return super().model.model_copy(update={"quantization": "none"})
+
+    @property
+    def data(self) -> TextData:
+        return self.section.data
+
+    @property
+    def loss(self) -> TextLoss:
+        return self.section.loss
+
+    @property
+    def train(self) -> TextTrain:
+        return self.section.train
+
+    def settings(self, config: PretrainedConfig) -> TrainingSettings:
+        """See `TrainingStage.settings`. The model decides the length of a block, and so the steps of a budget in tokens."""
+        section = self.section
+        settings = TrainingSettings(
+            model=self.model,
+            data=section.data,
+            loss=section.loss,
+            train=Train.model_validate(section.train.model_dump()),
+            probes=section.probes,
+            max_length=section.data.max_length or trained_length(config),
+            folder=str(self.folder.path),
+            report_to=tuple(self.record.output.report_to),
+        )
+        if section.budget is None:
+            return settings
+        steps = math.ceil(section.budget / settings.tokens_per_step)
+        return replace(settings, train=Train.model_validate({**section.train.model_dump(), "steps": steps}))
+
+    def recovery(
+        self, settings: TrainingSettings, config: PretrainedConfig, data: RunData, tokenizer: PreTrainedTokenizerBase
+    ) -> RecoveryProbe:
+        section = self.section.recovery
+        rows = recovery_rows(section, settings, data, tokenizer)
+        return RecoveryProbe(self.folder, settings, section, self.original(config), rows)
+
+    def original(self, config: PretrainedConfig) -> Model:
+        """The model before its rotary embeddings were dropped.
+
+        Raises:
+            UserError: this recipe did not drop them, and it does not set recovery.original.
+        """
+        given, model = self.section.recovery.original, self.record.model
+        if given is not None:
+            same = given == model.reference
+            update = {"reference": given, "revision": model.revision if same else None, "quantization": "none"}
+            return model.model_copy(update=update)
+        if self.before is None and getattr(config, "drope", None):
+            raise UserError(
+                f"{model.reference} has no rotary embedding, and its recovery is measured against the model that had one. "
+                "Set recalibrate.recovery.original to that model."
+            )
+        return model.model_copy(update={"quantization": "none"})
+
+    def method(self, settings: TrainingSettings) -> str:
+        train, loss = settings.train, self.loss
+        formula = resolve_gate(loss.gate, **loss.gate_kwargs()).formula
+        weighted = "plain cross-entropy" if loss.gate == "none" else f"cross-entropy weighted by the gate {formula}"
+        return (
+            f"Recalibration after dropping rotary embeddings (DroPE): all weights trained with {weighted} on text in blocks "
+            f"of {settings.max_length:,} tokens (documents {self.data.documents}), {train.batch_size * train.accumulation} "
+            f"blocks per step and device, peak learning rate {train.learning_rate:g}, {train.scheduler}"
+        )
+
+    def card_tags(self) -> list[str]:
+        return [] if self.loss.gate == "none" else super().card_tags()
+
+    def card_sections(self) -> list[str]:
+        return [recovery_markdown(read_curve(self.folder))]
+
+    def show_result(self, console: Console) -> None:
+        show_recovery(self.folder, console)
