@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from rich.table import Table
+from rich.text import Text
 
 from eaftdrope.run.machine import uses_bfloat16
 from eaftdrope.run.plan import make_plan
@@ -16,8 +18,6 @@ from .plan import Arm, ComparisonPlan
 from .training import is_trained, train_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from .measurement import Measurement
 
 # side of the square matrices whose product measures the speed of the machine
@@ -27,9 +27,6 @@ _SECONDS = 0.5
 
 def arms_table(plan: ComparisonPlan) -> Table:
     """Return the table of the arms with their folders and states."""
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table()
     for column in ("arm", "seed", "learning rate", "folder", ""):
         table.add_column(column, overflow="fold")

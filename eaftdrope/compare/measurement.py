@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from eaftdrope.checkpoints.adapters import attach
 from eaftdrope.evaluate import run_probes
 from eaftdrope.evaluate.probes.agreement import AgreementProbe
 from eaftdrope.models import load_config, load_tokenizer
@@ -73,8 +74,6 @@ class Measurement:
         model = build_model(recipe.model.model_copy(update=changes))
         add_stop_tokens(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
-            from eaftdrope.checkpoints.adapters import attach
-
             model = attach(model, self.plan.path(arm))
         # quantised weights are on the device already
         return (model if recipe.model.quantization != "none" else model.to(self.device)).eval()

@@ -9,11 +9,11 @@ import shlex
 import statistics
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from eaftdrope.evaluate.table import by_metric, error_text, number_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from eaftdrope.evaluate import Score
 
     from .plan import ComparisonPlan
@@ -63,8 +63,6 @@ def spread_of(row: dict, name: str, names: dict[str, Score]) -> dict:
 
 def rich_table(base: list[Score], rows: list[dict]) -> Table:
     """Return the table for the terminal."""
-    from rich.table import Table
-
     head, lines = _cells(base, rows)
     table = Table(caption=NOTE, caption_justify="left")
     for index, name in enumerate(head):

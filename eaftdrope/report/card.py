@@ -12,16 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from eaftdrope.drope.engines import engines_markdown
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison_markdown
 from eaftdrope.files import write_atomically
 from eaftdrope.models import PACKAGE_PREFIX, hub_id_of
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
 
 _FILES = (".gguf", ".jsonl", ".json", ".parquet", ".csv")
 _LOAD_ADAPTER = """\
@@ -110,8 +108,6 @@ def write_model_card(folder: str | Path, content: CardContent) -> Path:
     Raises:
         UserError: the folder is missing, or `content.is_adapter` without an adapter_config.json.
     """
-    from huggingface_hub import ModelCard
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no model card can be written: there is no folder {folder}. Save the model first.")
@@ -132,8 +128,6 @@ def write_model_card(folder: str | Path, content: CardContent) -> Path:
 
 
 def _metadata(content: CardContent, dropped: bool) -> ModelCardData:
-    from huggingface_hub import ModelCardData
-
     return ModelCardData(
         base_model=_hub_id(content.base_model),
         license=content.licence,
