@@ -186,7 +186,7 @@ def test_matching_trains_nothing_and_brings_the_arms_together(recorded):
 
 def test_the_command_it_names_saves_the_model_that_was_compared(recorded, tmp_path):
     document, shown = recorded.start(recorded.plan(match=True))
-    (command,) = re.findall(r"is saved by: eaftdrope (merge .+)", shown)
+    (command,) = re.findall(r"as compared at equal target loss: eaftdrope (merge .+)", shown)
     with pytest.raises(SystemExit) as ended:
         main(command.replace("OUTPUT", str(tmp_path / "saved")).split())
     assert ended.value.code == 0
