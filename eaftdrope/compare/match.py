@@ -100,7 +100,7 @@ def find_share(loss: Callable[[float], float], level: float, tolerance: float) -
     return MatchedShare(None, None, monotone)
 
 
-def match(measurement: Measurement, started: StartProgress, changed: Callable[[], None]) -> dict:
+def match(measurement: Measurement, started: StartProgress, changed: Callable[[], object]) -> dict:
     """Bring the arms to their levels and measure the general probes there; return `matched` of compare.json.
 
     Every arm must have been measured. Stored scores are reused, so a second call measures nothing. `started` and
@@ -192,7 +192,9 @@ def _as_json(
 class _Interpolation:
     """The models between the base and an arm; weights are loaded on the first measurement."""
 
-    def __init__(self, measurement: Measurement, arm: Arm, started: StartProgress, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, measurement: Measurement, arm: Arm, started: StartProgress, changed: Callable[[], object]
+    ) -> None:
         self._measurement, self._arm, self._started, self._changed = measurement, arm, started, changed
         self._kept: StoredScores = measurement.scores(arm)
         self._move: Callable[[float], nn.Module] | None = None
@@ -221,7 +223,9 @@ class _Interpolation:
 
     def _measured(self, key: str, share: float) -> list[Score]:
         if self._ends_are_known and share in (0.0, 1.0):
-            return (self._measurement.scores(None) if share == 0.0 else self._kept).get(key)
+            known = (self._measurement.scores(None) if share == 0.0 else self._kept).get(key)
+            assert known is not None, "every arm is measured before matching"
+            return known
         scores = self._kept.get(key, share)
         if scores is None:
             self._move = self._move or line_between(self._measurement, self._arm)

@@ -25,6 +25,7 @@ from .stored_scores import StoredScores, probe_key
 from .training import stamp
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from eaftdrope.evaluate import Probe, Score
@@ -61,7 +62,7 @@ class Measurement:
         kept = self.scores(arm)
         return [score for key in self.probes for score in kept.get(key) or []]
 
-    def load(self, arm: Arm | None, *, dtype: str | None = None) -> PreTrainedModel:
+    def load(self, arm: Arm | None, *, dtype: str | None = None) -> PreTrainedModel | PeftModel:
         """Load the base model (None) or that of an arm, in evaluation mode on the device.
 
         Args:
@@ -130,7 +131,7 @@ def open_measurement(plan: ComparisonPlan) -> Measurement:
     )
 
 
-def measure(measurement: Measurement, started: StartProgress, changed: Callable[[], None]) -> None:
+def measure(measurement: Measurement, started: StartProgress, changed: Callable[[], object]) -> None:
     """Run every probe that has no stored scores, the base model first.
 
     Args:

@@ -221,7 +221,8 @@ def _parse_gates(text: str) -> tuple[list[ArmGate], list[str]]:
             problems.append(
                 f"--gates {part}: no such gate.{did_you_mean(name, GATE_OPTIONS)} Gates: {', '.join(GATE_OPTIONS)}."
             )
-        pairs = [tuple(map(str.strip, option.partition("=")[::2])) for option in options]
+        parts = [option.partition("=") for option in options]
+        pairs = [(option.strip(), value.strip()) for option, _, value in parts]
         if any(not name or not value for name, value in pairs):
             problems.append(f"--gates {part}: write options as gate:option=value, such as eaft:alpha=2.")
         gate = ArmGate(name, tuple(pairs))

@@ -64,15 +64,15 @@ def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None 
     Raises:
         UserError: a folder does not contain a training run with probes.
     """
-    folders = [Path(folder) for folder in folders]
-    for folder in folders:
+    runs = [Path(folder) for folder in folders]
+    for folder in runs:
         if not (folder / "run.json").is_file():
             raise UserError(
                 f"{folder} does not contain a training run (no run.json). Only training runs can be compared side by side."
             )
-    output = Path(output) if output else folders[0] / COMPARISON_NAME
-    with _damage_to_user_error(*(folder / "run.json" for folder in folders)):
-        page = runs_page(folders, FigureWriter(output.parent / _FIGURES, "side_by_side_"))
+    output = Path(output) if output else runs[0] / COMPARISON_NAME
+    with _damage_to_user_error(*(folder / "run.json" for folder in runs)):
+        page = runs_page(runs, FigureWriter(output.parent / _FIGURES, "side_by_side_"))
     return write_page(page, output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from eaftdrope.evaluate.scores import Score
 from eaftdrope.evaluate.table import error_text, number_text
@@ -59,7 +60,8 @@ def left_out(shown: int, total: int, what: str, file: str) -> str:
 
 def score_of(row: dict) -> Score:
     """Read a score from JSON, with or without its units."""
-    return Score(**{**row, "units": tuple((total, weight) for total, weight in row.get("units", ()))})
+    fields: dict[str, Any] = {**row, "units": tuple((total, weight) for total, weight in row.get("units", ()))}
+    return Score(**fields)
 
 
 def value_text(score: Score | None) -> str:

@@ -264,8 +264,8 @@ def test_both_verbs_from_the_command_line(folder):
     [
         (["errors", "--data", "missing.jsonl"], "missing.jsonl"),
         (["errors", "--model", "package:smollm3"], "no such model package"),
-        (["errors", "--out", "no/such/folder/x.json"], "there is no folder no/such/folder. Make it first."),
-        (["errors", "--figure", "x.gif"], "name a .png or .svg file"),
+        (["errors", "--out", "no/such/folder/x.json"], "the folder no/such/folder does not exist. Create it first."),
+        (["errors", "--figure", "x.gif"], "pass a .png or .svg file"),
         (["curves", "--seeds", "1"], "which needs at least 2"),
         (["curves", "--steps", "10", "--eval-every", "4"], "--eval-every 4 does not divide --steps 10"),
         (["curves", "--gates", "eaft", "eafd"], "--gates eafd: unknown gate"),

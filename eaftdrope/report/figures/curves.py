@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,8 @@ def series(metrics: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     steps, values = np.array(found, dtype=float).reshape(-1, 2).T
     together = -(-len(steps) // POINTS) or 1
     starts = range(0, len(steps), together)
-    return tuple(np.array([part[i : i + together].mean() for i in starts]) for part in (steps, values))
+    means = [np.array([part[i : i + together].mean() for i in starts]) for part in (steps, values)]
+    return means[0], means[1]
 
 
 def curve_figure(curve: Curve, metrics: Sequence[dict]) -> Figure | None:
@@ -92,7 +93,7 @@ def curve_figure(curve: Curve, metrics: Sequence[dict]) -> Figure | None:
     return figure
 
 
-def run_curves(runs: dict[str, Sequence[dict]], key: str, axis: str) -> Figure | None:
+def run_curves(runs: Mapping[str, Sequence[dict]], key: str, axis: str) -> Figure | None:
     """Draw one key of metrics.jsonl over the steps, one line per run; None if no run logged it."""
     lines = {label: series(metrics, key) for label, metrics in runs.items()}
     if not any(len(steps) for steps, _ in lines.values()):

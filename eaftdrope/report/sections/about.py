@@ -20,7 +20,7 @@ def about_section(document: dict, *more: tuple[str, str | None]) -> PageSection:
         ("Hardware", about.get("device")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
-    blocks = [Facts([pair for pair in pairs if pair[1]])]
+    blocks: list[object] = [Facts([(name, value) for name, value in pairs if value])]
     recipe = document.get("recipe")
     if isinstance(recipe, str):
         blocks.append(Folded("Full recipe", recipe.strip()))

@@ -26,7 +26,9 @@ class Pair(NamedTuple):
 
     @property
     def score(self) -> Score:
-        return self.old or self.new
+        score = self.old or self.new
+        assert score is not None, "a pair has at least one side"
+        return score
 
     @property
     def line(self) -> Line:

@@ -52,7 +52,7 @@ def _head(base: dict[str, Score]) -> list[str]:
 
 
 def _outcome(document: dict, writer: FigureWriter) -> PageSection:
-    blocks = []
+    blocks: list[object] = []
     if document["table"]:
         blocks.append(_table(document))
         figure = pareto_figure(document)

@@ -175,7 +175,9 @@ def _provenance(folder: Path, run: dict, metrics: list[dict]) -> PageSection:
     recipe_file = folder / "recipe.yaml"
     text = recipe_file.read_text(encoding="utf-8") if recipe_file.is_file() else ""
     return PageSection(
-        "run", "How it was run", [Facts([pair for pair in pairs if pair[1]]), Folded("Full recipe", text.strip())]
+        "run",
+        "How it was run",
+        [Facts([(name, value) for name, value in pairs if value]), Folded("Full recipe", text.strip())],
     )
 
 
