@@ -1,6 +1,6 @@
-"""Build hook: compiles the CPU kernels of the loss into the wheel, or beside their sources for an editable install.
+"""Build hook: compile the CPU kernels of the loss into the wheel, or beside their sources for an editable install.
 
-Where no compiler is found the package is built without them, and they are compiled at first use instead.
+Without a compiler the package is built without them, and they are compiled at first use.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ NATIVE = Path("eaftdrope", "loss", "native")
 
 
 class NativeBuildHook(BuildHookInterface):
-    """Adds the compiled library, and says in the wheel's name for which platform it is."""
+    """Add the compiled library to the wheel, and its platform to the name of the wheel."""
 
     def initialize(self, version: str, build_data: dict) -> None:
         self._folder = None
@@ -46,7 +46,7 @@ class NativeBuildHook(BuildHookInterface):
         build.compile_library(library)
         build_data["force_include"][str(library)] = str(NATIVE / library.name)
         build_data["pure_python"] = False
-        # any Python 3: the library is loaded by ctypes. Not manylinux: it is linked with the C++ library found here.
+        # Any Python 3, since ctypes loads the library. Not manylinux, since it is linked with this system's C++ library.
         platform = next(
             tag.platform for tag in sys_tags() if "linux_" not in tag.platform or tag.platform.startswith("linux_")
         )
@@ -54,7 +54,7 @@ class NativeBuildHook(BuildHookInterface):
 
 
 def _load_build(path: Path) -> ModuleType:
-    """build.py by its path: importing the package would need everything that it depends on."""
+    """Load build.py by its path: importing the package would need all its dependencies."""
     spec = importlib.util.spec_from_file_location("eaftdrope_native_build", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

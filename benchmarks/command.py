@@ -1,4 +1,4 @@
-"""How a benchmark is started from the command line, and how its results record that."""
+"""Command lines of the benchmarks: running them, and recording them in the results."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import typer
 from eaftdrope.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-"""Where `python -m benchmarks...` runs: the processes that a benchmark starts import `benchmarks` from here."""
+"""The folder from which the subprocesses of a benchmark import `benchmarks`."""
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`environment` for a process that imports `benchmarks`, wherever the benchmark was started."""
+    """Return `environment` for a subprocess that imports `benchmarks`, independent of the working directory."""
     paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run_typer(function: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
-    """Run `function` as a command and exit; a UserError becomes text on stderr and exit code 2."""
+    """Run `function` as a command and exit; print a UserError to stderr and exit with code 2."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(function)
     try:
@@ -34,6 +34,6 @@ def run_typer(function: Callable[..., None], arguments: Sequence[str] | None = N
 
 
 def as_typed(module: str, arguments: Sequence[str]) -> str:
-    """The command for the results, without folders, which mean nothing on another machine."""
+    """Return the command for the results, without folders, which exist on this machine only."""
     shown = (Path(argument).name if "/" in argument else argument for argument in arguments)
     return shlex.join(["python", "-m", module, *shown])

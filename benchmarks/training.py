@@ -5,7 +5,7 @@
 All arms train the quickstart's model (LoRA) on the same rows in the same order, batch and precision, each in a process of
 its own with an unmodified `trainer.train()`. They take turns step by step and the order rotates, so that a machine that
 slows down slows all of them; the first step is not counted. Reported are the median over steps of each arm's tokens/s,
-and of the ratio of two arms on the same step, by wall and by processor time.
+and of the ratio of two arms on the same step, by wall and by CPU time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate")
 
 
 class Stopwatch(TrainerCallback):
-    """In an arm's process: asks for the turn before every step, and reports the step's times."""
+    """Wait for the arm's turn before every step, and report the times of the step; runs in the arm's process."""
 
     def __init__(self, turns: Connection):
         self.turns = turns
@@ -80,7 +80,7 @@ def make_trainer(arm: str, rows, tokenizer, model_path: str, folder: str, watch:
 
 
 def train_arm(arm: str, turns: Connection, options) -> None:
-    """The life of an arm's process: everything is made, then its steps are run when it is their turn."""
+    """Run the process of an arm: build the trainer, then run each step on its turn."""
     from eaftdrope.data import Source, build_dataset
     from eaftdrope.models import load_tokenizer, resolve_model
 
@@ -96,7 +96,7 @@ def train_arm(arm: str, turns: Connection, options) -> None:
 
 
 def run(options) -> tuple[dict[str, list[dict[str, float]]], dict]:
-    """Times of every counted step by arm, and what all arms said of the same data."""
+    """Return the times of every counted step by arm, and the facts about the data that all arms report alike."""
     spawn = multiprocessing.get_context("spawn")
     arms, facts = {}, []
     for arm in ARMS:
@@ -118,7 +118,7 @@ def run(options) -> tuple[dict[str, list[dict[str, float]]], dict]:
 
 
 def summary(times: dict[str, list[dict[str, float]]], tokens: list[int]) -> dict:
-    """Median tokens/s of each arm, and median and quartiles over steps of each ratio."""
+    """Return the median tokens/s of each arm, and median and quartiles over steps of each ratio."""
     result: dict = {"tokens_per_second": {}, "speed_ratio": {}}
     for arm, steps in times.items():
         speeds = [count / step["wall_seconds"] for count, step in zip(tokens, steps, strict=True)]

@@ -1,13 +1,13 @@
-"""Builds libeaft_cuda.so, the library of the cuda backend, with nvcc; no torch and no GPU are needed.
+"""Build libeaft_cuda.so, the library of the cuda backend, with nvcc; neither torch nor a GPU is needed.
 
     python cuda/build.py                      # every architecture in DEFAULT_ARCHITECTURES, into the package
-    python -m eaftdrope._cuda.build           # the same where eaftdrope was installed from a wheel
+    python -m eaftdrope._cuda.build           # the same for an installed wheel
     python cuda/build.py --arch 90            # one architecture: faster to build, smaller
     python cuda/build.py --cache              # into the cache folder (eaftdrope/files.py)
-    python cuda/build.py --output lib.so      # anywhere; EAFTDROPE_CUDA_LIBRARY=lib.so makes the backend load it
+    python cuda/build.py --output lib.so      # elsewhere; set EAFTDROPE_CUDA_LIBRARY=lib.so to load it
     python cuda/build.py --host --output t.so # the host twin, for tests: g++ and the CUDA headers only
 
-nvcc is looked for in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda and the packages nvidia-cuda-nvcc +
+nvcc is searched for in $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda and the packages nvidia-cuda-nvcc +
 nvidia-cuda-cccl of this Python.
 """
 
@@ -35,7 +35,7 @@ DEFAULT_ARCHITECTURES = ("80", "90", "100", "120")
 NVCC_FLAGS = [
     "-O3",
     "-std=c++17",
-    # denormal intermediates are 0: exp2f is then one instruction
+    # flush denormals to 0, so that exp2f is one instruction
     "-ftz=true",
     "-Xcompiler=-fPIC",
     "-Xptxas=-v",
@@ -46,11 +46,11 @@ HOST_FLAGS = ["-std=c++17", "-fno-strict-aliasing", "-fPIC", "-shared"]
 
 
 class BuildError(Exception):
-    """The library cannot be built; the message has the reason and what to do."""
+    """The library cannot be built; the message states the reason and the remedy."""
 
 
 def find_nvcc() -> Path | None:
-    """The first nvcc there is."""
+    """Return the first nvcc found, or None."""
     candidates = [root / "bin" / "nvcc" for root in _toolkits()]
     on_path = shutil.which("nvcc")
     if on_path and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
@@ -59,25 +59,25 @@ def find_nvcc() -> Path | None:
 
 
 def find_headers() -> Path | None:
-    """The folder with cuda_runtime_api.h and cuda_bf16.h, for the host twin."""
+    """Return the folder with cuda_runtime_api.h and cuda_bf16.h for the host twin, or None."""
     folders = [root / "include" for root in _toolkits()]
     return next((folder for folder in folders if (folder / "cuda_bf16.h").is_file()), None)
 
 
 def supported_architectures(nvcc: Path) -> list[str]:
-    """Return the architectures that this nvcc supports: `["75", "80", ...]`."""
+    """Return the architectures of this nvcc: `["75", "80", ...]`."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
     return [name.removeprefix("compute_") for name in listed.split()]
 
 
 def build_library(output: Path, architectures: Sequence[str] = DEFAULT_ARCHITECTURES) -> str:
-    """Compiles the library: machine code for each architecture, and PTX of the newest for what comes after.
+    """Compile the library: machine code for each architecture, and PTX of the newest for later ones.
 
     Returns:
-        The report of ptxas for each kernel: registers, spills, shared memory.
+        The report of ptxas on each kernel: registers, spills, shared memory.
 
     Raises:
-        BuildError: no nvcc, one that does not support an architecture, or a failed compilation.
+        BuildError: nvcc is missing, does not support an architecture, or failed.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -89,8 +89,8 @@ def build_library(output: Path, architectures: Sequence[str] = DEFAULT_ARCHITECT
     unknown = [name for name in architectures if name.rstrip("af") not in known]
     if unknown or not architectures:
         raise BuildError(
-            f"{nvcc} does not compile for {', '.join(unknown) or 'no architecture'}; it supports {', '.join(known)}. Pass "
-            "what you need with --arch, or install a newer toolkit."
+            f"{nvcc} does not compile for {', '.join(unknown) or 'no architecture'}; it supports {', '.join(known)}. "
+            "Choose architectures with --arch, or install a newer toolkit."
         )
     ordered = sorted(architectures, key=lambda name: int(name.rstrip("af")))
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ordered]
@@ -100,10 +100,10 @@ def build_library(output: Path, architectures: Sequence[str] = DEFAULT_ARCHITECT
 
 
 def build_host_twin(output: Path, flags: Sequence[str] = ("-O2",)) -> None:
-    """Compiles the host twin: the same symbols and sources, run on the CPU.
+    """Compile the host twin: the same symbols and sources, run on the CPU.
 
     Raises:
-        BuildError: no g++, no CUDA headers, or it failed.
+        BuildError: g++ or the CUDA headers are missing, or the compiler failed.
     """
     headers, compiler = find_headers(), shutil.which("g++")
     if headers is None or compiler is None:
@@ -113,7 +113,7 @@ def build_host_twin(output: Path, flags: Sequence[str] = ("-O2",)) -> None:
 
 
 def _compile(command: Sequence[str | Path], output: Path) -> str:
-    """Runs a compiler; the output appears whole or not at all."""
+    """Run a compiler, write its output atomically, and return its messages."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{os.getpid()}-{output.name}")
     try:
@@ -127,7 +127,7 @@ def _compile(command: Sequence[str | Path], output: Path) -> str:
 
 
 def _toolkits() -> Iterator[Path]:
-    """Folders that may hold a CUDA toolkit, in order of preference."""
+    """Yield folders that may contain a CUDA toolkit, in order of preference."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
             yield Path(os.environ[name])
@@ -144,7 +144,7 @@ def _output(options: argparse.Namespace) -> Path:
     if options.output:
         return options.output
     if options.cache:
-        # the package need not be installed
+        # works without an installed package
         sys.path.insert(0, str(PACKAGE.parents[2]))
         from eaftdrope.files import cache_dir
 

@@ -8,7 +8,7 @@
 # [tool.uv.sources]
 # eaftdrope = { path = "..", editable = true }
 # ///
-"""A gate of one's own: three lines from the statistics of a token to its weight.
+"""A custom gate: three lines from the statistics of a token to its weight.
 
 uv run examples/custom_gate.py        seconds on a CPU
 """
@@ -19,7 +19,7 @@ from eaftdrope import TokenStats, eaft_loss, fused_linear_eaft, gates
 
 
 def trust_the_unsure(stats: TokenStats) -> torch.Tensor:
-    """Full weight where the model hesitates (more than 1 nat) or agrees; the label's probability elsewhere."""
+    """Return full weight where the model is uncertain (more than 1 nat) or agrees, else the label's probability."""
     agrees = stats.correct | (stats.entropy > 1.0)
     return torch.where(agrees, 1.0, stats.probability)
 
@@ -35,7 +35,7 @@ def main() -> None:
     loss.backward()
     print(f"loss {loss:.4f}, mean gate {details.weight.mean():.3f} over {len(details.weight)} trained tokens")
 
-    # It looks at one token at a time, so the operator may form the gradient while it sees a tile for the first time.
+    # The gate depends on one token only, so the operator may form the gradient in its first pass over a tile.
     faster = gates.Custom(trust_the_unsure, row_local=True, topk=None)
     assert torch.allclose(fused_linear_eaft(hidden, weight, labels, gate=faster), loss)
 

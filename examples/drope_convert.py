@@ -9,7 +9,7 @@
 # [tool.uv.sources]
 # eaftdrope = { path = "..", editable = true }
 # ///
-"""Drop the rotary embedding of a real checkpoint, load it with stock transformers, and take it back.
+"""Drop the rotary embedding of a real checkpoint, load it with stock transformers, and undo the conversion.
 
 uv run examples/drope_convert.py        half a minute on a CPU
 """
@@ -27,7 +27,7 @@ TEXT = "The river rose in the night, and by morning the lower road was gone. Nob
 
 
 def perplexity(folder: Path) -> float:
-    """Stock transformers alone: the folder is an ordinary checkpoint."""
+    """Measure with stock transformers only: the folder is an ordinary checkpoint."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"perplexity {before:.1f} with rotary embedding, {dropped:.1f} without: now recalibrate it")
         restored = undo(result.target, Path(work) / "back")
         same = (restored / "config.json").read_bytes() == (source / "config.json").read_bytes()
-        print(f"undone to the last bit: {same}")
+        print(f"configuration restored: {same}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> None:
         ]
     )
     trainer = SFTTrainer(
-        # a pip package that carries a model; any hub id or folder does as well
+        # a model from a pip package; a hub id or a folder works as well
         model=resolve_model("package:smollm2-135m-instruct").path,
         args=SFTConfig(
             output_dir="runs/one_line_trl",
@@ -47,15 +47,14 @@ def main() -> None:
             logging_steps=2,
             save_strategy="no",
             report_to="none",
-            # TRL computes in bfloat16 by default, which not every processor is fast at, and asks to be told where there is
-            # no GPU
+            # TRL's default is bfloat16, which is slow on some CPUs; it requires use_cpu where there is no GPU
             bf16=torch.cuda.is_available(),
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=rows,
     )
     trainer.train()
-    # the gate's metrics stand in every log: their absence would mean that plain cross-entropy was trained
+    # every log has the gate's metrics; without them, plain cross-entropy was trained
     for log in trainer.state.log_history:
         if "eaft/gate_mean" in log:
             print(f"step {log['step']}: loss {log['loss']:.3f}  gate {log['eaft/gate_mean']:.2f}")

@@ -9,7 +9,7 @@
 # [tool.uv.sources]
 # eaftdrope = { path = "..", editable = true }
 # ///
-"""A training loop of one's own: apply the loss, divide by the tokens of the whole step, read the metrics.
+"""A custom training loop: apply the loss, divide by the tokens of the whole step, read the metrics.
 
 uv run examples/own_loop.py        about half a minute on two CPU cores
 """
@@ -42,7 +42,7 @@ def main() -> None:
 
     for step in range(3):
         # num_items_in_batch: trained tokens of all batches of the step (the first token of a row has no prediction).
-        # With it the gradient does not depend on how the step is cut into batches.
+        # With it the gradient does not depend on how the step is split into batches.
         trained = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
         for batch in batches:
             model(**batch, num_items_in_batch=trained).loss.backward()
@@ -51,7 +51,7 @@ def main() -> None:
         metrics = pop_metrics(model)
         print(f"step {step}: ce {metrics['eaft/cross_entropy']:.3f}  gate {metrics['eaft/gate_mean']:.2f}")
 
-    remove_eaft(model)  # the model has its own forward again
+    remove_eaft(model)  # restores the model's own forward
 
 
 if __name__ == "__main__":

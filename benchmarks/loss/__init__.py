@@ -1,14 +1,15 @@
-"""What the gated loss costs: `fused_linear_eaft` and its peers against three bare matrix products (the floor).
+"""Cost of the gated loss: `fused_linear_eaft` and its peers against three bare matrix products (the floor).
 
     python -m benchmarks.loss --output results/
 
-- `cases`    what is measured: shapes, dtypes, logits, and what is trained of them
-- `methods`  who is measured, and what each of them computes
-- `inputs`   the hidden states, head and labels of a case, and its gradients in float64
-- `worker`   one method on one case, in a process of its own: memory, gradient error, time
-- `runner`   every method on every case, one process after the other
-- `table`, `results`, `figure`   what comes out
+- `cases`    workloads: shapes, dtypes, logits, and the trained tensors
+- `methods`  the methods that are measured, and the loss that each computes
+- `peers`    the losses of other projects
+- `inputs`   hidden states, head and labels of a case, and its gradients in float64
+- `worker`   one method on one case, in its own process: memory, gradient error, time
+- `runner`   every method on every case, one process at a time
+- `table`, `results`, `figure`, `report`   output
 
-Only `worker`, `inputs`, `methods` and `peers` import torch, and `worker` alone touches tensors of a measured size: the
-process that runs the others stays small.
+Only `worker`, `inputs`, `methods` and `peers` import torch, and only `worker` allocates tensors of a measured size: the
+process that starts the others stays small.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.loss`: the loss beside every peer."""
+"""`python -m benchmarks.loss`: the gated loss and its peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eaftdrope.recipe.suggest import did_you_mean
 
 from .cases import DTYPES, ISAS, LOGITS, QUICK_ROWS, SHAPES, TRAINS, choose, make_cases, parse_shapes
 from .report import bench_loss
-from .runner import Settings, resolve_device
+from .runner import MeasurementSettings, resolve_device
 
 _UNSHOWN = {"show_default": False}
 
@@ -24,27 +24,27 @@ def loss(
         str | None,
         typer.Option(help=f"{', '.join(SHAPES)} (all by default), or sizes as HIDDENxVOCABULARY.", **_UNSHOWN),
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Tokens; by default 2048, Gemma 1024.", **_UNSHOWN)] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Tokens; by default 2048 (Gemma: 1024).", **_UNSHOWN)] = None,
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)} (both by default).", **_UNSHOWN)] = None,
     methods: Annotated[str | None, typer.Option(help="Names from the table; by default all.", **_UNSHOWN)] = None,
     logits: Annotated[
-        str | None, typer.Option(help="random, real (both by default; smollm2 alone has real ones).", **_UNSHOWN)
+        str | None, typer.Option(help="random, real (both by default; real: smollm2 only).", **_UNSHOWN)
     ] = None,
     trains: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(TRAINS)}; by default `all`, and the first shape in all ways.", **_UNSHOWN),
+        typer.Option(help=f"{', '.join(TRAINS)}; by default `all`, and every one for the first shape.", **_UNSHOWN),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Of the processor; with more than one, wall time counts.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; with more than one, wall time is compared.")] = 1,
     isa: Annotated[
         str | None,
         typer.Option(
-            help="Instructions oneDNN may use (ONEDNN_MAX_CPU_ISA): AVX512_CORE_BF16 leaves AMX out.", **_UNSHOWN
+            help="Instructions oneDNN may use (ONEDNN_MAX_CPU_ISA): AVX512_CORE_BF16 excludes AMX.", **_UNSHOWN
         ),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Pairs of method and floor.")] = 5,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of measurements of method and floor.")] = 5,
     seconds: Annotated[
-        float, typer.Option(min=0, help="A method takes fewer pairs (but one) where they would go beyond this.")
+        float, typer.Option(min=0, help="Time limit per method and case; at least one measurement is made.")
     ] = 60.0,
     text: Annotated[
         Path | None, typer.Option(help="File of text for real logits; by default package:bfcl.", **_UNSHOWN)
@@ -52,12 +52,11 @@ def loss(
     output: Annotated[Path | None, typer.Option(help="Folder for loss.csv, loss.json and figures.", **_UNSHOWN)] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help=f"Unless said otherwise: smollm2, {QUICK_ROWS} rows, bfloat16, random, all."),
+        typer.Option("--quick", help=f"Defaults of smollm2, {QUICK_ROWS} rows, bfloat16, random, all."),
     ] = False,
 ) -> None:
-    """Time, peak memory and gradient error of the gated loss and of what else there is, against the bare matrix
-    products that no method can do without. Each method runs in a process of its own; one that cannot run keeps its line
-    in the table, with the reason."""
+    """Measure time, peak memory and gradient error of the gated loss and its peers, relative to the bare matrix products
+    that every method needs. Each method runs in its own process; one that cannot run is listed with the reason."""
     if quick:
         shape, rows, dtype = _or(shape, "smollm2"), _or(rows, QUICK_ROWS), _or(dtype, "bfloat16")
         logits, trains = _or(logits, "random"), _or(trains, "all")
@@ -71,14 +70,16 @@ def loss(
     if isa is not None and isa not in ISAS:
         raise UserError(f"--isa {isa}: unknown.{did_you_mean(isa, ISAS)} Known: {', '.join(ISAS)}.")
     if text is not None and not text.is_file():
-        raise UserError(f"--text {text}: there is no such file.")
+        raise UserError(f"--text {text}: no such file.")
 
-    measured_by = Settings(resolve_device(device), threads, repeat, seconds, isa, None if text is None else str(text))
+    measured_by = MeasurementSettings(
+        resolve_device(device), threads, repeat, seconds, isa, None if text is None else str(text)
+    )
     bench_loss(cases, methods, measured_by, output=output, command=as_typed("benchmarks.loss", sys.argv[1:]))
 
 
 def _or(value, default):
-    """An option that was not given takes its default; one that was given empty is refused as such."""
+    """Return the default for an option that was not passed; an empty value is kept, and refused later."""
     return default if value is None else value
 
 

@@ -1,4 +1,4 @@
-"""What is measured: the head of a model, a number of tokens, a dtype, and what is trained of it. Imports no torch.
+"""Workloads: the head of a model, a number of tokens, a dtype, and the trained tensors. Does not import torch.
 
 Legend: N tokens (rows), D hidden size, V vocabulary.
 """
@@ -15,7 +15,7 @@ from eaftdrope.recipe.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Shape:
-    """The head of a model and the tokens that a step brings to it."""
+    """The head of a model and the number of tokens of a step."""
 
     name: str
     title: str
@@ -36,16 +36,16 @@ SHAPES = {
 DEFAULT_ROWS = 2048
 DTYPES = ("bfloat16", "float32")
 LOGITS = {
-    "random": "hidden states and head drawn at random: half of the rows diffuse, a quarter sure of their label, a "
-    "quarter sure of another token",
+    "random": "hidden states and head drawn at random: half of the rows diffuse, a quarter confident of their label, a "
+    "quarter of another token",
     "real": "hidden states and head of SmolLM2-135M-Instruct over text",
 }
 TRAINS = {
     "all": "every label counts, the head is trained",
-    "half-ignored": "half of the labels are ignored, in spans of 32 rows as prompts are",
+    "half-ignored": "half of the labels are ignored, in spans of 32 rows, as in prompts",
     "frozen-head": "the head is frozen (LoRA): no weight gradient, and a floor of two products instead of three",
 }
-# the only shape whose model comes with a pip package
+# the only shape whose model is available as a pip package
 REAL_SHAPE = "smollm2"
 QUICK_ROWS = 256
 
@@ -81,13 +81,13 @@ class Case:
 
     @property
     def inputs(self) -> str:
-        """Cases of the same inputs share them, and their gradients in float64."""
+        """Identifier of the inputs and their float64 gradients, which cases share."""
         labels = "half-ignored" if self.trains == "half-ignored" else "all"
         return f"{self.shape}-{self.rows}-{self.dtype}-{self.logits}-{labels}"
 
     @property
     def products(self) -> int:
-        """Matrix products of `2 N D V` operations that a step cannot do without."""
+        """Number of matrix products of `2 N D V` operations that every step needs."""
         return 2 if self.trains == "frozen-head" else 3
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Case:
 
 
 def parse_shapes(text: str) -> list[Shape]:
-    """`smollm2,qwen`, or sizes as `DxV`. Raises UserError with the nearest name."""
+    """Parse `smollm2,qwen`, or sizes as `DxV`. Raises UserError with the nearest name."""
     shapes = []
     for word in split(text, "--shape"):
         if sizes := re.fullmatch(r"(\d+)x(\d+)", word):
@@ -115,7 +115,7 @@ def parse_shapes(text: str) -> list[Shape]:
 
 
 def choose(text: str, known: Sequence[str], option: str) -> list[str]:
-    """The comma-separated words of `text`, all of them known. Raises UserError with the nearest word."""
+    """Split `text` at commas and check every word. Raises UserError with the nearest known word."""
     words = split(text, option)
     for word in words:
         if word not in known:
@@ -126,7 +126,7 @@ def choose(text: str, known: Sequence[str], option: str) -> list[str]:
 def split(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise UserError(f"{option} is empty. Name something, separated by commas.")
+        raise UserError(f"{option} is empty. Pass values separated by commas.")
     return list(dict.fromkeys(words))
 
 
@@ -137,10 +137,10 @@ def make_cases(
     trains: Sequence[str] | None = None,
     rows: int | None = None,
 ) -> list[Case]:
-    """The cases, those of the same inputs next to each other.
+    """Return the cases, with those of the same inputs next to each other.
 
-    Without `trains`, every shape is measured as it trains most (`all`), and the first shape in the other ways too.
-    Real logits exist for one shape alone; the others are random.
+    Without `trains`, every shape is measured with all tensors trained, and the first shape in the other ways too.
+    Real logits exist for one shape only; those of the others are random.
     """
     cases = []
     for dtype in dtypes:
@@ -150,12 +150,12 @@ def make_cases(
                     continue
                 varied = shape is shapes[0] and kind == logits[0]
                 chosen = trains or (list(TRAINS) if varied else ["all"])
-                # the frozen head shares its inputs with `all`: next to it
+                # next to `all`, with which the frozen head shares its inputs
                 for way in sorted(chosen, key=lambda name: name == "half-ignored"):
                     sizes = (rows or shape.rows, shape.hidden_size, shape.vocabulary)
                     cases.append(Case(shape.name, shape.title, *sizes, dtype, kind, way))
     if not cases:
-        raise UserError(f"real logits exist for --shape {REAL_SHAPE} alone. Take it, or --logits random.")
+        raise UserError(f"real logits exist for --shape {REAL_SHAPE} only. Use it, or --logits random.")
     return cases
 
 

@@ -1,8 +1,8 @@
-"""Figures of a run: time against the floor, and peak memory, method by method; one column a case.
+"""Figures of a run: time relative to the floor, and peak memory, one row per method and one column per case.
 
-One figure a dtype for the shapes as they train most, and one for the first shape in all ways it was measured. Colour says
-whose method it is and a hatch that it is plain cross-entropy; both can be told apart without colour vision. What failed
-keeps its line with a word for it; what ran nowhere is named below the figure.
+One figure per dtype with all tensors trained, and one for the first shape in all ways it was measured. Colour marks the
+origin of a method, a hatch plain cross-entropy; both are legible without colour vision. A failed method keeps its row with
+its status; methods that ran nowhere are listed below the figure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 
-# without a display
+# no display is needed
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ _KEY = ("shape", "rows", "logits", "trains")
 
 
 def draw(rows: Sequence[dict], about: dict, folder: Path) -> list[Path]:
-    """Writes PNG and SVG files, and returns their paths. A group of cases without any figure is left out."""
+    """Write PNG and SVG files and return their paths; a group of cases without results has no figure."""
     paths = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         of_dtype = [row for row in rows if row["dtype"] == dtype]
@@ -59,7 +59,7 @@ def _figure(rows: Sequence[dict], about: dict, path: Path) -> list[Path]:
         2, len(cases), figsize=(width, height), sharey=True, squeeze=False, layout="constrained"
     )
     ratios = [row["ratio"] for row in rows if row["status"] == "ok"]
-    # one scale for all columns, from a little under the floor, with room for the numbers at the ends of the bars
+    # one scale for all columns, from just below the floor, with room for the numbers beside the bars
     limits = min(0.8, min(ratios, default=1) * 0.6), max(2.0, max(ratios, default=1) * 2.2)
     for column, case in enumerate(cases.values()):
         shown = [case[name] for name in measured]
@@ -70,7 +70,7 @@ def _figure(rows: Sequence[dict], about: dict, path: Path) -> list[Path]:
         row[0].set_yticks(range(len(measured)), measured, fontsize=_TEXT)
         for label, name in zip(row[0].get_yticklabels(), measured, strict=True):
             label.set_fontweight("bold" if _family(rows, name) == "ours" else "normal")
-    # the axes share it
+    # shared by all axes
     grid[0, 0].invert_yaxis()
     figure.suptitle(f"Head and loss of one training step, {rows[0]['dtype']}", fontsize=_TEXT + 4, fontweight="bold")
     legend = figure.legend(
@@ -86,7 +86,7 @@ def _figure(rows: Sequence[dict], about: dict, path: Path) -> list[Path]:
 
 
 def _ratios(axes: Axes, rows: Sequence[dict], limits: tuple[float, float]) -> None:
-    """Bars from the floor, to the right where a method takes longer and to the left where it takes less."""
+    """Draw bars from the floor: to the right for slower methods, to the left for faster ones."""
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     for position, row in enumerate(rows):

@@ -1,11 +1,11 @@
-"""The hidden states, head and labels of a case, and what its loss and gradients are in float64.
+"""Hidden states, head and labels of a case, and its loss and gradients in float64.
 
 Notable:
-- Made once and shared by all methods: every method sees the same bits.
-- The float64 gradients are exact, but formed in part where forming all of them would take minutes: by the hidden states of
-  `REFERENCE_ROWS` rows spread evenly, by the head in `REFERENCE_ENTRIES` rows of the vocabulary (half of them labels, the
-  rest spread evenly). Every row of the batch enters the latter.
-- The gate is a factor on a row's gradient, so one pass serves every gate that a method may have.
+- The inputs are created once and shared by all methods, bit for bit.
+- The float64 gradients are exact but partial, since all of them would take minutes: with respect to the hidden states of
+  `REFERENCE_ROWS` evenly spaced rows, and to `REFERENCE_ENTRIES` rows of the head (half of them labels, the rest evenly
+  spaced). Every row of the batch contributes to the latter.
+- The gate is a factor on a row's gradient, so one pass serves every gate.
 
 Legend: N tokens, D hidden size, V vocabulary; R rows of a block, S rows checked, E vocabulary entries checked.
 """
@@ -36,7 +36,7 @@ MODEL = "package:smollm2-135m-instruct"
 
 
 def make_inputs(case: Case, text: Path | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """`(hidden [N, D], weight [V, D], labels [N])` in the dtype of the case, on the processor."""
+    """`(hidden [N, D], weight [V, D], labels [N])` in the dtype of the case, on the CPU."""
     hidden_ND, weight_VD, labels_N = _real(case, text) if case.logits == "real" else _random(case)
     if case.trains == "half-ignored":
         labels_N[torch.arange(case.rows) // _IGNORED_SPAN % 2 == 0] = -100
@@ -45,20 +45,20 @@ def make_inputs(case: Case, text: Path | None = None) -> tuple[Tensor, Tensor, T
 
 
 def _random(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Half of the rows diffuse (logits of unit variance), a quarter sure of their label, a quarter of another token."""
+    """Half of the rows are diffuse (unit variance), a quarter confident of the label, a quarter of another token."""
     generator = torch.Generator().manual_seed(_SEED)
     weight_VD = torch.randn(case.vocabulary, case.hidden_size, generator=generator) / math.sqrt(case.hidden_size)
     hidden_ND = torch.randn(case.rows, case.hidden_size, generator=generator)
     labels_N = torch.randint(0, case.vocabulary, (case.rows,), generator=generator)
     favourite_N = torch.where(torch.arange(case.rows) % 4 == 1, labels_N, labels_N.roll(1))
     sure_N = torch.arange(case.rows) % 2 == 1
-    # a logit of 25 beyond the others' unit variance: an entropy of about 1e-5
+    # a logit of 25 against the others' unit variance gives an entropy of about 1e-5
     hidden_ND[sure_N] += 25 * weight_VD[favourite_N[sure_N]]
     return hidden_ND, weight_VD, labels_N
 
 
 def _real(case: Case, text: Path | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The last hidden states of the model over the text, its head, and the token that follows."""
+    """Return the last hidden states of the model over the text, its head, and the next tokens."""
     from eaftdrope.models import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
@@ -76,7 +76,7 @@ def _real(case: Case, text: Path | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tokens(tokenizer, text: Path | None, count: int) -> Tensor:
-    """The first `count` tokens of a text file, or of the function-calling rows that the quickstart trains on."""
+    """Return the first `count` tokens of a text file, or of the function-calling rows of the quickstart."""
     if text is not None:
         ids = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
     else:
@@ -89,13 +89,13 @@ def _tokens(tokenizer, text: Path | None, count: int) -> Tensor:
             if len(ids) >= count:
                 break
     if len(ids) < count:
-        raise UserError(f"{text or 'package:bfcl'} has {len(ids)} tokens, fewer than {count}. Take another --text.")
+        raise UserError(f"{text or 'package:bfcl'} has {len(ids)} tokens, fewer than {count}. Use another --text.")
     return torch.tensor(ids[:count])
 
 
 def reference(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> dict:
-    """Loss and gradients in float64 from the same bits: `rows [S]` and `entries [E]` say of what, and by gate come
-    `loss`, `hidden [S, D]` and `weight [E, D]`."""
+    """Return loss and gradients in float64 from the same bits: `rows [S]` and `entries [E]` are the indices that are
+    checked, and for each gate `loss`, `hidden [S, D]` and `weight [E, D]`."""
     rows_S = _spread(labels_N.numel(), REFERENCE_ROWS).to(labels_N.device)
     entries_E = _entries(labels_N, weight_VD.shape[0])
     trained_N = labels_N != -100
@@ -111,7 +111,7 @@ def reference(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> dict:
         stats = token_statistics(logits_RV, labels_R, k=20)
         gradient_RV = logits_RV.softmax(-1)
         gradient_RV[torch.arange(len(labels_R), device=labels_R.device), labels_R] = torch.expm1(-stats.nll)
-        # of the rows that are checked, those in this block
+        # the checked rows that are in this block
         inside = rows_S[(rows_S >= block.start) & (rows_S < block.stop)] - block.start
         by_hidden_SD = gradient_RV[inside] @ weight_VD
         for gate in GATES:
@@ -125,19 +125,19 @@ def reference(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> dict:
 
 
 def _entries(labels_N: Tensor, vocabulary: int) -> Tensor:
-    """Half of them labels (all of them where there are few), the others spread evenly over the vocabulary."""
+    """Return indices: half of them labels (or all labels, if there are few), the others evenly spaced in the vocabulary."""
     labels = labels_N[labels_N != -100].unique()
     chosen = labels[_spread(labels.numel(), REFERENCE_ENTRIES // 2).to(labels.device)]
     return torch.cat([chosen, _spread(vocabulary, REFERENCE_ENTRIES // 2).to(labels.device)]).unique()
 
 
 def _spread(total: int, count: int) -> Tensor:
-    """At most `count` of `range(total)`, evenly."""
+    """Return at most `count` evenly spaced elements of `range(total)`."""
     return torch.linspace(0, total - 1, min(total, count)).long()
 
 
 def errors(loss: float, hidden_grad_ND: Tensor, weight_grad_VD: Tensor | None, truth: dict, gate: str) -> dict:
-    """Relative errors of the loss and (by the Frobenius norm) of the gradients; None for one that was not formed."""
+    """Return the relative errors of the loss and (in the Frobenius norm) the gradients; None for one that was not formed."""
     exact = truth["gates"][gate]
 
     def relative(actual: Tensor, expected: Tensor) -> float:

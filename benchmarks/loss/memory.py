@@ -1,8 +1,7 @@
-"""Peak memory of one call: what the process held at its highest, beyond what it held before.
+"""Peak memory of one call, relative to the memory of the process before it.
 
-On the processor it is the high-water mark of the resident pages, which Linux lets a process reset; elsewhere nothing is
-reported. On a CUDA device it is the peak of torch's allocator. The gradients that the call leaves are taken off by the
-caller.
+On the CPU it is the high-water mark of the resident pages, which Linux lets a process reset; other systems report none. On
+a CUDA device it is the peak of torch's allocator. The caller subtracts the gradients that the call returns.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 
 def peak_of(call: Callable[[], None], device_type: str) -> int | None:
-    """Bytes; None where this system cannot tell."""
+    """Return bytes; None if this system cannot measure it."""
     gc.collect()
     if device_type == "cuda":
         return _peak_on_cuda(call)
@@ -40,7 +39,7 @@ def _peak_on_cuda(call: Callable[[], None]) -> int:
 def _peak_of_process(call: Callable[[], None]) -> int:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
-        # memory that a warm-up freed but the C library kept would be used again unseen
+        # memory that the C library kept after the warm-up would be reused without being counted
         libc.malloc_trim(0)
     # 5 resets the high-water mark; see proc(5)
     Path("/proc/self/clear_refs").write_text("5")

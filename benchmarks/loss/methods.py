@@ -1,6 +1,6 @@
-"""Who is measured. Every method is a loss with a backward, and says which loss: the gated one or plain cross-entropy.
+"""The methods that are measured. Each is a loss with a backward: the gated loss or plain cross-entropy.
 
-`gate` is the gate of [`eaftdrope.loss`] whose value and gradients the method must reproduce; the tests hold it to that.
+`gate` is the gate of [`eaftdrope.loss`] whose value and gradients the method must reproduce, which the tests check.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import peers
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# one more than the tiles whose weight gradients are summed in bfloat16
+# one more than the number of tiles whose weight gradients are summed in bfloat16
 MANY_TILES = 5
 
 
@@ -30,11 +30,11 @@ def always(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @dataclass(frozen=True)
 class Method:
-    """`computes` is the line of the table; `family` is "ours" or "peer".
+    """A method. `computes` is its description in the table; `family` is "ours" or "peer".
 
     `loss(hidden [N, D], weight [V, D], labels [N])` is the mean over the labels that are not -100, and `unavailable`
-    gives the reason why it cannot run on a device and dtype, or None. `exact` is False where the gradient is an
-    approximation by design. `backend` is what is asked of [`fused_linear_eaft`], None for a peer.
+    returns the reason why it cannot run on a device and dtype, or None. `exact` is False if the gradient is an
+    approximation by design. `backend` is that of [`fused_linear_eaft`], None for a peer.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """By name, ours first, in the order of the table."""
+    """Return the methods by name, ours first, in the order of the table."""
     return {method.name: method for method in (*_ours(), *_peers())}
 
 
 def _ours() -> list[Method]:
-    """One a backend; then what a gate, the tail and the sum of the weight gradient cost on the best of them."""
+    """Return one method per backend, then variants of gate, tail and weight-gradient sum on the best of them."""
     by_backend = [
         _own(name, "top-20 gate", unavailable=partial(unavailable, name), backend=name)
         for name in BACKENDS
@@ -125,7 +125,7 @@ def many_tiles(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def _not_in_float32(device: torch.device, dtype: torch.dtype) -> str | None:
-    return "in float32 the weight gradient is a float32 sum whatever the tiles" if dtype == torch.float32 else None
+    return "in float32 the weight gradient is always a float32 sum" if dtype == torch.float32 else None
 
 
 def _package_missing(module: str, package: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -142,5 +142,5 @@ def _liger_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _torch_linear_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     if torch.__version__ < (2, 13):
-        return f"torch 2.13 brought it, this is {torch.__version__}"
+        return f"needs torch 2.13, this is {torch.__version__}"
     return None

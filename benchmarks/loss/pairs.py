@@ -1,7 +1,7 @@
-"""Times of a method and of the floor, taken in turn, and what becomes of them. Imports no torch.
+"""Times of a method and of the floor, measured in turn, and their statistics. Does not import torch.
 
-A machine that slows down slows both of a pair, so the ratio of a pair keeps its meaning where seconds do not. Who goes
-first alternates. Reported is the median of the ratios of the pairs, never the ratio of two medians.
+A machine that slows down slows both of a pair, so the ratio of a pair stays meaningful while seconds do not. The order
+within a pair alternates. The reported figure is the median of the ratios, not the ratio of two medians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of one call: of all threads of the process, of the clock on the wall, and (on a device) of its events."""
+    """Seconds of one call: CPU time of all threads, wall time, and (on a device) the time between its events."""
 
     cpu: float
     wall: float
@@ -46,11 +46,11 @@ def time_on_cuda(call: Callable[[], None]) -> Time:
 def take_pairs(
     method: Callable[[], None], floor: Callable[[], None], timed: Timed, *, repeat: int, seconds: float
 ) -> list[tuple[Time, Time]]:
-    """`(method, floor)` times, `repeat` of them; fewer (but one) where they would go beyond `seconds`."""
+    """Return `repeat` pairs of `(method, floor)` times; fewer, but at least one, if they would exceed `seconds`."""
     pairs: list[tuple[Time, Time]] = []
     start = time.perf_counter()
     while len(pairs) < repeat:
-        # of an even number of pairs, each went first in half
+        # in an even number of pairs, each is first in half
         pairs.append(_pair(method, floor, timed, method_first=len(pairs) % 2 == 0))
         spent = time.perf_counter() - start
         if spent + spent / len(pairs) > seconds:
@@ -67,7 +67,7 @@ def _pair(method, floor, timed: Timed, *, method_first: bool) -> tuple[Time, Tim
 
 
 def summarise(pairs: list[tuple[Time, Time]], clock: str) -> dict[str, float | int | None]:
-    """Median, lowest and highest ratio by `clock` ("cpu", "wall" or "device"), and median seconds of all clocks."""
+    """Return median, lowest and highest ratio by `clock` ("cpu", "wall" or "device"), and median seconds of all clocks."""
     ratios = [getattr(method, clock) / getattr(floor, clock) for method, floor in pairs]
 
     def median(who: int, name: str) -> float | None:
@@ -90,6 +90,6 @@ def summarise(pairs: list[tuple[Time, Time]], clock: str) -> dict[str, float | i
 
 
 def row_slices(rows: int, step: int) -> Iterator[slice]:
-    """Slices of at most `step` rows that cover all of them."""
+    """Return slices of at most `step` rows that cover all rows."""
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

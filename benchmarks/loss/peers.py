@@ -1,7 +1,7 @@
-"""The losses that others compute, each by the call that its users make; hidden `[N, D]`, weight `[V, D]`, labels `[N]`.
+"""The losses of other projects, each by the call that its users make; hidden `[N, D]`, weight `[V, D]`, labels `[N]`.
 
-- What a method computes (gated or plain) is said in `methods`; here is only how.
-- The three on full logits are restated from their formulas: they are what a framework's own loop does.
+- `methods` states whether a loss is gated or plain.
+- The three on full logits are written from their formulas, as in the training loop of a framework.
 - All divide by the number of labels that are not ignored.
 
 Legend: N tokens, D hidden size, V vocabulary, T trained rows.
@@ -38,7 +38,7 @@ def full_logits_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Te
 
 
 class _HeadOnly(torch.nn.Module):
-    """A model for TRL's fused head: its backbone hands on the hidden states that it is given."""
+    """A model for TRL's fused head, whose backbone returns the hidden states that it receives."""
 
     def __init__(self, weight_VD: Tensor):
         super().__init__()
@@ -59,7 +59,7 @@ class _HeadOnly(torch.nn.Module):
 
 
 def trl_fused_head(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    """As TRL's SFTTrainer computes its loss, with the gate in one line where it has its own line for DFT."""
+    """The loss of TRL's SFTTrainer, with the gate in the place of its line for DFT."""
     from trl.trainer.utils import add_fused_lm_head
 
     model = _HeadOnly(weight_VD)
@@ -76,7 +76,7 @@ def liger_fused_linear(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -
 
 
 def liger_scaled(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    """Per-token loss and entropy from one call; the entropy comes in the dtype of the hidden states."""
+    """Return per-token loss and entropy from one call; the entropy has the dtype of the hidden states."""
     from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction
 
     nll_N, entropy_N = LigerFusedLinearScaledCrossEntropyFunction.apply(
@@ -87,7 +87,7 @@ def liger_scaled(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tens
 
 
 def cut_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    """Its Triton kernels on a device, and its compiled full-logits form on a processor, where those cannot run."""
+    """Use its Triton kernels on a device, and its compiled full-logits form on a CPU, where the kernels cannot run."""
     from cut_cross_entropy import linear_cross_entropy
 
     impl = "torch_compile" if hidden_ND.device.type == "cpu" else "cce"
@@ -99,7 +99,7 @@ def torch_linear_default(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor)
 
 
 def torch_linear_tuned(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    """The fastest options we know. On a processor in bfloat16 they also sum the loss in bfloat16."""
+    """Use the fastest known options. On a CPU in bfloat16 they also sum the loss in bfloat16."""
     if hidden_ND.device.type != "cpu":
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2048)
     elif hidden_ND.dtype == torch.bfloat16:

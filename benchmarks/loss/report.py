@@ -1,4 +1,4 @@
-"""A whole run: tables as they come, files as they grow, figures at the end."""
+"""A whole run: a table after each case, files updated with it, and figures at the end."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from . import results
 from .cases import LOGITS, TRAINS, Case, choose
 from .inputs import REFERENCE_ENTRIES, REFERENCE_ROWS
 from .methods import methods
-from .runner import Settings, run
+from .runner import MeasurementSettings, run
 from .table import case_table, place
 
 
 def bench_loss(
-    cases: Sequence[Case], names: str | None, settings: Settings, *, output: Path | None, command: str
+    cases: Sequence[Case], names: str | None, settings: MeasurementSettings, *, output: Path | None, command: str
 ) -> list[dict]:
-    """Measures and shows; with `output` also writes. `names` are methods, separated by commas (None: all).
+    """Measure and print; with `output` also write. `names` are methods, separated by commas (None: all).
 
     Raises:
-        UserError: an unknown method, or an output that is no folder.
+        UserError: an unknown method, or an output that is not a folder.
     """
     known = methods()
     chosen = [known[name] for name in (list(known) if names is None else choose(names, list(known), "--methods"))]
     if output is not None:
         if output.exists() and not output.is_dir():
-            raise UserError(f"--output {output} is a file. Name a folder.")
+            raise UserError(f"--output {output} is a file. Pass a folder.")
         output.mkdir(parents=True, exist_ok=True)
-    # a log is not a terminal 80 columns wide
+    # a log has no width; rich would assume 80 columns
     console = Console() if sys.stdout.isatty() else Console(width=150)
     about = _about(settings, command)
     versions = about["environment"]["versions"]
@@ -59,7 +59,7 @@ def bench_loss(
     return rows
 
 
-def _about(settings: Settings, command: str) -> dict:
+def _about(settings: MeasurementSettings, command: str) -> dict:
     return {
         "what": "one forward and backward of a language model's head and loss, against its bare matrix products",
         "command": command,

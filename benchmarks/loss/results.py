@@ -1,7 +1,7 @@
-"""What a run leaves behind: one row for every method on every case, and where, when and with what it was measured.
+"""Results of a run: one row per method and case, with hardware, versions and date.
 
-The CSV holds the rows; the JSON holds them too, with the environment and the settings of the run. Both are written beside
-their place and renamed, after every case, so that a run that is stopped keeps what it has.
+The CSV contains the rows; the JSON also the environment and the settings of the run. Both are written atomically after
+every case, so that an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .cases import Case
 
 SCHEMA = 1
 PACKAGES = ("eaftdrope", "torch", "triton", "trl", "transformers", "liger-kernel", "cut-cross-entropy")
-# features that decide how fast a matrix product or a vector loop is
+# CPU features that determine the speed of matrix products and vector loops
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimd", "sve", "bf16")
 STATUSES = ("ok", "skipped", "failed", "out of memory")
 
@@ -34,22 +34,22 @@ IDENTITY = {
     "vocabulary": "",
     "dtype": "",
     "logits": "random or real",
-    "trains": "what is trained: all, half-ignored or frozen-head",
+    "trains": "the trained tensors and labels: all, half-ignored or frozen-head",
     "device": "",
-    "threads": "of the processor",
-    "isa": "ONEDNN_MAX_CPU_ISA that the run was held to",
+    "threads": "CPU threads",
+    "isa": "ONEDNN_MAX_CPU_ISA of the run",
     "method": "",
     "family": "ours or peer",
     "gate": "the gate whose loss it computes; none is plain cross-entropy",
-    "computes": "the same in words",
+    "computes": "description of the method",
     "status": "ok, skipped, failed or out of memory",
-    "reason": "of a status that is not ok",
+    "reason": "of a status other than ok",
 }
 MEASURED = {
-    "backend": "that worked, for ours",
+    "backend": "the backend that was used, for ours",
     "ratio": "median over pairs of time / time of the bare matrix products",
-    "ratio_low": "lowest of the pairs",
-    "ratio_high": "highest of the pairs",
+    "ratio_low": "lowest ratio",
+    "ratio_high": "highest ratio",
     "pairs": "",
     "clock": "clock of the ratio: cpu (all threads of the process), wall or device",
     "cpu_seconds": "median, one forward and backward",
@@ -58,21 +58,21 @@ MEASURED = {
     "floor_cpu_seconds": "median of the bare matrix products",
     "floor_wall_seconds": "the same",
     "floor_device_seconds": "the same",
-    "floor_gflops": "speed of the bare matrix products, 1e9 operations a second",
+    "floor_gflops": "speed of the bare matrix products, 1e9 operations per second",
     "extra_bytes": "peak memory of a call beyond inputs and gradients",
-    "gradient_bytes": "gradients that the call leaves",
+    "gradient_bytes": "size of the gradients that the call returns",
     "loss": "",
     "loss_error": "relative, against float64",
-    "hidden_error": "gradient by the hidden states: relative error against float64 (Frobenius norm, some rows)",
-    "weight_error": "gradient by the head: the same (some vocabulary entries)",
+    "hidden_error": "gradient with respect to the hidden states: relative error against float64 (Frobenius norm, some rows)",
+    "weight_error": "gradient with respect to the head: the same (some vocabulary entries)",
 }
 COLUMNS = {**IDENTITY, **MEASURED}
-"""Column -> what it means, where its name does not say so."""
+"""Column -> meaning, where the name does not state it."""
 
 
 def make_row(case: Case, run: dict, method: dict, result: dict) -> dict:
-    """A row with every column; `run` has device, threads and isa, `method` has name, family, gate and computes, and
-    `result` is a worker's."""
+    """Return a row with every column; `run` has device, threads and isa, `method` has name, family, gate and computes,
+    and `result` comes from a worker."""
     assert result["status"] in STATUSES, result
     known = {
         "shape": case.shape,
@@ -91,12 +91,12 @@ def make_row(case: Case, run: dict, method: dict, result: dict) -> dict:
 
 
 def _shortened(value):
-    """A float to six digits: more are noise."""
+    """Round a float to six digits; more are noise."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def environment(isa: str | None) -> dict:
-    """Where and with what: imports torch."""
+    """Return hardware and versions; imports torch."""
     import torch
 
     flags = cpu_flags()
@@ -136,7 +136,7 @@ def _version(package: str) -> str | None:
 
 
 def write(folder: Path, rows: list[dict], about: dict) -> None:
-    """`loss.csv` and `loss.json` in `folder`, which exists."""
+    """Write `loss.csv` and `loss.json` into `folder`, which must exist."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Every method on every case, each in a process of its own, one after the other.
+"""Run every method on every case, each in its own process, one at a time.
 
 A method that fails, runs out of memory or is killed is a row of the table like any other, with its reason.
 """
@@ -23,16 +23,16 @@ from .cases import Case, as_json
 from .methods import Method
 from .results import make_row
 
-# A worker that says nothing for so long is stuck.
+# Seconds after which a worker without a result is considered stuck.
 _TIMEOUT = 3600
 _INPUTS = "inputs.pt"
-# oneDNN and OpenMP read these when they are loaded, which is why a worker gets them from outside.
+# oneDNN and OpenMP read these when they are loaded, so they are set in the environment of a worker.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How each method is measured; `seconds` bounds the pairs of one method on one case."""
+class MeasurementSettings:
+    """Settings of the measurement; `seconds` limits the time of one method on one case."""
 
     device: str
     threads: int | None
@@ -43,27 +43,27 @@ class Settings:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is the first CUDA (or ROCm) device, else the processor. Raises UserError for what is not there."""
+    """Resolve `auto` to the first CUDA (or ROCm) device, else the CPU. Raises UserError for a missing device."""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UserError(f"--device {name}: memory and time are measured on cpu and cuda (also ROCm). Take auto.")
+        raise UserError(f"--device {name}: memory and time are measured on cpu and cuda (also ROCm). Use auto.")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices. Take --device cpu.")
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu.")
     return f"cuda:{int(index or 0)}" if kind == "cuda" else name
 
 
 def run(
     cases: Sequence[Case],
     chosen: Sequence[Method],
-    settings: Settings,
+    settings: MeasurementSettings,
     started: Callable[[Case, str], None],
     finished: Callable[[Case, list[dict]], None],
 ) -> list[dict]:
-    """All rows. `started(case, what)` is called before each process, `finished(case, rows)` after each case."""
+    """Return all rows. `started(case, what)` is called before each process, `finished(case, rows)` after each case."""
     rows = []
     how = {"device": settings.device, "threads": settings.threads, "isa": settings.isa}
     answers: dict[str, dict] = {}
@@ -98,13 +98,13 @@ def describe(method: Method) -> dict:
     return {"method": method.name, "family": method.family, "gate": method.gate, "computes": method.computes}
 
 
-def _probe(case: Case, chosen: Sequence[Method], settings: Settings, folder: Path) -> dict[str, dict | None]:
+def _probe(case: Case, chosen: Sequence[Method], settings: MeasurementSettings, folder: Path) -> dict[str, dict | None]:
     names = [method.name for method in chosen]
     answer = _work(settings, folder, case, {"task": "probe", "names": names})
     return answer["answers"] if answer["status"] == "ok" else dict.fromkeys(names, answer)
 
 
-def _measure(case: Case, method: Method, settings: Settings, folder: Path) -> dict:
+def _measure(case: Case, method: Method, settings: MeasurementSettings, folder: Path) -> dict:
     job = {
         "task": "measure",
         "method": method.name,
@@ -116,8 +116,8 @@ def _measure(case: Case, method: Method, settings: Settings, folder: Path) -> di
     return _work(settings, folder, case, job)
 
 
-def _work(settings: Settings, folder: Path, case: Case, job: dict) -> dict:
-    """Runs one worker and returns its result, or what happened to it."""
+def _work(settings: MeasurementSettings, folder: Path, case: Case, job: dict) -> dict:
+    """Run one worker and return its result, or the reason for its failure."""
     job_file, result_file = folder / "job.json", folder / "result.json"
     result_file.unlink(missing_ok=True)
     job_file.write_text(json.dumps({**job, "case": as_json(case), "device": settings.device}), encoding="utf-8")
@@ -133,9 +133,9 @@ def _work(settings: Settings, folder: Path, case: Case, job: dict) -> dict:
     return _death(done.returncode, done.stderr)
 
 
-def worker_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a worker: ours, with the threads and instructions that were asked for. A backend that the
-    environment names does not count: a method is what its name says."""
+def worker_environment(settings: MeasurementSettings) -> dict[str, str]:
+    """Return the environment of a worker, with the requested threads and instructions. A backend set in the environment is
+    removed: each method has its own."""
     environment = {name: value for name, value in child_environment().items() if name != VARIABLE}
     if settings.threads is not None:
         environment.update(dict.fromkeys(_THREADS, str(settings.threads)))
@@ -145,7 +145,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
 
 def _death(code: int, stderr: str) -> dict:
-    """A process that left no result. The kernel answers a lack of memory with SIGKILL."""
+    """Return the status of a process that left no result. Linux sends SIGKILL when memory runs out."""
     if code == -signal.SIGKILL:
         return {"status": "out of memory", "reason": "killed (SIGKILL), which is how Linux answers a lack of memory"}
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]

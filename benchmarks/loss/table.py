@@ -1,4 +1,4 @@
-"""The rows of one case as a table for the terminal. What could not be measured keeps its line, with the reason."""
+"""The rows of one case as a table for the terminal. A method that could not be measured is listed with the reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _error(value: float | None) -> str:
 
 
 def seconds(row: dict, who: str = "") -> float:
-    """By the clock of the row; `who` is "floor_" for the bare products."""
+    """Return seconds by the clock of the row; `who` is "floor_" for the bare products."""
     return row[f"{who}{row['clock']}_seconds"]
 
 
@@ -67,7 +67,7 @@ def _floor(case: Case, rows: list[dict]) -> str:
 
 
 def place(about: dict) -> str:
-    """What it was measured on, in a line."""
+    """Return the hardware in one line."""
     where, settings = about["environment"], about["settings"]
     if settings["device"] == "cpu":
         isa = f", oneDNN held to {where['onednn_max_cpu_isa']}" if where["onednn_max_cpu_isa"] else ""

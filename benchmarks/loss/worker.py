@@ -1,10 +1,10 @@
-"""One job in a process of its own: ask which methods can run, make the inputs of a case, or measure one method on them.
+"""One job in its own process: check which methods can run, create the inputs of a case, or measure one method on them.
 
     python -m benchmarks.loss.worker JOB.json RESULT.json
 
 The order of a measurement: a warm-up on tiny shapes (imports, compilation), then memory and gradients of the first full
-call, then pairs with the floor. The result file says `status`: "ok", "skipped", "failed" or "out of memory", with the
-reason; only what no process can report of itself (a kill) leaves no file.
+call, then pairs with the floor. The result file has a `status`: "ok", "skipped", "failed" or "out of memory", with the
+reason; only a process that is killed leaves no file.
 
 Legend: N tokens, D hidden size, V vocabulary.
 """
@@ -29,9 +29,9 @@ from .memory import peak_of
 from .methods import Loss, methods
 from .pairs import row_slices, summarise, take_pairs, time_on_cpu, time_on_cuda
 
-# Rows and vocabulary. Two sizes: a compiler that is shown one takes it for a constant.
+# Rows and vocabulary. Two sizes, since a compiler treats a single one as a constant.
 _WARM_UP = ((64, 1024), (96, 2048))
-# Rows of a product of the floor: enough for full speed, few enough for the caches of a processor.
+# Rows of a product of the floor: enough for full speed, few enough for the CPU's caches.
 _FLOOR_ROWS = {"bfloat16": 512, "float32": 256}
 _FLOOR_ROWS_DEVICE = 4096
 
@@ -39,12 +39,12 @@ _FLOOR_ROWS_DEVICE = 4096
 def main() -> None:
     job_file, result_file = map(Path, sys.argv[1:])
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    # what libraries say of their own deprecations is no news here
+    # deprecation warnings of libraries are irrelevant here
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     case = Case(**job.pop("case"))
     if job["device"].startswith("cuda"):
-        # events and memory are those of the current device
+        # events and memory statistics belong to the current device
         torch.cuda.set_device(job["device"])
     try:
         result = {"status": "ok", **_TASKS[job.pop("task")](case, **job)}
@@ -56,8 +56,10 @@ def main() -> None:
 
 
 def _is_memory(error: Exception) -> bool:
-    said = ("can't allocate memory", "out of memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in said)
+    messages = ("can't allocate memory", "out of memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        message in str(error) for message in messages
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -66,7 +68,7 @@ def _one_line(error: Exception) -> str:
 
 
 def probe(case: Case, *, names: list[str], device: str) -> dict:
-    """For each method the row that it gets without being measured (it cannot run on this device and dtype), or None."""
+    """Return for each method its row if it cannot run on this device and dtype, else None."""
     where, dtype, known = torch.device(device), getattr(torch, case.dtype), methods()
     answers = {}
     for name in names:
@@ -80,7 +82,7 @@ def probe(case: Case, *, names: list[str], device: str) -> dict:
 
 
 def prepare(case: Case, *, inputs: str, device: str, text: str | None) -> dict:
-    """Writes the inputs of the case and their float64 gradients to the file `inputs`."""
+    """Write the inputs of the case and their float64 gradients to the file `inputs`."""
     made = make_inputs(case, None if text is None else Path(text))
     truth = reference(*(tensor.to(device) for tensor in made))
     torch.save({"made": made, "truth": truth}, inputs)
@@ -90,7 +92,7 @@ def prepare(case: Case, *, inputs: str, device: str, text: str | None) -> dict:
 def measure(
     case: Case, *, method: str, inputs: str, device: str, threads: int | None, repeat: int, seconds: float
 ) -> dict:
-    """Everything that is measured of one method on one case."""
+    """Measure one method on one case."""
     chosen = methods()[method]
     where, dtype = torch.device(device), getattr(torch, case.dtype)
     if threads is not None:
@@ -132,7 +134,7 @@ def warm_up(loss: Loss, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) 
 
 
 def make_step(loss: Loss, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Callable[[], Tensor]:
-    """A call that computes the loss and fresh gradients, as a training step after `zero_grad` does."""
+    """Return a call that computes the loss and new gradients, as a training step after `zero_grad` does."""
 
     def step() -> Tensor:
         hidden_ND.grad = weight_VD.grad = None
@@ -144,8 +146,8 @@ def make_step(loss: Loss, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor
 
 
 def make_floor(hidden_ND: Tensor, weight_VD: Tensor, *, products: int) -> Callable[[], None]:
-    """The bare matrix products of a step (logits, gradient by hidden, gradient by head), tile by tile, into memory that
-    is there already. With two products the head is frozen. Every row counts as trained."""
+    """Return a call of the bare matrix products of a step (logits, gradients with respect to hidden states and head), tile
+    by tile, into allocated memory. With two products the head is frozen. Every row counts as trained."""
     on_cpu = hidden_ND.device.type == "cpu"
     step = _FLOOR_ROWS[str(hidden_ND.dtype).removeprefix("torch.")] if on_cpu else _FLOOR_ROWS_DEVICE
     tiles = list(row_slices(hidden_ND.shape[0], step))

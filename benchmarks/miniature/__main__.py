@@ -11,7 +11,7 @@ import typer
 from benchmarks.command import as_typed, run_typer
 from eaftdrope.errors import UserError
 
-from .arms import QUICK, Settings
+from .arms import QUICK, MiniatureSettings
 from .report import bench_drope
 
 _UNSHOWN = {"show_default": False}
@@ -20,26 +20,30 @@ _UNSHOWN = {"show_default": False}
 def miniature(
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for pieces, miniature.json, .csv and .png; continued if there.", **_UNSHOWN),
+        typer.Option(help="Folder for pieces, miniature.json, .csv and .png; resumed if it exists.", **_UNSHOWN),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     thetas: Annotated[
         str, typer.Option(help="Rope thetas of the trained models, separated by commas.")
     ] = "40,100,10000",
-    steps: Annotated[int, typer.Option(min=50, help="Of each training; recalibration is a share of them.")] = 1000,
-    workers: Annotated[int, typer.Option(min=1, help="Trainings at a time, a thread each.")] = 2,
+    steps: Annotated[
+        int, typer.Option(min=50, help="Steps of each training; recalibration is a share of them.")
+    ] = 1000,
+    workers: Annotated[int, typer.Option(min=1, help="Parallel trainings, one thread each.")] = 2,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Half a minute, to see that it runs: one seed, theta 40, 30 steps, no AdamW."),
+        typer.Option("--quick", help="A test run of half a minute: one seed, theta 40, 30 steps, no AdamW."),
     ] = False,
 ) -> None:
-    """DroPE in miniature: pretrains small RoPE models on text with needles, drops the rotation, recalibrates, and asks
-    for the needles at up to eight times the training length: beside position interpolation, NTK, YaRN, a crop, and NoPE
-    from scratch, each with and without its fitted temperature. 45 minutes on two cores."""
+    """Pretrain small RoPE models on text with needles, drop the rotation, recalibrate, and measure needle accuracy at up
+    to eight times the training length, compared with position interpolation, NTK, YaRN, a crop, and NoPE from scratch,
+    each with and without a fitted temperature. Takes 45 minutes on two cores."""
     if quick:
         settings = QUICK
     else:
-        settings = Settings(_thetas(thetas), seeds, steps, batch=32, sequences=64, fit=24, adamw_seeds=1, compiled=True)
+        settings = MiniatureSettings(
+            _thetas(thetas), seeds, steps, batch=32, sequences=64, fit=24, adamw_seeds=1, compiled=True
+        )
 
     bench_drope(settings, output=output, workers=workers, command=as_typed("benchmarks.miniature", sys.argv[1:]))
 

@@ -1,7 +1,7 @@
-"""What is compared, and the pieces that a run is made of: one file for each (group, arm).
+"""The arms that are compared, and the pieces of a run: one file for each (group, arm).
 
-A group is what shares a trunk: a theta, a seed and an optimiser. NoPE from scratch knows no theta, so that it is a group
-of its own, one a seed.
+A group shares a trunk: a theta, a seed and an optimiser. NoPE from scratch has no theta, so it is a separate group, one per
+seed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from eaftdrope.files import write_atomically
 
-# arm -> share of the steps that it trains without the rotation
+# arm -> share of its steps without the rotation
 RECALIBRATED = {"drope-3": 0.03, "drope-10": 0.10, "drope-25": 0.25, "drope-50": 0.50}
-# arms that are the trunk's last weights, seen through another rotary embedding
+# arms with the final weights of the trunk and another rotary embedding
 SEEN_AS = {"rope": "rope", "pi": "pi", "ntk": "ntk", "yarn": "yarn", "crop": "rope", "dropped": "nope"}
 NOPE = "nope"
 ARMS = (*SEEN_AS, *RECALIBRATED, NOPE)
@@ -29,14 +29,14 @@ TITLES = {
     NOPE: "NoPE from scratch",
 }
 OPTIMISERS = {"muon": "Muon and AdamW, per-head QK-norm", "adamw": "AdamW, no QK-norm"}
-# tried at the largest theta only: they are for when to drop
+# at the largest theta only: when to drop the rotation
 WHEN_ARMS = ("drope-3", "drope-50")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of a whole run. `sequences` are evaluated at every length (four times as many at 1x, which is cheap), `fit` of
-    them, others, for the temperature."""
+class MiniatureSettings:
+    """Settings of a run. `sequences` are evaluated at each length (four times as many at 1x, which is cheap), and `fit`
+    other sequences are used for the temperature."""
 
     thetas: tuple[float, ...]
     seeds: int
@@ -48,13 +48,13 @@ class Settings:
     compiled: bool
 
 
-# 30 steps are over before they would be compiled
-QUICK = Settings((40.0,), seeds=1, steps=30, batch=8, sequences=2, fit=2, adamw_seeds=0, compiled=False)
+# compilation would take longer than 30 steps
+QUICK = MiniatureSettings((40.0,), seeds=1, steps=30, batch=8, sequences=2, fit=2, adamw_seeds=0, compiled=False)
 
 
 @dataclass(frozen=True)
 class Group:
-    """`theta` is None for NoPE from scratch."""
+    """The arms that share a trunk. `theta` is None for NoPE from scratch."""
 
     theta: float | None
     seed: int
@@ -69,8 +69,8 @@ class Group:
         return folder / "pieces" / f"{self.name}-{arm}.json"
 
 
-def groups(settings: Settings) -> list[Group]:
-    """Seed by seed, so that a run that is stopped has whole seeds; what the verdict needs least comes last."""
+def groups(settings: MiniatureSettings) -> list[Group]:
+    """Return the groups seed by seed, so that an interrupted run has complete seeds; the least important groups are last."""
     found = []
     compared = tuple(arm for arm in ARMS if arm not in (*WHEN_ARMS, NOPE))
     for seed in range(settings.seeds):
@@ -88,7 +88,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def read_pieces(folder: Path, wanted: list[Group]) -> tuple[list[dict], list[str]]:
-    """(pieces that are there, names of those that are not)."""
+    """Return (existing pieces, names of the missing ones)."""
     there, missing = [], []
     for group in wanted:
         for arm in group.arms:
@@ -100,13 +100,13 @@ def read_pieces(folder: Path, wanted: list[Group]) -> tuple[list[dict], list[str
     return there, missing
 
 
-def as_job(group: Group, settings: Settings) -> dict:
+def as_job(group: Group, settings: MiniatureSettings) -> dict:
     return {"group": asdict(group), "settings": asdict(settings)}
 
 
-def from_job(job: dict) -> tuple[Group, Settings]:
+def from_job(job: dict) -> tuple[Group, MiniatureSettings]:
     group, settings = job["group"], job["settings"]
     return (
         Group(**{**group, "arms": tuple(group["arms"])}),
-        Settings(**{**settings, "thetas": tuple(settings["thetas"])}),
+        MiniatureSettings(**{**settings, "thetas": tuple(settings["thetas"])}),
     )

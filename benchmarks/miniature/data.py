@@ -1,13 +1,13 @@
-"""Synthetic text with associative recall: a filler whose entropy is known, and needles that are asked for later.
+"""Synthetic text with associative recall: a filler of known entropy, and needles that are queried later.
 
 A sequence is BOS and blocks of three tokens:
 
 - filler  `f f f`     of one stream of symbols: P(x | y, z) = .65 P1(x | z) + .30 [x is z's successor chosen by y] + .05 / 32
-- needle  `f f [kv]`  one token for a key with its value, so that finding it needs no binding of two places
+- needle  `f f [kv]`  one token for a key with its value, so that retrieval needs no binding of two positions
 - query   `f k v`     the key, then its value: the answer
 
-The stream runs through whatever stands between its symbols. y is the symbol before the last: only a model that knows the
-order of what it reads can use it. A key stands in a sequence once at most, and a query never before its needle.
+The stream continues across the other tokens. y is the symbol before the last: only a model with access to the order of the
+tokens can use it. A key occurs at most once in a sequence, and a query never precedes its needle.
 
 Shapes: B sequences, T tokens.
 """
@@ -33,7 +33,7 @@ TRAINED_BLOCKS = 21
 TRAINED_LENGTH = 1 + BLOCK * TRAINED_BLOCKS
 # of one training sequence
 MOST_NEEDLES, MOST_QUERIES = 8, 10
-# of one evaluated sequence: so many needles are asked for, at its end, and no more are there unless it is dense
+# of one evaluated sequence: the number of queries at its end, equal to the number of needles unless it is dense
 ASKED = 6
 DENSE_NEEDLES = KEYS
 
@@ -44,13 +44,13 @@ _SUCCESSORS = (0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class Batch:
-    """`filler_BT` and `answer_BT` mark the tokens that are predicted from those before them."""
+    """A batch of sequences. `filler_BT` and `answer_BT` mark the tokens that are predicted from the previous ones."""
 
     tokens_BT: Tensor
     filler_BT: Tensor
     answer_BT: Tensor
     depth_BT: Tensor
-    """Of an evaluated answer: where its needle stands, from 0 (start) to 1 (just before the queries); else nan."""
+    """The depth of the needle of each evaluated answer, from 0 (start) to 1 (just before the queries); else nan."""
 
 
 @cache
@@ -68,7 +68,7 @@ def transitions() -> np.ndarray:
 
 @cache
 def entropies() -> tuple[float, float]:
-    """(nats a symbol, the same for a reader who does not know the symbol before the last)."""
+    """Return nats per symbol, and the same without access to the symbol before the last."""
     table = transitions()
     pairs = np.full((SYMBOLS, SYMBOLS), 1 / SYMBOLS**2)
     for _ in range(1000):
@@ -80,23 +80,23 @@ def entropies() -> tuple[float, float]:
 
 
 def filler_stream(random: np.random.Generator, count: int, length: int) -> np.ndarray:
-    """Symbols from 0, `[count, length]`."""
+    """Return symbols from 0, `[count, length]`."""
     cumulative = transitions().cumsum(2)
     drawn = random.random((length, count, 1))
     stream = np.empty((length, count), dtype=np.int64)
     stream[:2] = random.integers(SYMBOLS, size=(2, count))
     for step in range(2, length):
         below = cumulative[stream[step - 2], stream[step - 1]] < drawn[step]
-        # the last bound may be a rounding below 1
+        # the last bound may be rounded below 1
         stream[step] = np.minimum(below.sum(1), SYMBOLS - 1)
     return stream.T
 
 
 def training_batch(random: np.random.Generator, count: int) -> Batch:
-    """1 to 8 needles and at most 10 queries in each of `count` sequences of the training length.
+    """Return `count` sequences of the training length, each with 1 to 8 needles and at most 10 queries.
 
-    Needles lean to the front and queries to the end: were all places alike, far answers would be rare, and a model
-    would be long in learning them.
+    Needles tend to be at the front and queries at the end: with uniform positions, distant answers would be rare and
+    would take long to learn.
     """
     leaning = random.random((count, TRAINED_BLOCKS)) + np.arange(TRAINED_BLOCKS) / TRAINED_BLOCKS
     place = leaning.argsort(1).argsort(1)
@@ -104,28 +104,28 @@ def training_batch(random: np.random.Generator, count: int) -> Batch:
     is_needle = place < needles
     before = is_needle.cumsum(1)
     is_query = ~is_needle & (before > 0) & (place >= TRAINED_BLOCKS - MOST_QUERIES)
-    # the n-th needle of a sequence has its n-th key
-    asked = (random.random(before.shape) * before).astype(np.int64)
-    return _write(random, is_needle, is_query, np.where(is_needle, before - 1, asked))
+    # the n-th needle of a sequence has the n-th key
+    queried = (random.random(before.shape) * before).astype(np.int64)
+    return _write(random, is_needle, is_query, np.where(is_needle, before - 1, queried))
 
 
 def evaluation_batch(random: np.random.Generator, count: int, blocks: int, needles: int = ASKED) -> Batch:
-    """`needles` anywhere, and the last 6 of `blocks` blocks ask for as many of them, in any order."""
+    """Return sequences with `needles` anywhere; the last 6 of `blocks` blocks query as many of them, in any order."""
     haystack = blocks - ASKED
     places = np.sort(random.random((count, haystack)).argsort(1)[:, :needles], axis=1)
     is_needle, is_query = np.zeros((count, blocks), dtype=bool), np.zeros((count, blocks), dtype=bool)
     is_needle[np.arange(count)[:, None], places] = True
     is_query[:, haystack:] = True
     number = is_needle.cumsum(1) - 1
-    asked = random.permuted(np.tile(np.arange(needles), (count, 1)), axis=1)[:, :ASKED]
-    number[:, haystack:] = asked
+    queried = random.permuted(np.tile(np.arange(needles), (count, 1)), axis=1)[:, :ASKED]
+    number[:, haystack:] = queried
     depths = np.full((count, blocks), np.nan)
-    depths[:, haystack:] = np.take_along_axis(places, asked, axis=1) / (haystack - 1)
+    depths[:, haystack:] = np.take_along_axis(places, queried, axis=1) / (haystack - 1)
     return _write(random, is_needle, is_query, number, depths)
 
 
 def _write(random, is_needle, is_query, number, depths=None) -> Batch:
-    """Tokens of blocks `[B, blocks]`, where `number` says which needle of its sequence a needle or query is about."""
+    """Return the tokens of blocks `[B, blocks]`; `number` is the index of the needle within its sequence."""
     count, blocks = is_needle.shape
     keys = np.argsort(random.random((count, KEYS)), axis=1)
     values = random.integers(VALUES, size=(count, KEYS))
@@ -140,7 +140,7 @@ def _write(random, is_needle, is_query, number, depths=None) -> Batch:
     stream = filler_stream(random, count, int(is_filler.sum(1).max()))
     position = is_filler.cumsum(1) - 1
     tokens = np.where(is_filler, 1 + np.take_along_axis(stream, position.clip(0), axis=1), tokens)
-    # the first two symbols follow nothing
+    # the first two symbols have no predecessors
     predicted = is_filler & (position >= 2)
     is_answer = np.zeros_like(is_filler)
     is_answer[:, BLOCK::BLOCK] = is_query

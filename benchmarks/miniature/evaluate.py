@@ -1,13 +1,13 @@
 """Needles and filler at 1, 2, 4 and 8 times the training length, with and without a fitted temperature.
 
 Notable:
-- float32, and the product's own parts: `with_rope` and `swapped_rope` make an arm, `scaled_queries` its temperature.
-- A sequence asks for each of its six needles once, at its end; an answer is right when it is the likeliest token. The
-  dense text of 8x has 24 needles, three times as many as any sequence of training, and asks for six of them.
-- Filler is measured on the last training length of tokens only, where all of the context is behind them.
-- The temperature is beta = 1 + slope * ln(scale). Its slope is fitted for each arm and each length by what training
-  minimises (mean loss of filler plus that of answers), on sequences of its own. Slopes are tried from 0 up, until the
-  loss rises.
+- float32, with eaftdrope's own functions: `with_rope` and `swapped_rope` make an arm, `scaled_queries` its temperature.
+- A sequence queries each of its six needles once, at its end; an answer is correct if it is the most likely token. The
+  dense text of 8x has 24 needles, three times as many as any training sequence, and queries six of them.
+- Filler is measured only on the last tokens, one training length, which have the whole context before them.
+- The temperature is beta = 1 + slope * ln(scale). The slope is fitted for each arm and length by the training objective
+  (mean loss of filler plus that of answers), on separate sequences. Slopes are tried upwards from 0 until the loss
+  rises.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from . import data
 SCALES = (1, 2, 4, 8)
 QUARTERS = 4
 SLOPES = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-# sequences at 1x for one at a greater length
+# sequences at 1x per sequence at a greater length
 MORE_AT_1X = 4
-# tokens of one forward pass: what stays in cache
+# tokens of one forward pass, chosen to fit the CPU's cache
 _TOKENS = 8192
 _EVALUATED, _FITTED, _DENSE = 1, 2, 3
 # name of the cell
@@ -40,7 +40,7 @@ DENSE = f"{SCALES[-1]} dense"
 
 @dataclass(frozen=True)
 class View:
-    """How the weights of `model` are looked at: rope `method`, and whether only the last training length is seen."""
+    """A model with a rope `method`; with `crop`, the context is cut to the last training length."""
 
     model: nn.Module
     method: str
@@ -48,7 +48,7 @@ class View:
 
 
 def text(seed: int, scale: int, count: int, purpose: int = _EVALUATED) -> data.Batch:
-    """The same for all arms of a seed."""
+    """Evaluation sequences, the same for all arms of a seed."""
     random = np.random.default_rng([seed, purpose, scale])
     needles = data.DENSE_NEEDLES if purpose == _DENSE else data.ASKED
     return data.evaluation_batch(random, count, scale * data.TRAINED_BLOCKS, needles)
@@ -56,11 +56,11 @@ def text(seed: int, scale: int, count: int, purpose: int = _EVALUATED) -> data.B
 
 @torch.no_grad()
 def measure(view: View, batch: data.Batch, scale: int, slope: float = 0.0) -> dict:
-    """Accuracy of the answers (also by quarter of the depth, from the start of the text to its end), its standard error
-    over sequences, and mean losses in nats."""
+    """Return the accuracy of the answers (also by quarter of the depth, from the start of the text to its end), its
+    standard error over sequences, and mean losses in nats."""
     beta = beta_for(scale, 1, slope)
     stretched = scale > 1 and not view.crop
-    # at 1x nothing is stretched
+    # at 1x the rotation is unchanged
     method = view.method if stretched or view.method == "nope" else "rope"
     rope = with_rope(view.model.config, method, factor=scale if stretched else 1)
     right, losses = [], []
@@ -74,7 +74,7 @@ def measure(view: View, batch: data.Batch, scale: int, slope: float = 0.0) -> di
 
 
 def _last_logits(view: View, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits, tokens they predict) of the last training length but one token."""
+    """Return logits and the tokens they predict, for the last training length less one token."""
     window = data.TRAINED_LENGTH - 1
     if view.crop:
         begin = torch.full((len(tokens_BT), 1), data.BOS)
@@ -99,7 +99,7 @@ def _summary(batch: data.Batch, right_BT: Tensor, loss_BT: Tensor) -> dict:
 
 
 def fit_slope(view: View, seed: int, scale: int, count: int) -> tuple[float, dict[str, float]]:
-    """(slope, loss of every slope tried)."""
+    """Return the best slope, and the loss of every slope tried."""
     batch = text(seed, scale, count, _FITTED)
     tried: dict[float, float] = {}
     for slope in SLOPES:
@@ -111,8 +111,8 @@ def fit_slope(view: View, seed: int, scale: int, count: int) -> tuple[float, dic
 
 
 def evaluate(view: View, seed: int, sequences: int, fit: int) -> dict:
-    """`plain` and `fitted` cells by scale. At 1x there is nothing to fit, a crop sees no greater length, and dense text
-    has the temperature of its length."""
+    """Return `plain` and `fitted` cells by scale. At 1x and for a crop there is nothing to fit, and dense text has the
+    temperature of its length."""
     plain, fitted, fits, slopes = {}, {}, {}, dict.fromkeys(SCALES, 0.0)
     for scale in SCALES:
         if scale > 1 and not view.crop:

@@ -1,8 +1,8 @@
-"""The run as a picture: a column a theta; accuracy against length without and with the fitted temperature, filler loss
-below, and when to drop.
+"""The figure of a run, one column per theta: accuracy over length without and with the fitted temperature, filler loss
+below, and when to drop the rotation.
 
-Right of the lengths, on its own, the dense text of the greatest. A line is the mean over seeds of an arm, its
-band the lowest to the highest seed. Colours are Okabe and Ito's, and every arm has a marker of its own.
+The dense text of the greatest length stands separately on the right. A line is the mean of an arm over seeds, its band the
+range over seeds. Colours are Okabe and Ito's, and every arm has its own marker.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import matplotlib
 
-# without a display
+# no display is needed
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .arms import RECALIBRATED, TITLES
 from .evaluate import DENSE, SCALES
-from .verdict import Table, saturated
+from .verdict import PieceTable, saturated
 
 _STYLES = {
     "drope-10": ("#D55E00", "o", "-"),
@@ -35,8 +35,8 @@ _TEXT = 8
 
 
 def draw(result: dict, path: Path) -> Path:
-    """Writes the arms of the main optimiser."""
-    table = Table(result["pieces"], "muon")
+    """Write the figure of the arms of the main optimiser."""
+    table = PieceTable(result["pieces"], "muon")
     columns = len(table.thetas)
     figure, grid = plt.subplots(3, columns + 1, figsize=(3.3 * (columns + 1), 8.6), squeeze=False, layout="constrained")
     for column, theta in enumerate(table.thetas):
@@ -47,7 +47,7 @@ def draw(result: dict, path: Path) -> Path:
             _name(axes, f"theta {theta:g}, {title}{word}", "length / training length", "needle accuracy")
             axes.set_ylim(-0.03, 1.03)
         _lines(grid[2, column], table, theta, "filler_loss", "fitted")
-        _name(grid[2, column], f"theta {theta:g}, filler, fitted", "length / training length", "nats a symbol")
+        _name(grid[2, column], f"theta {theta:g}, filler, fitted", "length / training length", "nats per symbol")
         grid[2, column].axhline(result["filler_entropy"]["nats"], color="#000000", linewidth=0.6)
     _share_scale(grid[2, :columns])
     _when(grid[0, columns], table, table.thetas[-1], "filler_loss", "filler: validation loss at 1x")
@@ -67,20 +67,20 @@ def draw(result: dict, path: Path) -> Path:
     return path
 
 
-def _lines(axes: Axes, table: Table, theta: float, name: str, temperature: str) -> None:
+def _lines(axes: Axes, table: PieceTable, theta: float, name: str, temperature: str) -> None:
     for number, (arm, (colour, marker, dashes)) in enumerate(_STYLES.items()):
         if not table.seeds(theta, arm):
             continue
         by_scale = [list(table.values(theta, arm, scale, name, temperature).values()) for scale in SCALES]
         places = range(len(SCALES))
         axes.fill_between(places, [*map(min, by_scale)], [*map(max, by_scale)], color=colour, alpha=0.15, linewidth=0)
-        look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        axes.plot(places, [*map(_mean, by_scale)], linestyle=dashes, label=TITLES[arm], **look)
+        style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3}
+        axes.plot(places, [*map(_mean, by_scale)], linestyle=dashes, label=TITLES[arm], **style)
         dense = list(table.values(theta, arm, DENSE, name, temperature).values())
-        # beside each other, or the spreads would lie on one another
+        # slightly offset, so that the ranges do not overlap
         at = len(SCALES) + 0.12 * (number - len(_STYLES) / 2)
         axes.vlines(at, min(dense), max(dense), color=colour, linewidth=1.3)
-        axes.plot(at, _mean(dense), linestyle="none", **look)
+        axes.plot(at, _mean(dense), linestyle="none", **style)
     axes.axvline(len(SCALES) - 0.65, color="#cccccc", linewidth=0.8)
     axes.set_xticks(range(len(SCALES) + 1), [*(f"{scale}x" for scale in SCALES), f"{SCALES[-1]}x\ndense"])
 
@@ -95,8 +95,8 @@ def _share_scale(row) -> None:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
-def _when(axes: Axes, table: Table, theta: float, name: str, title: str) -> None:
-    """Loss at the training length by the step at which the rotation was dropped: never (RoPE) is 100 %."""
+def _when(axes: Axes, table: PieceTable, theta: float, name: str, title: str) -> None:
+    """Draw the loss at the training length by the step at which the rotation was dropped: never (RoPE) is 100 %."""
     arms = {"nope": 0.0, **{arm: 1 - share for arm, share in RECALIBRATED.items()}, "rope": 1.0}
     found = sorted((at, table.values(theta, arm, 1, name)) for arm, at in arms.items() if table.seeds(theta, arm))
     for at, values in found:

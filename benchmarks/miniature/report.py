@@ -1,4 +1,4 @@
-"""A whole run: lines as pieces come, then the tables, the verdict, the files and the figure."""
+"""A whole run: one line per piece, then the tables, the verdict, the files and the figure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rich.console import Console
 from eaftdrope.errors import UserError
 
 from . import results
-from .arms import Settings, groups, read_pieces
+from .arms import MiniatureSettings, groups, read_pieces
 from .runner import prepare, run
 from .table import tables
 
 
-def bench_drope(settings: Settings, *, output: Path | None, workers: int, command: str) -> dict:
-    """Runs what is missing and shows it all; with `output` also writes, and continues a run that was stopped.
+def bench_drope(settings: MiniatureSettings, *, output: Path | None, workers: int, command: str) -> dict:
+    """Run the missing pieces and print the results; with `output` also write them, and resume an interrupted run.
 
     Raises:
-        UserError: `output` belongs to other settings, there is no compiler, or some groups failed (after what there is
-            was shown and written).
+        UserError: `output` belongs to other settings, there is no compiler, or some groups failed (raised after the
+            other results were printed and written).
     """
-    # a log is not a terminal 80 columns wide
+    # a log has no width; rich would assume 80 columns
     console = Console() if sys.stdout.isatty() else Console(width=180)
     with tempfile.TemporaryDirectory(prefix="eaftdrope-bench-") as name:
         folder = Path(name) if output is None else output
@@ -31,13 +31,13 @@ def bench_drope(settings: Settings, *, output: Path | None, workers: int, comman
         wanted = groups(settings)
         total = sum(len(group.arms) for group in wanted)
         done = total - len(read_pieces(folder, wanted)[1])
-        console.print(f"{total} pieces, {done} of them there already; {workers} at a time, a thread each")
+        console.print(f"{total} pieces, {done} finished; {workers} in parallel, one thread each")
 
-        def said(line: str) -> None:
+        def report(line: str) -> None:
             there = len(read_pieces(folder, wanted)[0])
             console.print(f"[{there}/{total}] {line}", highlight=False, markup=False)
 
-        failures = run(folder, settings, workers, said)
+        failures = run(folder, settings, workers, report)
         pieces, missing = read_pieces(folder, wanted)
         result = results.document(pieces, missing, failures, settings, command)
         written = [] if output is None else results.write(output, result)

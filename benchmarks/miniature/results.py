@@ -1,5 +1,5 @@
-"""What a run leaves behind: `miniature.json` (environment, settings, rules, verdict, every piece) and `miniature.csv`, a
-line for every group, arm, length and temperature."""
+"""Results of a run: `miniature.json` (environment, settings, rules, verdict, every piece) and `miniature.csv`, one line per
+group, arm, length and temperature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eaftdrope.files import write_atomically
 
 from ..loss.results import environment
 from . import data
-from .arms import OPTIMISERS, RECALIBRATED, TITLES, Settings
+from .arms import OPTIMISERS, RECALIBRATED, TITLES, MiniatureSettings
 from .evaluate import DENSE, SCALES
 from .train import HEADS, HIDDEN
 from .verdict import RULES, judge
@@ -41,7 +41,9 @@ COLUMNS = {
 }
 
 
-def document(pieces: list[dict], missing: list[str], failures: list[str], settings: Settings, command: str) -> dict:
+def document(
+    pieces: list[dict], missing: list[str], failures: list[str], settings: MiniatureSettings, command: str
+) -> dict:
     knowing, not_knowing = data.entropies()
     seconds = {
         kind: round(sum(piece["cpu_seconds"][kind] for piece in pieces), 1) for kind in ("training", "evaluation")
@@ -74,8 +76,8 @@ def document(pieces: list[dict], missing: list[str], failures: list[str], settin
 
 
 def turning_share(theta: float, length: int = data.TRAINED_LENGTH, head_dim: int = HIDDEN // HEADS) -> float:
-    """Share of the pairs of a head's dimensions that complete a turn within `length` tokens. The others meet angles
-    beyond training that they have never seen, so this is what makes thetas of models of other lengths comparable."""
+    """Return the share of a head's rotary pairs that complete a turn within `length` tokens. The others reach untrained
+    angles beyond the training length, so this share makes thetas comparable across training lengths."""
     pairs = head_dim // 2
     return sum(2 * math.pi * theta ** (pair / pairs) <= length for pair in range(pairs)) / pairs
 
@@ -98,7 +100,7 @@ def rows(pieces: list[dict]) -> list[dict]:
 
 
 def write(folder: Path, result: dict) -> list[Path]:
-    """`miniature.json`, a piece a line so that it stays small, and `miniature.csv`."""
+    """Write `miniature.json`, with one piece per line so that it stays small, and `miniature.csv`."""
     head = json.dumps({name: value for name, value in result.items() if name != "pieces"}, indent=1)
     pieces = ",\n".join("  " + json.dumps(piece, separators=(",", ":")) for piece in result["pieces"])
     text = io.StringIO()

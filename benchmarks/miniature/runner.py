@@ -1,4 +1,4 @@
-"""Groups in processes of their own, some at a time; a second start goes on where the first stopped."""
+"""Run the groups in parallel processes; a second start resumes the first."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from benchmarks.command import child_environment
 from eaftdrope.errors import UserError
 from eaftdrope.loss.native.build import BuildError, find_compiler
 
-from .arms import Group, Settings, as_job, groups, write_json
+from .arms import Group, MiniatureSettings, as_job, groups, write_json
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 _POLL = 0.5
 
 
-def prepare(folder: Path, settings: Settings) -> None:
-    """Makes `folder`, or checks that what it holds is of the same settings.
+def prepare(folder: Path, settings: MiniatureSettings) -> None:
+    """Create `folder`, or check that its contents have the same settings.
 
     Raises:
-        UserError: it is of others, is no folder, or there is no compiler for the training step.
+        UserError: the settings differ, it is not a folder, or there is no compiler for the training step.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file. Name a folder.")
+        raise UserError(f"--output {folder} is a file. Pass a folder.")
     if settings.compiled:
         try:
             find_compiler()
@@ -41,14 +41,14 @@ def prepare(folder: Path, settings: Settings) -> None:
         if theirs != ours:
             names = [name for name in ours if theirs.get(name) != ours[name]]
             raise UserError(
-                f"--output {folder} has pieces of a run with other settings ({', '.join(names)}). Name another folder, "
+                f"--output {folder} has pieces of a run with other settings ({', '.join(names)}). Choose another folder, "
                 "or repeat that run's command to continue it."
             )
     write_json(kept, ours)
 
 
-def run(folder: Path, settings: Settings, workers: int, said: Callable[[str], None]) -> list[str]:
-    """Runs the groups that are not whole, and returns what went wrong. `said` gets a line for every piece and failure."""
+def run(folder: Path, settings: MiniatureSettings, workers: int, report: Callable[[str], None]) -> list[str]:
+    """Run the incomplete groups and return the failures. `report` is called with a line for every piece and failure."""
     waiting = [group for group in groups(settings) if _missing(folder, group)]
     running: dict[Group, subprocess.Popen] = {}
     seen = {path.name for path in (folder / "pieces").glob("*.json")}
@@ -62,12 +62,12 @@ def run(folder: Path, settings: Settings, workers: int, said: Callable[[str], No
             for path in sorted((folder / "pieces").glob("*.json")):
                 if path.name not in seen:
                     seen.add(path.name)
-                    said(path.stem)
+                    report(path.stem)
             for group in [group for group, process in running.items() if process.poll() is not None]:
                 process = running.pop(group)
                 if process.returncode or _missing(folder, group):
                     failures.append(_failure(folder, group, process.returncode))
-                    said(failures[-1])
+                    report(failures[-1])
     finally:
         for process in running.values():
             process.terminate()
@@ -78,7 +78,7 @@ def _missing(folder: Path, group: Group) -> bool:
     return not all(group.piece(folder, arm).is_file() for arm in group.arms)
 
 
-def _start(folder: Path, settings: Settings, group: Group) -> subprocess.Popen:
+def _start(folder: Path, settings: MiniatureSettings, group: Group) -> subprocess.Popen:
     job = folder / "jobs" / f"{group.name}.json"
     write_json(job, as_job(group, settings))
     command = [sys.executable, "-m", "benchmarks.miniature.worker", str(job), str(folder)]

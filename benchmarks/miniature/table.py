@@ -1,32 +1,32 @@
-"""Accuracy and filler loss as tables for the terminal: a table a theta and optimiser, means over seeds."""
+"""Accuracy and filler loss as tables for the terminal: means over seeds, one table per theta and optimiser."""
 
 from __future__ import annotations
 
 import statistics
 
-from rich.table import Table as Grid
+from rich.table import Table
 
 from .arms import ARMS, OPTIMISERS, TITLES
 from .evaluate import SCALES
-from .verdict import TEXTS, Table, text_name
+from .verdict import TEXTS, PieceTable, text_name
 
 FAR = SCALES[-1]
 
 
-def tables(pieces: list[dict]) -> list[Grid]:
+def tables(pieces: list[dict]) -> list[Table]:
     found = []
     for optimiser in OPTIMISERS:
-        table = Table(pieces, optimiser)
+        table = PieceTable(pieces, optimiser)
         found += [_grid(table, theta, optimiser) for theta in table.thetas]
     return found
 
 
-def _grid(table: Table, theta: float, optimiser: str) -> Grid:
+def _grid(table: PieceTable, theta: float, optimiser: str) -> Table:
     title = (
         f"theta {theta:g}, {OPTIMISERS[optimiser]}\naccuracy without / with the fitted temperature (standard deviation of "
         "the latter over seeds); filler: nats a symbol"
     )
-    grid = Grid(title=title, title_justify="left", title_style="bold")
+    grid = Table(title=title, title_justify="left", title_style="bold")
     grid.add_column("arm", no_wrap=True)
     names = ("1x", *map(text_name, TEXTS), f"{FAR}x, farthest quarter", "filler 1x", f"filler {FAR}x")
     for name in names:
@@ -44,10 +44,10 @@ def _grid(table: Table, theta: float, optimiser: str) -> Grid:
     return grid
 
 
-def _both(table: Table, theta: float, arm: str, scale: int | str, name: str) -> str:
+def _both(table: PieceTable, theta: float, arm: str, scale: int | str, name: str) -> str:
     return " / ".join(f"{table.mean(theta, arm, scale, name, temperature):.3f}" for temperature in ("plain", "fitted"))
 
 
-def _spread(table: Table, theta: float, arm: str, scale: int | str) -> str:
+def _spread(table: PieceTable, theta: float, arm: str, scale: int | str) -> str:
     values = table.values(theta, arm, scale, "accuracy").values()
     return f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""

@@ -1,9 +1,9 @@
 """The small model and its training: stock transformers classes, Muon and AdamW, and branches that drop the rotation.
 
 Notable:
-- Everything of a step follows from (seed, step), so that a branch sees the batches its trunk would have seen, and a run
-  that was stopped goes on from its last snapshot as if nothing had happened.
-- Compiled, with attention written out: at 64 tokens that is half the time of a step in eager mode with fused attention.
+- Every step is determined by (seed, step), so a branch sees the batches its trunk would have seen, and an interrupted run
+  resumed from its last snapshot is identical to an uninterrupted one.
+- Compiled, with explicit attention: at 64 tokens that takes half the time of a step in eager mode with fused attention.
 - A branch starts from the trunk's weights and optimiser state. Only the configuration changes: `with_rope(config, "nope")`.
 """
 
@@ -23,15 +23,15 @@ from . import data
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS = 128, 256, 4, 4
 WARM_UP = 40
-# of a branch; its optimiser state is warm already
+# of a branch, whose optimiser state is warm already
 REWARM_UP = 3
 DECAYED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """`muon`: Muon on the matrices of the blocks and AdamW on the rest, with per-head QK-norm (Qwen3's class). Else
-    AdamW on everything, without QK-norm (Llama's class)."""
+class TrainingRecipe:
+    """Settings of a training. `muon`: Muon on the matrices of the blocks and AdamW on the rest, with per-head QK-norm
+    (Qwen3's class). Otherwise AdamW on everything, without QK-norm (Llama's class)."""
 
     theta: float
     seed: int
@@ -41,7 +41,7 @@ class Recipe:
     compiled: bool
 
 
-def model_config(recipe: Recipe) -> PretrainedConfig:
+def model_config(recipe: TrainingRecipe) -> PretrainedConfig:
     make = Qwen3Config if recipe.muon else LlamaConfig
     return make(
         vocab_size=data.VOCABULARY,
@@ -66,19 +66,19 @@ def build(config: PretrainedConfig, attention: str) -> nn.Module:
 
 
 def trunk_rate(step: int, steps: int) -> float:
-    """Of the peak rate: warm-up, constant, and linear decay over the last tenth."""
+    """Return the share of the peak rate: warm-up, constant, and linear decay over the last tenth."""
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(1, round(DECAYED_SHARE * steps)))
 
 
 def branch_rate(step: int, start: int, steps: int) -> float:
-    """A short warm-up to the peak rate, then linear to 0."""
+    """Return the share of the peak rate of a branch: a short warm-up, then linear decay to 0."""
     return min((step - start + 1) / REWARM_UP, 1.0) * (steps - step) / (steps - start)
 
 
 class Training:
-    """A model in training. `dropped_at`: the step from which it has no rotation; 0 is NoPE from scratch."""
+    """A model in training. `dropped_at` is the first step without rotation; 0 is NoPE from scratch."""
 
-    def __init__(self, recipe: Recipe, dropped_at: int | None = None):
+    def __init__(self, recipe: TrainingRecipe, dropped_at: int | None = None):
         self.recipe, self.dropped_at = recipe, dropped_at
         self.step = 0
         torch.manual_seed(recipe.seed)
@@ -104,7 +104,7 @@ class Training:
             optimiser.load_state_dict(state)
 
     def run_to(self, last: int) -> None:
-        """Trains up to step `last` of the recipe's."""
+        """Train up to step `last` of the recipe."""
         self.model.train()
         while self.step < last:
             random = np.random.default_rng([self.recipe.seed, 0, self.step])
@@ -124,7 +124,7 @@ class Training:
             self.losses.append(loss.item())
 
     def _loss(self, batch: data.Batch) -> Tensor:
-        """Mean cross-entropy of filler plus that of answers: else a few answers drown in the filler."""
+        """Return the mean cross-entropy of filler plus that of answers; one mean over both would neglect the few answers."""
         filler_BT, answer_BT = batch.filler_BT[:, 1:], batch.answer_BT[:, 1:]
         trained_BT = filler_BT | answer_BT
         weight_N = torch.where(answer_BT, 1 / answer_BT.sum(), 1 / filler_BT.sum())[trained_BT]
@@ -139,12 +139,12 @@ class Training:
 
 
 def _optimisers(model: nn.Module, muon: bool) -> list[tuple[torch.optim.Optimizer, float]]:
-    """(optimiser, peak rate) of each part of the weights."""
+    """Return (optimiser, peak rate) of each group of weights."""
     blocks = {name: weight for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}
     if not muon:
         blocks = {}
     rest = [weight for name, weight in model.named_parameters() if name not in blocks]
-    # fused, on the processor too
+    # fused on the CPU, too
     found = [(torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.01, fused=True), 3e-3)]
     if muon:
         found.append((torch.optim.Muon(list(blocks.values()), weight_decay=0.01), 0.02))

@@ -1,11 +1,11 @@
-"""What the run says of the claims, by rules that were written down before it was started.
+"""The verdict on the claims, by rules that were fixed before the run.
 
 Notable:
-- `drope-10` stands for DroPE: 10 % of the steps is the most of what the paper's claim of cheap recalibration allows.
+- `drope-10` represents DroPE: 10 % of the steps is the upper end of the cheap recalibration that the paper claims.
 - Arms are compared with their fitted temperatures, seed by seed on the same text.
 - Dense text (24 needles at 8x) was added after seed 0 of the first committed run had shown arms at their ceiling with 6
-  needles; it is judged by the same rules, which were there before.
-- A comparison counts as clean only where RoPE is saturated at 1x; else the sentence says that it is confounded.
+  needles; it is judged by the same rules, which were not changed.
+- A comparison is valid only if RoPE is saturated at 1x; otherwise the sentence reports it as confounded.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ RECOVERED = 0.01
 HEADLINE = "drope-10"
 STRETCHES = ("pi", "ntk", "yarn")
 LENGTHS = tuple(scale for scale in SCALES if scale > 1)
-# where arms are compared: lengths, and the farthest with more needles
+# the texts on which arms are compared: lengths, and the greatest length with more needles
 TEXTS = (*LENGTHS, DENSE)
 SENTENCES = (SCALES[-1], DENSE)
 RULES = {
     "saturated": (
-        f"an arm is saturated at 1x when in every quarter of the depth its accuracy, the mean over seeds, is at least "
+        f"an arm is saturated at 1x if in every quarter of the depth its accuracy, the mean over seeds, is at least "
         f"{SATURATED}"
     ),
     "ahead": (
-        f"an arm is ahead of another at a length when its accuracy is higher in every seed (at least two) and by at least "
+        f"an arm is ahead of another at a length if its accuracy is higher in every seed (at least two) and by at least "
         f"{MARGIN} in the mean; behind is the reverse; anything else is a tie, and one seed is not judged"
     ),
     "best stretch": "of PI, NTK and YaRN the one with the highest mean accuracy at that length",
     "recovered": (
-        f"a recalibrated arm has recovered when its mean filler loss at 1x is at most {RECOVERED} nats above RoPE's of "
+        f"a recalibrated arm has recovered if its mean filler loss at 1x is at most {RECOVERED} nats above RoPE's of "
         "the same theta and it is saturated"
     ),
     "independent of theta": (
-        "the outcome against the best stretch at 8x (and on its dense text) is the same at every theta that was judged"
+        "the outcome against the best stretch at 8x (and on its dense text) is the same at every judged theta"
     ),
 }
 
 
-class Table:
-    """Pieces of one optimiser by theta, arm and seed; NoPE from scratch stands under every theta."""
+class PieceTable:
+    """The pieces of one optimiser by theta, arm and seed; NoPE from scratch is listed under every theta."""
 
     def __init__(self, pieces: Sequence[dict], optimiser: str):
         self.thetas = sorted({piece["theta"] for piece in pieces if piece["optimiser"] == optimiser} - {None})
@@ -64,7 +64,7 @@ class Table:
     def values(
         self, theta: float, arm: str, scale: int | str, name: str, temperature: str = "fitted"
     ) -> dict[int, float]:
-        """By seed; `name` of a cell's numbers."""
+        """Return the value `name` of a cell by seed."""
         return {seed: piece[temperature][str(scale)][name] for seed, piece in self.seeds(theta, arm).items()}
 
     def mean(self, theta: float, arm: str, scale: int | str, name: str, temperature: str = "fitted") -> float | None:
@@ -72,17 +72,17 @@ class Table:
         return statistics.mean(found.values()) if found else None
 
     def quarters(self, theta: float, arm: str, scale: int | str) -> list[float]:
-        """Accuracy by quarter of the depth, mean over seeds."""
+        """Return the accuracy by quarter of the depth, averaged over seeds."""
         found = self.values(theta, arm, scale, "by_quarter").values()
         return [statistics.mean(one[number] for one in found) for number in range(QUARTERS)]
 
 
-def saturated(table: Table, theta: float, arm: str) -> bool:
+def saturated(table: PieceTable, theta: float, arm: str) -> bool:
     return bool(table.seeds(theta, arm)) and min(table.quarters(theta, arm, 1)) >= SATURATED
 
 
 def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, float]:
-    """(ahead, behind, tie or not judged; mean difference over the seeds that both have: at least one)."""
+    """Return ahead, behind, tie or not judged, and the mean difference over the common seeds (at least one)."""
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     mean = statistics.mean(differences)
     if len(differences) < 2:
@@ -94,15 +94,15 @@ def compare(ours: dict[int, float], theirs: dict[int, float]) -> tuple[str, floa
     return "tie", mean
 
 
-def best_stretch(table: Table, theta: float, scale: int | str) -> str | None:
-    """By the rule; None where none was measured."""
+def best_stretch(table: PieceTable, theta: float, scale: int | str) -> str | None:
+    """Apply the rule; None if nothing was measured."""
     means = {arm: table.mean(theta, arm, scale, "accuracy") for arm in STRETCHES if table.seeds(theta, arm)}
     return max(means, key=means.get) if means else None
 
 
 def judge(pieces: Sequence[dict], optimiser: str) -> dict:
-    """Outcomes of the rules for the arms of one optimiser, with the numbers they looked at."""
-    table = Table(pieces, optimiser)
+    """Return the outcomes of the rules for the arms of one optimiser, with the numbers they are based on."""
+    table = PieceTable(pieces, optimiser)
     judged = {"saturated_at_1x": {}, "outcomes": [], "recovered": {}}
     for theta in table.thetas:
         judged["saturated_at_1x"][f"{theta:g}"] = {
@@ -133,7 +133,7 @@ def judge(pieces: Sequence[dict], optimiser: str) -> dict:
     return judged | {"sentences": _sentences(table, judged)}
 
 
-def _recovered(table: Table, theta: float, arm: str) -> dict:
+def _recovered(table: PieceTable, theta: float, arm: str) -> dict:
     ours, rope = (table.mean(theta, name, 1, "filler_loss") for name in (arm, "rope"))
     if ours is None or rope is None:
         return {"recovered": None, "filler_loss_above_rope": None}
@@ -141,7 +141,7 @@ def _recovered(table: Table, theta: float, arm: str) -> dict:
     return {"recovered": within, "filler_loss_above_rope": round(ours - rope, 4)}
 
 
-def _sentences(table: Table, judged: dict) -> list[str]:
+def _sentences(table: PieceTable, judged: dict) -> list[str]:
     lines = []
     stretched: dict[int | str, dict[float, str]] = {scale: {} for scale in SENTENCES}
     for theta in table.thetas:
@@ -161,18 +161,18 @@ def _sentences(table: Table, judged: dict) -> list[str]:
             )
     for scale, outcomes in stretched.items():
         if len(outcomes) > 1:
-            said = ", ".join(f"{outcome} at {theta:g}" for theta, outcome in outcomes.items())
+            clauses = ", ".join(f"{outcome} at {theta:g}" for theta, outcome in outcomes.items())
             word = "does not depend" if len(set(outcomes.values())) == 1 else "depends"
-            lines.append(f"Against the best stretch at {text_name(scale)} the outcome {word} on theta: {said}.")
+            lines.append(f"Against the best stretch at {text_name(scale)} the outcome {word} on theta: {clauses}.")
     return lines
 
 
 def text_name(scale: int | str) -> str:
-    """Of a cell, for readers."""
+    """Return the name of a cell for readers."""
     return f"{SCALES[-1]}x, dense" if scale == DENSE else f"{scale}x"
 
 
-def _about_saturation(table: Table, theta: float) -> str:
+def _about_saturation(table: PieceTable, theta: float) -> str:
     if not table.seeds(theta, "rope"):
         return f"theta {theta:g}: RoPE was not measured."
     low = min(table.quarters(theta, "rope", 1))

@@ -1,8 +1,8 @@
-"""One group in a process of its own: trains its trunk, branches from it, and writes a piece for every arm.
+"""One group in its own process: train its trunk, branch from it, and write a piece for every arm.
 
     python -m benchmarks.miniature.worker JOB.json FOLDER
 
-Snapshots of the trunk are kept until the group is whole, so that a worker that was stopped repeats little.
+Snapshots of the trunk are kept until the group is complete, so that an interrupted worker repeats little.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import nn
 from eaftdrope.drope.rope import with_rope
 from eaftdrope.files import replacing
 
-from .arms import NOPE, RECALIBRATED, SEEN_AS, Group, Settings, from_job, write_json
+from .arms import NOPE, RECALIBRATED, SEEN_AS, Group, MiniatureSettings, from_job, write_json
 from .evaluate import View, evaluate
-from .train import Recipe, Training, build, model_config
+from .train import Training, TrainingRecipe, build, model_config
 
 
 class Worker:
-    def __init__(self, group: Group, settings: Settings, folder: Path):
+    def __init__(self, group: Group, settings: MiniatureSettings, folder: Path):
         self.group, self.settings, self.folder = group, settings, folder
         theta = 10000.0 if group.theta is None else group.theta
         muon = group.optimiser == "muon"
-        self.recipe = Recipe(theta, group.seed, settings.steps, settings.batch, muon, settings.compiled)
-        # CPU seconds that a piece has been charged with
+        self.recipe = TrainingRecipe(theta, group.seed, settings.steps, settings.batch, muon, settings.compiled)
+        # CPU seconds already attributed to a piece
         self.charged = 0.0
 
     def run(self) -> None:
@@ -56,7 +56,7 @@ class Worker:
         write_json(self.group.piece(self.folder, arm), piece)
 
     def _trained(self, arm: str) -> nn.Module:
-        """The model of an arm, ready to be evaluated."""
+        """Return the model of an arm, ready for evaluation."""
         steps = self.settings.steps
         if arm in RECALIBRATED or arm == NOPE:
             start = 0 if arm == NOPE else drop_step(arm, steps)
@@ -72,7 +72,7 @@ class Worker:
         return model.eval()
 
     def _trunk(self, step: int) -> dict:
-        """Snapshot of the trunk at `step`; trains it to its end if that is not there yet."""
+        """Return the snapshot of the trunk at `step`; train the trunk to its end if the snapshot is missing."""
         path = self._snapshot(step)
         if not path.is_file():
             training = Training(self.recipe)
@@ -90,7 +90,7 @@ class Worker:
         return self.folder / "snapshots" / f"{self.group.name}-{step}.pt"
 
     def _spent(self) -> float:
-        """CPU seconds of this process and its compilers since the last call."""
+        """Return the CPU seconds of this process and its compilers since the last call."""
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         total = sum(one.ru_utime + one.ru_stime for one in used)
         spent, self.charged = total - self.charged, total
@@ -102,7 +102,7 @@ def drop_step(arm: str, steps: int) -> int:
 
 
 def main(job_file: str, folder: str) -> None:
-    # one worker, one thread: as many workers as cores
+    # one thread per worker, one worker per core
     torch.set_num_threads(1)
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     group, settings = from_job(job)

@@ -19,19 +19,19 @@ BFCL = "package:bfcl"
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", default=MODEL)
-    common.add_argument("--threads", type=_positive, help="of the processor; by default all")
+    common.add_argument("--threads", type=_positive, help="CPU threads; by default all")
     common.add_argument("--out", type=Path, help="JSON file for the result")
     common.add_argument("--figure", type=Path, help="PNG or SVG file for the figure")
     whole = argparse.ArgumentParser(prog="python -m benchmarks.tail", description=__doc__)
     verbs = whole.add_subparsers(dest="verb", required=True)
 
-    errors = verbs.add_parser("errors", parents=[common], help="gradient errors of one look")
+    errors = verbs.add_parser("errors", parents=[common], help="gradient errors of one pass")
     errors.add_argument("--data", nargs="+", default=[BFCL], help=".jsonl files or package:bfcl")
-    errors.add_argument("--tokens", type=_positive, default=2048, help="trained tokens of each")
+    errors.add_argument("--tokens", type=_positive, default=2048, help="trained tokens per data source")
 
-    curves = verbs.add_parser("curves", parents=[common], help="exact against sparse training")
+    curves = verbs.add_parser("curves", parents=[common], help="training with exact and with sparse gradients")
     curves.add_argument("--data", default=BFCL, help="rows to train on: a .jsonl file or package:bfcl")
-    curves.add_argument("--held-out", help="rows to evaluate on; by default those that follow the training rows")
+    curves.add_argument("--held-out", help="rows for evaluation; by default those after the training rows")
     curves.add_argument("--steps", type=_positive, default=40)
     curves.add_argument("--batch-size", type=_positive, default=4)
     curves.add_argument("--max-length", type=_positive, default=512)
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     curves.add_argument("--seeds", type=_positive, default=3, help="orders of the rows; at least 2")
     curves.add_argument("--gates", nargs="+", default=["eaft", "none"])
 
-    draw = verbs.add_parser("draw", help="the figure of a result, also of one that was stopped after its first verdict")
+    draw = verbs.add_parser(
+        "draw", help="draw the figure of a result, which may be interrupted after its first verdict"
+    )
     draw.add_argument("result", type=Path)
     draw.add_argument("figure", type=Path)
     return whole
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _check(options) -> None:
-    """What would otherwise be noticed after an hour."""
+    """Check the options before the run: some problems would only appear after an hour."""
     from eaftdrope.data import Source, check_source
     from eaftdrope.models import check_model_reference
 
@@ -75,9 +77,9 @@ def _check(options) -> None:
     for name in ("out", "figure"):
         path = getattr(options, name)
         if path is not None and not path.parent.is_dir():
-            problems.append(f"--{name} {path}: there is no folder {path.parent}. Make it first.")
+            problems.append(f"--{name} {path}: the folder {path.parent} does not exist. Create it first.")
     if options.figure is not None and options.figure.suffix not in (".png", ".svg"):
-        problems.append(f"--figure {options.figure}: name a .png or .svg file.")
+        problems.append(f"--figure {options.figure}: pass a .png or .svg file.")
     found = [problem for problem in problems if problem]
     if found:
         raise UserError("\n".join(found))
@@ -100,15 +102,15 @@ def _curves(options) -> None:
         raise UserError("--seeds 1: the verdict compares with the spread over seeds, which needs at least 2.")
     if options.steps % options.eval_every:
         raise UserError(
-            f"--eval-every {options.eval_every} does not divide --steps {options.steps}: the end is not seen."
+            f"--eval-every {options.eval_every} does not divide --steps {options.steps}: the final loss would be missing."
         )
     _check_gates(options.gates)
     _set_threads(options)
-    from .curves import Settings, run, settings_for_json
+    from .curves import CurveSettings, run, settings_for_json
     from .figure import draw_curves
 
     names = ("model", "steps", "batch_size", "max_length", "held_out_rows", "eval_every", "learning_rate", "scheduler")
-    settings = Settings(
+    settings = CurveSettings(
         **{name: getattr(options, name) for name in (*names, "seeds")}, gates=tuple(dict.fromkeys(options.gates))
     )
     about = _about(options) | {"settings": settings_for_json(settings, options.data, options.held_out)}
@@ -121,10 +123,10 @@ def _draw(options) -> None:
     try:
         result = json.loads(options.result.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{options.result} can not be read: {error}") from error
+        raise UserError(f"{options.result} cannot be read: {error}") from error
     verb = str(result.get("what", "")).rpartition(" ")[2]
     if verb not in ("errors", "curves") or not result.get("verdict" if verb == "curves" else "results"):
-        raise UserError(f"{options.result} holds nothing to draw: no verdict of `curves` and no results of `errors`.")
+        raise UserError(f"{options.result} has nothing to draw: no verdict of `curves` and no results of `errors`.")
     from .figure import draw_curves, draw_errors
 
     (draw_errors if verb == "errors" else draw_curves)(result, options.figure)

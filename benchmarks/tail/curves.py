@@ -1,11 +1,11 @@
-"""Full fine-tuning with exact and with tail-sparse gradients: held-out cross-entropy along the way.
+"""Full fine-tuning with exact and with tail-sparse gradients, and the held-out cross-entropy during training.
 
 Notable:
-- All weights are trained, so the gradients by the hidden states and by the head both matter.
+- All weights are trained, so the gradients with respect to the hidden states and to the head both matter.
 - A seed is an order of the same rows: exact and sparse of one seed see the same batches.
-- Weights are float32 and computed with in bfloat16, as recipes for full fine-tuning do.
-- How far the weights end from each other is measured too. Adam divides a gradient by its own size, so that a row of the
-  head whose tiny gradients are dropped stays where it is, while exact gradients would move it by whole steps.
+- Weights are float32 and computation is in bfloat16, as in recipes for full fine-tuning.
+- The distance between the final weights is measured, too. Adam normalises a gradient by its size, so a row of the head
+  whose tiny gradients are dropped does not move, while exact gradients would move it by whole steps.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ARMS = ("exact", "sparse")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of all runs of one call."""
+class CurveSettings:
+    """Settings of all runs of one call."""
 
     model: str
     steps: int
@@ -45,9 +45,9 @@ class Settings:
     gates: tuple[str, ...]
 
 
-class Watch(TrainerCallback):
-    """Notes the share of kept columns (None where nothing was sparse) and the time of every step, and the held-out loss
-    before the first and after every `every` steps."""
+class CurveWatch(TrainerCallback):
+    """Record the share of kept columns (None if nothing was sparse) and the time of every step, and the held-out loss
+    before the first step and after every `every` steps."""
 
     def __init__(self, kept: KeptColumns, every: int):
         self.kept, self.every = kept, every
@@ -72,7 +72,7 @@ class Watch(TrainerCallback):
 
 @torch.no_grad()
 def held_out_loss(model, batches: list[dict[str, Tensor]]) -> float:
-    """Plain cross-entropy, the mean over all trained tokens, of a model that EAFT is applied to."""
+    """Return the plain cross-entropy of a model with EAFT, averaged over all trained tokens."""
     model.eval()
     total = tokens = 0
     for batch in batches:
@@ -84,11 +84,11 @@ def held_out_loss(model, batches: list[dict[str, Tensor]]) -> float:
     return total / tokens
 
 
-def load_rows(settings: Settings, data: str, held_out: str | None, tokenizer):
-    """(training rows, held-out rows): the first of `data`, and the first of `held_out` or those of `data` that follow.
+def load_rows(settings: CurveSettings, data: str, held_out: str | None, tokenizer):
+    """Return training rows (the first of `data`) and held-out rows (the first of `held_out`, or the next of `data`).
 
     Raises:
-        UserError: there are not enough.
+        UserError: there are too few rows.
     """
     from eaftdrope.data import Source, build_dataset
 
@@ -97,7 +97,7 @@ def load_rows(settings: Settings, data: str, held_out: str | None, tokenizer):
     def read(source: str, count: int):
         rows, _ = build_dataset([Source(source, limit=count)], tokenizer, max_length=settings.max_length)
         if len(rows) < count:
-            raise UserError(f"{source} has {len(rows)} rows, but {count} are needed. Take fewer --steps or other data.")
+            raise UserError(f"{source} has {len(rows)} rows, but {count} are needed. Use fewer --steps or other data.")
         return rows
 
     if held_out is not None:
@@ -105,18 +105,18 @@ def load_rows(settings: Settings, data: str, held_out: str | None, tokenizer):
     else:
         both = read(data, wanted + settings.held_out_rows)
         rows, rows_held_out = both.select(range(wanted)), both.select(range(wanted, len(both)))
-    # rows of like length in a batch: little padding
+    # rows of similar length in a batch, for little padding
     lengths = [len(ids) for ids in rows_held_out["input_ids"]]
     return rows, rows_held_out.select(sorted(range(len(lengths)), key=lengths.__getitem__))
 
 
-def train(settings: Settings, arm: str, gate: str, seed: int, rows, held_out, tokenizer) -> tuple[dict, dict]:
-    """(what the run logged, its final weights by name)."""
+def train(settings: CurveSettings, arm: str, gate: str, seed: int, rows, held_out, tokenizer) -> tuple[dict, dict]:
+    """Return the log of a run and its final weights by name."""
     from eaftdrope import EAFTConfig, EAFTTrainer
     from eaftdrope.models import load_model
 
     with tempfile.TemporaryDirectory() as folder, watch_kept_columns() as kept:
-        watch = Watch(kept, settings.eval_every)
+        watch = CurveWatch(kept, settings.eval_every)
         config = EAFTConfig(
             output_dir=folder,
             gate=gate,
@@ -154,7 +154,8 @@ def train(settings: Settings, arm: str, gate: str, seed: int, rows, held_out, to
 
 
 def distances(exact: dict[str, Tensor], sparse: dict[str, Tensor], first: dict[str, Tensor], head: str) -> dict:
-    """How far the final weights are apart, relative to how far exact training moved them; `head` names the head's."""
+    """Return the distance of the final weights relative to the distance that exact training moved them; `head` is the head's
+    name."""
     result = {}
     for part, names in (("head", [head]), ("body", [name for name in exact if name != head])):
         apart = sum((sparse[name] - exact[name]).double().square().sum().item() for name in names)
@@ -163,8 +164,8 @@ def distances(exact: dict[str, Tensor], sparse: dict[str, Tensor], first: dict[s
     return result
 
 
-def run(settings: Settings, data: str, held_out: str | None, keep) -> dict:
-    """All runs, exact and sparse in turn, and a verdict by gate. `keep(result so far)` is called after every run."""
+def run(settings: CurveSettings, data: str, held_out: str | None, keep) -> dict:
+    """Run exact and sparse training in turn and return a verdict by gate. `keep(result so far)` is called after every run."""
     from eaftdrope.models import load_model, load_tokenizer
 
     keep_freed_memory()
@@ -175,7 +176,7 @@ def run(settings: Settings, data: str, held_out: str | None, keep) -> dict:
     head_weight = first_model.get_output_embeddings().weight
     head = next(name for name, value in first_model.named_parameters() if value is head_weight)
     result: dict = {
-        # what a run that was stopped leaves behind says so
+        # an interrupted run is recorded as such
         "complete": False,
         "trained_tokens": sum(trained_tokens(rows)),
         "held_out_tokens": sum(trained_tokens(rows_held_out)),
@@ -206,10 +207,10 @@ def by_seed(runs: list[dict], gate: str, arm: str) -> dict[int, list]:
 
 
 def trained_tokens(rows) -> Iterator[int]:
-    """Tokens of each row that carry a loss; the first of a row has nothing to be predicted from."""
+    """Return the number of tokens with a loss in each row; the first token of a row has no prediction."""
     return (sum(label != -100 for label in row["labels"][1:]) for row in rows)
 
 
-def settings_for_json(settings: Settings, data: str, held_out: str | None) -> dict:
+def settings_for_json(settings: CurveSettings, data: str, held_out: str | None) -> dict:
     names = {"model": settings.model, "data": data, "held_out": held_out or data}
     return {**asdict(settings), **{key: source_name(source) for key, source in names.items()}}

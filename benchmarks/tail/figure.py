@@ -8,21 +8,21 @@ from pathlib import Path
 
 import matplotlib
 
-# without a display
+# no display is needed
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from .curves import by_seed
 
-# Okabe and Ito's palette; markers and dashes say the same
+# Okabe and Ito's palette; markers and dashes repeat the distinction
 _EXACT, _SPARSE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 _MARKERS = "osD^v<>P"
 _TEXT = 8
 
 
 def draw_curves(result: dict, path: Path) -> None:
-    """A row a gate: held-out loss, sparse minus exact beside the spread over seeds, and the columns kept."""
+    """Draw one row per gate: held-out loss, sparse minus exact with the spread over seeds, and the columns kept."""
     gates = list(result["verdict"])
     figure, grid = plt.subplots(
         len(gates), 3, figsize=(13, 3.6 * len(gates) + 0.6), squeeze=False, layout="constrained"
@@ -36,7 +36,7 @@ def draw_curves(result: dict, path: Path) -> None:
                 shares = [float("nan") if share is None else 100 * share for share in run["kept_share"]]
                 kept.plot(range(1, len(shares) + 1), shares, color=_SPARSE, alpha=0.75, linewidth=1)
         kept.set_ylim(bottom=0)
-        _label(kept, "columns of the vocabulary kept (each line a seed)", "% of columns")
+        _label(kept, "columns of the vocabulary kept (one line per seed)", "% of columns")
     settings, where = result["settings"], result["environment"]
     about = (
         f"{settings['model'].removeprefix('package:')}, all weights, {settings['data']}, batch {settings['batch_size']}, "
@@ -55,7 +55,7 @@ def _losses(axes: Axes, exact: dict, sparse: dict, gate: str) -> None:
         axes.plot(*zip(*curve), color=_EXACT, linewidth=2.5, alpha=0.45, label=label[0])
         axes.plot(*zip(*sparse[seed]), color=_SPARSE, linewidth=1, linestyle="--", label=label[1])
     axes.legend(fontsize=_TEXT, frameon=False)
-    _label(axes, f"gate {gate}: held-out cross-entropy (each line a seed)", "nats a token")
+    _label(axes, f"gate {gate}: held-out cross-entropy (one line per seed)", "nats per token")
 
 
 def _differences(axes: Axes, exact: dict, sparse: dict, verdict: dict) -> None:
@@ -71,11 +71,11 @@ def _differences(axes: Axes, exact: dict, sparse: dict, verdict: dict) -> None:
         axes.plot(steps, apart, color=_SPARSE, linewidth=1, marker=marker, markersize=4, label=f"seed {seed}")
     axes.legend(fontsize=_TEXT - 1, frameon=False)
     word = "safe by the rule" if verdict["safe"] else "NOT safe by the rule"
-    _label(axes, f"sparse - exact: {word}", "1e-3 nats a token")
+    _label(axes, f"sparse - exact: {word}", "1e-3 nats per token")
 
 
 def draw_errors(result: dict, path: Path) -> None:
-    """A column a source, a row a gate: errors against FLOPs by threshold, at the operator's group height."""
+    """Draw one column per source and one row per gate: errors over FLOPs by threshold, at the operator's group height."""
     from eaftdrope.loss.tail import GROUP_ROWS
 
     parts = result["results"]
@@ -98,10 +98,10 @@ def draw_errors(result: dict, path: Path) -> None:
             axes.plot(x, y, color=colour, marker=marker, linestyle=dashes, markersize=5, linewidth=1, label=label)
         rounding = next(row for row in part["operator"] if (row["dtype"], row["tail"]) == ("bfloat16", "exact"))
         axes.axhline(
-            rounding["weight_error"], color="#000000", linewidth=0.8, label="dW, exact in bfloat16: its rounding"
+            rounding["weight_error"], color="#000000", linewidth=0.8, label="dW, exact in bfloat16 (rounding only)"
         )
         for row in chosen:
-            # a threshold is named once, above its highest point
+            # each threshold is labelled once, above its highest point
             axes.annotate(
                 f"$2^{{{math.log2(row['threshold']):.0f}}}$", (row["flops"], row["hidden_error_no_tail"]),
                 textcoords="offset points", xytext=(0, 6), ha="center", fontsize=_TEXT - 1,
@@ -109,7 +109,7 @@ def draw_errors(result: dict, path: Path) -> None:
         axes.set_yscale("log")
         axes.margins(x=0.12, y=0.12)
         axes.xaxis.set_major_locator(plt.MaxNLocator(5))
-        _label(axes, f"{part['data']}, gate {part['gate']}", "relative error", "FLOPs / those of three dense products")
+        _label(axes, f"{part['data']}, gate {part['gate']}", "relative error", "FLOPs relative to three dense products")
     settings, where = result["settings"], result["environment"]
     figure.suptitle(
         f"Gradients of a tail-sparse backward, by threshold (groups of {GROUP_ROWS} rows)",
@@ -117,7 +117,7 @@ def draw_errors(result: dict, path: Path) -> None:
     )  # fmt: skip
     handles, labels = grid[0, 0].get_legend_handles_labels()
     about = (
-        f"{result['model'].removeprefix('package:')}, {settings['tokens']:,} trained tokens of each source, against "
+        f"{result['model'].removeprefix('package:')}, {settings['tokens']:,} trained tokens per source, relative to "
         f"float64; {where['date'][:10]}"
     )
     figure.legend(

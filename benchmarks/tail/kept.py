@@ -1,4 +1,4 @@
-"""How many columns of the vocabulary the operator keeps, seen from outside."""
+"""Count the columns of the vocabulary that the operator keeps, from outside."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from eaftdrope.loss.tail import TailSparseGradients
 
 @dataclass
 class KeptColumns:
-    """Elements of the gradient by the logits, and those of them in kept columns: a group counts by its rows, as in the
-    FLOPs."""
+    """Number of elements of the gradient with respect to the logits, and of those in kept columns, weighted by rows as in
+    the FLOPs."""
 
     kept: int = 0
     of: int = 0
@@ -27,12 +27,12 @@ class KeptColumns:
 
 @contextmanager
 def watch_kept_columns() -> Iterator[KeptColumns]:
-    """Counts the columns of every group of rows that `TailSparseGradients` adds meanwhile."""
+    """Count the columns of every group of rows that `TailSparseGradients` adds inside this context."""
     seen = KeptColumns()
     add_group = TailSparseGradients._add_group
 
-    def watched(self, rows_R, hidden_RH, grad_RV):
-        add_group(self, rows_R, hidden_RH, grad_RV)
+    def watched(self, rows_R, hidden_RD, grad_RV):
+        add_group(self, rows_R, hidden_RD, grad_RV)
         seen.kept += len(rows_R) * self.kept_columns[-1]
         seen.of += grad_RV.numel()
 

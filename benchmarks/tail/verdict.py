@@ -1,8 +1,8 @@
-"""Whether training with a sparse tail ends elsewhere than training with the exact gradients.
+"""The verdict on training with a sparse tail, relative to training with exact gradients.
 
-The rule, fixed before anything was run: **the sparse tail is safe when no seed's final held-out loss differs from that of
-exact gradients (same seed, so same rows in the same order) by more than exact training itself differs from seed to
-seed.** That spread is the sample standard deviation over seeds of the final held-out loss of exact training.
+The rule, fixed before any run: **the sparse tail is safe if no seed's final held-out loss differs from that of
+exact gradients (same seed, so same rows in the same order) by more than exact training itself varies between
+seeds.** That spread is the sample standard deviation over seeds of the final held-out loss of exact training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 RULE = (
-    "safe when, for every seed, |final held-out loss, sparse - exact| <= the sample standard deviation over seeds of the "
+    "safe if, for every seed, |final held-out loss, sparse - exact| <= the sample standard deviation over seeds of the "
     "final held-out loss of exact"
 )
 
@@ -20,10 +20,10 @@ Curve = Sequence[tuple[int, float]]
 
 
 def judge(exact: Mapping[int, Curve], sparse: Mapping[int, Curve]) -> dict:
-    """What the rule says of the curves by seed, with the numbers it looked at.
+    """Apply the rule to the curves by seed, and return its outcome with the numbers it is based on.
 
     Raises:
-        ValueError: fewer than two seeds, or curves that are not of the same seeds and steps.
+        ValueError: fewer than two seeds, or curves of different seeds or steps.
     """
     if len(exact) < 2 or set(exact) != set(sparse):
         raise ValueError(f"a verdict needs two seeds of both arms: exact has {sorted(exact)}, sparse {sorted(sparse)}.")
@@ -40,11 +40,11 @@ def judge(exact: Mapping[int, Curve], sparse: Mapping[int, Curve]) -> dict:
         ),
         key=lambda place: abs(place["difference"]),
     )
-    # of the size that training itself has: how much of what exact training gained is at stake
+    # relative to the gain of exact training
     gain = statistics.mean(curve[0][1] - curve[-1][1] for curve in exact.values())
     return {
         "rule": RULE,
-        # written so that a loss that is not a number is never safe
+        # written so that NaN is never safe
         "safe": all(abs(difference) <= spread for difference in final.values()),
         "final_exact": {seed: curve[-1][1] for seed, curve in exact.items()},
         "final_difference": final,

@@ -42,13 +42,13 @@ def compare(
     """
     if match not in (None, "target"):
         raise UserError(f"--match {match}: only `target` can be matched.")
-    from eaftdrope.compare.arms import plan_comparison
+    from eaftdrope.compare.plan import plan_comparison
 
     plan = plan_comparison(
         recipe, overrides or [], gates=gates, seeds=seeds, rates=lr, folder=output, match=match is not None
     )
 
-    from eaftdrope.compare.run import run_comparison, show_comparison
+    from eaftdrope.compare.run import print_comparison_plan, run_comparison
     from eaftdrope.run.interrupts import RunInterrupted
     from eaftdrope.run.machine import training_device
 
@@ -58,7 +58,7 @@ def compare(
     console = make_console()
     silence_libraries(bars=False)
     if dry_run:
-        show_comparison(plan, console)
+        print_comparison_plan(plan, console)
         return
     command = shlex.join(["eaftdrope", *sys.argv[1:]])
     try:

@@ -90,10 +90,9 @@ def _context(
     from eaftdrope.evaluate.long_context.results import ContextResults
     from eaftdrope.evaluate.long_context.table import cost_table, csv_of, result_table, rows_of, suite_table
     from eaftdrope.models import short_name
-    from eaftdrope.report.page import report_or_say
 
     from .measure import run_with_progress
-    from .terminal import make_console, silence_libraries
+    from .terminal import make_console, show_report, silence_libraries
 
     silence_libraries(bars=False)
     console = make_console()
@@ -109,6 +108,6 @@ def _context(
         for table in filter(None, (result_table(rows), suite_table(rows))):
             console.print(table)
         console.print(f"written: {folder}: probe.json, probe.csv", highlight=False, markup=False)
-        report_or_say(folder, console)
+        show_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -154,9 +154,8 @@ def _eval(
     from eaftdrope.evaluate.suites.plan import make_plan
     from eaftdrope.evaluate.suites.run import NAME, SCHEMA
     from eaftdrope.files import ResultFolder
-    from eaftdrope.report.page import report_or_say
 
-    from .terminal import make_console, silence_libraries
+    from .terminal import make_console, show_report, silence_libraries
 
     silence_libraries(bars=False)
     console = make_console()
@@ -168,7 +167,7 @@ def _eval(
         found = _run(plan, results, console, fresh=fresh)
         console.print(score_table(found))
         console.print(f"written: {folder / NAME}", highlight=False, markup=False)
-        report_or_say(folder, console)
+        show_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 

@@ -45,12 +45,11 @@ def inspect(
 
     from eaftdrope.inspection.results import InspectionFolder
     from eaftdrope.inspection.run import prepare_inspection, run_inspection, show_plan
-    from eaftdrope.report.page import report_or_say
     from eaftdrope.run.interrupts import disk_errors_to_user_errors
     from eaftdrope.run.machine import training_device
 
     from .measure import about, bars
-    from .terminal import make_console, silence_libraries
+    from .terminal import make_console, show_report, silence_libraries
 
     silence_libraries(bars=False)
     console = make_console()
@@ -63,7 +62,7 @@ def inspect(
     with bars(console) as start, disk_errors_to_user_errors(str(folder.path)):
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
-    report_or_say(folder.path, console)
+    show_report(folder.path, console)
     console.print(f"\nwritten: {folder.path}", highlight=False, markup=False)
 
 

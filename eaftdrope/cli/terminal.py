@@ -6,7 +6,10 @@ import importlib.util
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from eaftdrope.errors import missing_package
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,3 +50,15 @@ def _not_about_mtime(record: logging.LogRecord) -> bool:
 
 def _not_about_one_row(record: logging.LogRecord) -> bool:
     return "You are using a per_device_train_batch_size of 1 with padding-free" not in record.getMessage()
+
+
+def show_report(folder: Path, console: Console) -> None:
+    """Write the report of a complete result; a package that only reports need may be missing."""
+    try:
+        from eaftdrope.report.page import try_write_report
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        console.print(f"no report: {missing}", highlight=False, markup=False)
+        return
+    try_write_report(folder, console)

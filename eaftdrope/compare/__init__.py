@@ -1,11 +1,22 @@
-"""One recipe under several gates: the same data, order and budget, measured apart from training, and judged by a rule.
+"""One recipe under several gates: equal data, order and budget, measured apart from training, and judged by a fixed rule.
 
-    plan -> train the arms -> measure the base and every arm -> match (on request) -> table, verdict
+Reading order:
 
-Every step leaves its result in the comparison's folder as soon as it has it, so that the same command goes on after a kill:
+    plan.py           the arms: gate x learning rate x seed, each a recipe
+    training.py       trains the arms that are not finished
+    measurement.py    measures the base model and every arm with the recipe's probes
+    stored_scores.py  their scores on disk
+    match.py          interpolates the arms to an equal target gain and measures them there (on request)
+    verdict.py        the rule that decides which differences are beyond the spread
+    results.py        compare.json: all of this in one document
+    table.py          the document as a table, Markdown and CSV
+    estimate.py       steps, disk and time, before anything is trained
+    run.py            all of the above in order
 
-    compare.json            everything below in one document, as the report reads it
+Every step stores its result in the comparison's folder at once, so the same command resumes an interrupted comparison:
+
+    compare.json            the whole document, as the report reads it
     compare.md, compare.csv the table
-    arms/LABEL-seedS        a finished run each, as `eaftdrope train` leaves it
-    scores/NAME.json        scores of `base` and of every arm, probe by probe
+    arms/LABEL-seedS        a finished run per arm, as `eaftdrope train` leaves it
+    scores/NAME.json        scores of `base` and of each arm, written probe by probe
 """

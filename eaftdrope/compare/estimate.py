@@ -1,4 +1,4 @@
-"""What a comparison will take, told before anything is loaded."""
+"""Steps, disk and time that a comparison needs, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+import torch
+from rich.table import Table
+from rich.text import Text
+
 from eaftdrope.run.machine import uses_bfloat16
 from eaftdrope.run.plan import make_plan
 from eaftdrope.run.settings import eaft_settings
 
-from .arms import Arm, Plan
-from .training import is_trained, seconds
+from .plan import Arm, ComparisonPlan
+from .training import is_trained, train_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from .measurement import Measurement
 
-    from .measuring import Bench
-
-# side of the square matrices whose product tells the machine's speed
+# side of the square matrices whose product measures the speed of the machine
 _SIDE = 1024
 _SECONDS = 0.5
 
 
-def arms_table(plan: Plan) -> Table:
-    """Every arm with where it goes and how far it is."""
-    from rich.table import Table
-    from rich.text import Text
-
+def arms_table(plan: ComparisonPlan) -> Table:
+    """Return the table of the arms with their folders and states."""
     table = Table()
     for column in ("arm", "seed", "learning rate", "folder", ""):
         table.add_column(column, overflow="fold")
@@ -38,44 +37,45 @@ def arms_table(plan: Plan) -> Table:
     return table
 
 
-def estimate(bench: Bench) -> list[str]:
-    """Steps, disk and time in words. The time is that of the finished arms; where there are none, the least that this
-    machine's matrix products need for the operations (6 for each parameter and token, 4 where it is frozen)."""
-    plan, recipe = bench.plan, bench.plan.recipe
+def estimate(measurement: Measurement) -> list[str]:
+    """Return lines on steps, disk and time.
+
+    The time is extrapolated from the finished arms. Without one it is a lower bound: the time of the operations (6 per
+    parameter and token, 4 if it is frozen) at the speed of this machine's matrix products.
+    """
+    plan, recipe = measurement.plan, measurement.plan.recipe
     settings = eaft_settings(recipe)
-    one = make_plan(settings, bench.config, bench.data.stats, autocast=settings.autocast)
+    one = make_plan(settings, measurement.config, measurement.data.stats, autocast=settings.autocast)
     done = [arm for arm in plan.arms if is_trained(plan, arm)]
     left = len(plan.arms) - len(done)
     lines = [
         f"{len(plan.arms)} arms of {one.steps:,} steps, at most {one.steps * one.tokens_per_step:,} tokens each; "
         f"{len(done)} trained, {left} to train",
-        f"each leaves {one.files[0][0]}: {one.files[0][1]}",
+        f"each writes {one.files[0][0]}: {one.files[0][1]}",
     ]
-    times = [found for arm in done if (found := seconds(plan.path(arm))) is not None]
+    times = [found for arm in done if (found := train_seconds(plan.path(arm))) is not None]
     if times:
-        lines.append(f"training: about {_duration(left * statistics.mean(times))}, as long as those that are trained")
+        lines.append(f"training: about {_duration(left * statistics.mean(times))}, extrapolated from the trained arms")
     elif left:
         operations = (4 * one.parameters + 2 * one.trained_parameters) * one.steps * one.tokens_per_step
         lines.append(
-            f"training: at least {_duration(left * operations / _speed(bench))}, the time of the matrix products alone; the "
-            "first arm will tell"
+            f"training: at least {_duration(left * operations / _speed(measurement))}, the time of the matrix products only, "
+            "until the first arm is trained"
         )
     return lines
 
 
-def _state(plan: Plan, arm: Arm) -> str:
+def _state(plan: ComparisonPlan, arm: Arm) -> str:
     return {True: "trained", False: "to train", None: "to train, after eaft"}[is_trained(plan, arm)]
 
 
-def _speed(bench: Bench) -> float:
-    """Operations a second of this machine's matrix products, in the recipe's arithmetic."""
-    import torch
-
-    dtype = torch.bfloat16 if uses_bfloat16(bench.plan.recipe.train.precision) else torch.float32
-    a, b = (torch.randn(_SIDE, _SIDE, device=bench.device, dtype=dtype) for _ in range(2))
+def _speed(measurement: Measurement) -> float:
+    """Measure the operations per second of this machine's matrix products, in the recipe's arithmetic."""
+    dtype = torch.bfloat16 if uses_bfloat16(measurement.plan.recipe.train.precision) else torch.float32
+    a, b = (torch.randn(_SIDE, _SIDE, device=measurement.device, dtype=dtype) for _ in range(2))
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < _SECONDS:
-        # a number, so that a device that works on its own is waited for
+        # reading a number waits for an asynchronous device
         (a @ b)[0, 0].item()
         count += 1
     return count * 2 * _SIDE**3 / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""compare.json: everything that is known of a comparison, in the form that the report reads."""
+"""compare.json: the document of a comparison, in the form that the report reads."""
 
 from __future__ import annotations
 
@@ -6,54 +6,53 @@ import json
 import statistics
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from eaftdrope.evaluate import Score
+from eaftdrope.evaluate.scores import scores_from_dicts
 from eaftdrope.files import write_atomically
 from eaftdrope.recipe.dump import dump_recipe
 
-from .arms import Arm
-from .measuring import Bench
+from .measurement import Measurement
+from .plan import Arm
 from .table import by_metric, main_metric, table_rows
-from .training import facts
-from .verdict import Runs, compare_pair, judge, overall
-
-if TYPE_CHECKING:
-    from eaftdrope.evaluate import Score
+from .training import training_facts
+from .verdict import ScoresBySeed, compare_pair, judge, overall
 
 NAME = "compare.json"
 
 
-class Results:
+class ComparisonResults:
     """The document of a comparison whose arms are trained.
 
     Args:
-        command: what the user typed.
-        about: where and with what it was measured.
+        measurement: the plan and the stored scores.
+        command: the command line.
+        about: date, hardware and versions.
 
     Attributes:
-        matched: what `match` has found; None before it, or where it was not asked for.
+        matched: the result of [`match`]; None before it, or if it was not requested.
     """
 
-    def __init__(self, bench: Bench, command: str, about: dict):
-        self._bench, self._plan = bench, bench.plan
+    def __init__(self, measurement: Measurement, command: str, about: dict) -> None:
+        self._measurement, self._plan = measurement, measurement.plan
         self._command, self._about = command, about
         self.matched: dict | None = None
 
     def store(self, status: str) -> dict:
-        """Writes the document ("running" or "finished"), and returns it."""
+        """Write the document with this status ("running" or "finished") and return it."""
         document = self._document(status)
         write_atomically(self._plan.folder / NAME, json.dumps(document) + "\n")
         return document
 
     @cached_property
     def _facts(self) -> dict[Arm, dict]:
-        return {arm: facts(self._plan.path(arm)) for arm in self._plan.arms}
+        return {arm: training_facts(self._plan.path(arm)) for arm in self._plan.arms}
 
     def _document(self, status: str) -> dict:
-        base = self._bench.known(None)
-        scores = {arm: self._bench.known(arm) for arm in self._plan.arms}
+        base = self._measurement.known(None)
+        scores = {arm: self._measurement.known(arm) for arm in self._plan.arms}
         names = by_metric(base)
-        is_whole = {score.group for score in base} >= {"target", "general"}
+        is_complete = {score.group for score in base} >= {"target", "general"}
         document = {
             "kind": "compare",
             "about": self._about,
@@ -61,11 +60,11 @@ class Results:
             "recipe": dump_recipe(self._plan.recipe, folder=self._plan.folder),
             "status": status,
             "base": [asdict(score) for score in base],
-            "target": main_metric(names, "target") if is_whole else None,
-            "general": main_metric(names, "general") if is_whole else None,
+            "target": main_metric(names, "target") if is_complete else None,
+            "general": main_metric(names, "general") if is_complete else None,
             "arms": [self._arm(arm, scores[arm]) for arm in self._plan.arms],
             "matched": self.matched,
-            "table": self._table(base, scores) if is_whole else [],
+            "table": self._table(base, scores) if is_complete else [],
             "verdicts": [],
             "verdict": "",
         }
@@ -104,7 +103,7 @@ class Results:
             if arm != reference:
                 pairs.append(compare_pair(runs[arm.label], runs[reference.label], target, general))
             if arm.gate.is_matched_scale:
-                source = self._plan.source_of_weight(arm)
+                source = self._plan.weight_source(arm)
                 controls.append(compare_pair(runs[source.label], runs[arm.label], target, general))
         plain = runs[self._plan.reference_of(self._plan.arms[0]).label]
         forgotten = judge(general, [(base[general], found[general]) for found in plain.scores.values()])
@@ -113,16 +112,10 @@ class Results:
         text = overall(pairs, target=target, general=general, base=forgotten, level=level, controls=controls)
         return {"verdicts": [*pairs, *controls], "verdict": text}
 
-    def _runs(self, label: str, scores: dict[Arm, list[Score]]) -> Runs:
+    def _runs(self, label: str, scores: dict[Arm, list[Score]]) -> ScoresBySeed:
         arms = [arm for arm in self._plan.arms if arm.label == label]
         matched = {}
         for entry in (self.matched or {"arms": []})["arms"]:
             if entry["label"] == label:
-                matched[entry["seed"]] = by_metric([_score(row) for row in entry["scores"]])
-        return Runs(label, {arm.seed: by_metric(scores[arm]) for arm in arms}, matched)
-
-
-def _score(row: dict) -> Score:
-    from eaftdrope.evaluate import scores_from_json
-
-    return scores_from_json(json.dumps([row]))[0]
+                matched[entry["seed"]] = by_metric(scores_from_dicts(entry["scores"]))
+        return ScoresBySeed(label, {arm.seed: by_metric(scores[arm]) for arm in arms}, matched)

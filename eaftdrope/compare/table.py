@@ -1,4 +1,4 @@
-"""Scores of all arms as a table: one line a label, mean and standard deviation over its seeds."""
+"""Scores of all arms as a table: one row per label, with mean and standard deviation over its seeds."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import shlex
 import statistics
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from eaftdrope.evaluate.table import by_metric, error_text, number_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from eaftdrope.evaluate import Score
 
-    from .arms import Plan
+    from .plan import ComparisonPlan
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 NOTE = "Mean over seeds ± standard deviation; ↓ lower is better, ↑ higher is better."
 
 
 def main_metric(scores: dict[str, Score], group: str) -> str:
-    """What stands for a group: the held-out loss where it is measured, else what the recipe's first probe gives first."""
+    """Return the metric that represents a group: the held-out loss if measured, else the first one of the recipe."""
     names = [name for name, score in scores.items() if score.group == group]
     return next((name for name in names if scores[name].probe == "held_out_loss"), names[0])
 
 
 def table_rows(base: list[Score], arms: dict[str, list[list[Score]]], gates: dict[str, list[float]]) -> list[dict]:
-    """Lines of the table: `target` and `general` are those of `main_metric`, other metrics stand under their names.
+    """Return the rows of the table: `target` and `general` are those of `main_metric`; other metrics have their own names.
 
     Args:
         base: scores of the base model.
-        arms: by label, the scores of each seed, every probe measured.
-        gates: by label, the mean gate of each seed.
+        arms: label -> the scores of each seed, from every probe.
+        gates: label -> the mean gate of each seed.
     """
     names = by_metric(base)
     target, general = (main_metric(names, group) for group in ("target", "general"))
@@ -56,14 +56,13 @@ def table_rows(base: list[Score], arms: dict[str, list[list[Score]]], gates: dic
 
 
 def spread_of(row: dict, name: str, names: dict[str, Score]) -> dict:
-    """Mean and deviation of a metric in a line of the table."""
+    """Return mean and standard deviation of a metric in a row of the table."""
     group = names[name].group
     return row[group] if name == main_metric(names, group) else row[name]
 
 
 def rich_table(base: list[Score], rows: list[dict]) -> Table:
-    from rich.table import Table
-
+    """Return the table for the terminal."""
     head, lines = _cells(base, rows)
     table = Table(caption=NOTE, caption_justify="left")
     for index, name in enumerate(head):
@@ -73,48 +72,44 @@ def rich_table(base: list[Score], rows: list[dict]) -> Table:
     return table
 
 
-def markdown_text(base: list[Score], document: dict, plan: Plan) -> str:
-    """The table, and what the comparison says."""
+def markdown_text(base: list[Score], document: dict, plan: ComparisonPlan) -> str:
+    """Return the table and the sentences of the comparison as Markdown."""
     head, lines = _cells(base, document["table"])
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
     return "\n\n".join([table, NOTE, *sentences(document, plan)]) + "\n"
 
 
-def sentences(document: dict, plan: Plan) -> list[str]:
-    """Of a finished comparison: the verdict first, then each pair, then what was not matched, and how to save
-    what was."""
-    said = [document["verdict"], *(entry["text"] for entry in document["verdicts"])]
+def sentences(document: dict, plan: ComparisonPlan) -> list[str]:
+    """Return the sentences on a finished comparison: verdict, pairs, arms that were not matched, and how to save one."""
+    lines = [document["verdict"], *(entry["text"] for entry in document["verdicts"])]
     matched = document["matched"]
     if matched:
-        said += [f"Not matched: {one['label']}, seed {one['seed']}: {one['why']}." for one in matched["left_out"]]
-        said += [
-            f"The held-out loss of {one['label']}, seed {one['seed']}, rises on its way from the base model; the first share "
-            f"that reaches the level ({one['share']:.2f}) is compared."
+        lines += [f"Not matched: {one['label']}, seed {one['seed']}: {one['why']}." for one in matched["left_out"]]
+        lines += [
+            f"The held-out loss of {one['label']}, seed {one['seed']}, is not monotone between the base model and the "
+            f"trained weights; the comparison uses the first share that reaches the level ({one['share']:.2f})."
             for one in matched["arms"]
             if not one["monotone"]
         ]
         if matched["arms"]:
-            said.append(_how_to_save(document, matched["arms"][0], plan))
-    return said
+            lines.append(_how_to_save(document, matched["arms"][0], plan))
+    return lines
 
 
-def _how_to_save(document: dict, matched: dict, plan: Plan) -> str:
-    """The command that writes a model of the comparison at equal target loss."""
+def _how_to_save(document: dict, matched: dict, plan: ComparisonPlan) -> str:
+    """Return the command that writes a model of the comparison at equal target loss."""
     model = plan.recipe.model
     arm = next(a for a in document["arms"] if (a["label"], a["seed"]) == (matched["label"], matched["seed"]))
     words = ["eaftdrope", "merge", str(plan.folder / arm["folder"]), "OUTPUT", "--share", f"{matched['share']:.4g}"]
     if not plan.recipe.lora:
         words += ["--base", model.reference]
         words += ["--revision", model.revision] if model.revision else []
-    return (
-        f"{matched['label']}, seed {matched['seed']}, as it is compared at equal target loss, is saved by: "
-        f"{shlex.join(words)}"
-    )
+    return f"To save {matched['label']}, seed {matched['seed']}, as compared at equal target loss: {shlex.join(words)}"
 
 
 def csv_table(base: list[Score], rows: list[dict]) -> str:
-    """Plain numbers: a line for each label and metric, the base model's too."""
+    """Return CSV with one row per label and metric, the base model included."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["label", "group", "metric", "better", "n", "mean", "sd"])
@@ -142,7 +137,7 @@ def _cells(base: list[Score], rows: list[dict]) -> tuple[list[str], list[list[st
 
 
 def _spread(values: list[float]) -> dict:
-    """`sd` is None for one value, which has no spread, and where a value is not finite."""
+    """Return mean and sd; `sd` is None for a single value, or if a value is not finite."""
     mean = statistics.mean(values)
     return {"mean": mean, "sd": statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None}
 

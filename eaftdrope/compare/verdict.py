@@ -1,15 +1,15 @@
-"""What a comparison may say, by one rule that was written before any result.
+"""The verdict of a comparison, by one rule that was fixed before any result.
 
 Two arms are compared seed by seed: d_k is the difference of a metric under seed k, both trained on the same rows in the same
-order. A difference is called better or worse when its mean is beyond both
+order. A difference is called better or worse if its mean is beyond both
 
     the seeds    t * sd(d) / sqrt(n)                t: Student's, two-sided 95 %, n - 1 degrees of freedom (12.7 for 2 seeds)
     the items    2 * mean of the probe's own paired standard errors       (rows, questions or windows, `change_stderr`)
 
-and anything else is "no difference beyond the spread". The first asks whether another seed would say the same, the second
-whether other rows or questions would. One seed has no spread: only the second is asked, and the sentence says so.
+and anything else is "no difference beyond the spread". The first tests whether another seed would give the same result, the
+second whether other rows or questions would. One seed has no spread: only the second applies, and the sentence states it.
 
-Of a comparison of many arms and metrics some differences will be called that are none: one in twenty, where nothing differs.
+In a comparison of many arms and metrics, some differences are called by chance: one in twenty, where nothing differs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from eaftdrope.evaluate import Score
 
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-# of ten degrees of freedom; for more it is a little too strict
+# for ten degrees of freedom; slightly too strict for more
 MANY = 2.228
 BETTER, WORSE, SAME = "better", "worse", "no difference beyond the spread"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A difference of two arms in one metric: its mean over `n` seeds, and what it must be beyond (None: it cannot be told,
-    the probe has one item)."""
+    """The difference of two arms in one metric: its mean over `n` seeds, and the margin that it must exceed (None: the
+    probe has one item, so its error is unknown)."""
 
     metric: str
     kind: str
@@ -45,22 +45,22 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """`better (-1.23, beyond 0.45)`"""
+        """The outcome as text, such as `better (-1.23, beyond 0.45)`."""
         if self.word == NOT_A_NUMBER:
             return self.word
         difference = ("+" if self.difference > 0 else "") + _number(self.difference, self.kind)
         if self.margin is None:
             return f"{self.word} ({difference}; one item has no error)"
         if self.margin == 0:
-            # a ± 0 would be a certainty that no measurement has
+            # no measurement is certain, so ± 0 is not shown
             return f"{self.word} ({difference}, the same in every item)"
         beyond = "not beyond" if self.word == SAME else "beyond"
         return f"{self.word} ({difference}, {beyond} {_number(self.margin, self.kind)})"
 
 
 @dataclass(frozen=True)
-class Runs:
-    """An arm over its seeds: scores by metric, and those at equal target gain where they were measured."""
+class ScoresBySeed:
+    """The scores of an arm: seed -> metric -> score, and the same at equal target gain if measured."""
 
     label: str
     scores: dict[int, dict[str, Score]]
@@ -68,10 +68,10 @@ class Runs:
 
 
 def judge(metric: str, pairs: Sequence[tuple[Score, Score]]) -> Outcome:
-    """The rule.
+    """Judge the differences of one metric by the rule of this module.
 
     Args:
-        pairs: (reference, arm) of every seed; at least one.
+        pairs: (reference, arm) of each seed; at least one.
     """
     differences = [arm.value - reference.value for reference, arm in pairs]
     mean, n = statistics.mean(differences), len(pairs)
@@ -86,8 +86,8 @@ def judge(metric: str, pairs: Sequence[tuple[Score, Score]]) -> Outcome:
     return Outcome(metric, score.kind, mean, margin, n, word)
 
 
-def compare_pair(arm: Runs, reference: Runs, target: str, general: str) -> dict:
-    """One entry of `verdicts`: every metric's outcome, and a sentence on the two that stand for their groups."""
+def compare_pair(arm: ScoresBySeed, reference: ScoresBySeed, target: str, general: str) -> dict:
+    """Return an entry of `verdicts`: the outcome of every metric, and a sentence on the two main metrics."""
     outcomes = _outcomes(reference.scores, arm.scores)
     matched = _outcomes(reference.matched, arm.matched)
     at_equal_target = matched.get(general)
@@ -116,66 +116,74 @@ def _outcomes(reference: dict[int, dict[str, Score]], arm: dict[int, dict[str, S
 
 
 def _meaning(target: Outcome, general: Outcome, matched: Outcome | None) -> str:
-    """What a pair's outcomes say together."""
+    """Return a sentence that interprets the outcomes of a pair together."""
     if matched:
         return {
-            BETTER: "For the same gain it keeps more.",
+            BETTER: "For the same gain it forgets less.",
             WORSE: "For the same gain it forgets more.",
-            SAME: "What it keeps more, it keeps by learning less." if general.word == BETTER else "",
+            SAME: "It forgets less only because it learns less." if general.word == BETTER else "",
             NOT_A_NUMBER: "",
         }[matched.word]
     if general.word == BETTER and target.word == WORSE:
-        return "It gains less and forgets less: --match target tells whether that is more than learning less."
+        return "It gains less and forgets less; use --match target to compare at equal gain."
     return ""
 
 
 def overall(
     verdicts: list[dict], *, target: str, general: str, base: Outcome, level: float | None, controls: list[dict]
 ) -> str:
-    """The sentence of the whole comparison.
+    """Return the sentence on the whole comparison.
 
     Args:
-        verdicts: of `compare_pair`, each against the reference of its learning rate.
-        base: the reference's general metric against the base model's.
-        level: share of the largest gain that the arms were brought to; None where they were not.
-        controls: of `compare_pair`, an eaft arm against its constant.
+        verdicts: entries of `compare_pair`, each arm against the reference of its learning rate.
+        target: the main target metric.
+        general: the main general metric.
+        base: outcome of the reference's general metric against the base model's.
+        level: share of the largest gain at which the arms were matched; None without matching.
+        controls: entries of `compare_pair`, each eaft arm against its constant.
     """
     n = max(outcome["n"] for entry in verdicts for outcome in entry["outcomes"])
-    details = f"{n} seeds" if n > 1 else "one seed, which tells nothing about the spread over seeds"
+    details = f"{n} seeds" if n > 1 else "one seed, so the spread over seeds is unknown"
     where = general
     if level is not None:
         where += " at equal target loss"
-        details += f"; every arm taken back to {level:.0%} of the largest gain"
-    fates: dict[str, list[str]] = {}
+        details += f"; every arm interpolated to {level:.0%} of the largest gain"
+    arms_by_outcome: dict[str, list[str]] = {}
     for entry in verdicts:
-        fates.setdefault(_fate(entry, target, general, level is not None), []).append(entry["pair"][0])
-    said = "; ".join(f"{_listed(labels)}: {fate}" for fate, labels in fates.items())
+        arms_by_outcome.setdefault(_outcome_text(entry, target, general, level is not None), []).append(
+            entry["pair"][0]
+        )
+    clauses = "; ".join(f"{_listed(labels)}: {outcome}" for outcome, labels in arms_by_outcome.items())
     references = _listed(list(dict.fromkeys(entry["pair"][1] for entry in verdicts)))
-    text = f"Against {references}, {where} ({details}): {said}."
+    text = f"Against {references}, {where} ({details}): {clauses}."
     for entry in controls:
-        fate = _fate(entry, target, general, level is not None)
-        text += f" Against {entry['pair'][1]}, which gives every token the mean weight, {entry['pair'][0]}: {fate}."
+        outcome = _outcome_text(entry, target, general, level is not None)
+        text += (
+            f" Against {entry['pair'][1]}, which weights every token by the mean gate, {entry['pair'][0]}: {outcome}."
+        )
     if base.word not in (WORSE, NOT_A_NUMBER):
-        text += f" {references} has not forgotten beyond the spread itself ({base.text}), so there was little to keep."
+        text += (
+            f" {references} itself shows no forgetting beyond the spread ({base.text}), so a gate could prevent little."
+        )
     return text
 
 
-def _fate(entry: dict, target: str, general: str, is_matched: bool) -> str:
+def _outcome_text(entry: dict, target: str, general: str, is_matched: bool) -> str:
     words = {outcome["metric"]: outcome["word"] for outcome in entry["outcomes"]}
     if is_matched:
         matched = {outcome["metric"]: outcome["word"] for outcome in entry["matched"]}
         if general not in matched:
-            return "not brought to an equal target loss"
+            return "not matched to an equal target loss"
         if matched[general] == SAME and words[general] == BETTER:
-            return f"{SAME} (more is kept only by learning less)"
-        return {BETTER: "more is kept", WORSE: "more is forgotten"}.get(matched[general], matched[general])
+            return f"{SAME} (less is forgotten only because less is learned)"
+        return {BETTER: "less is forgotten", WORSE: "more is forgotten"}.get(matched[general], matched[general])
     if words[general] == BETTER and words[target] == WORSE:
-        return "less is forgotten and less gained (--match target tells whether that is more than learning less)"
+        return "less is forgotten and less gained (use --match target to compare at equal gain)"
     return {BETTER: "less is forgotten, no less gained", WORSE: "more is forgotten"}.get(words[general], words[general])
 
 
 def _number(value: float, kind: str) -> str:
-    """Two digits that count: differences may be far smaller than the values."""
+    """Format with two significant digits: differences may be far smaller than the values."""
     return f"{100 * value:.2g} points" if kind == "share" else f"{value:.2g}"
 
 

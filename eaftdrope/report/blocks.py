@@ -1,6 +1,6 @@
-"""What a page is made of. A section is a list of these; assets/page.html has one macro for each kind.
+"""Elements of a page. A section is a list of blocks; assets/blocks.html has one macro for each kind.
 
-All text is plain: it is escaped when the page is rendered, and only a `Picture` holds markup.
+All text is plain and is escaped when the page is rendered; only a `Picture` contains markup.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Cell:
-    """`tone` is "better", "worse" or "" (no colour); the text says the same, so that colour is never alone."""
+    """A table cell. `tone` is "better", "worse" or "" (no colour); the text repeats it, so colour is never the only cue."""
 
     text: str
     tone: str = ""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of cells; the first cell of a row is its header. A row of one cell heads a group.
+class TableBlock:
+    """Rows of cells; the first cell of a row is its header. A row of one cell is the heading of a group.
 
     Attributes:
-        numeric: columns that are numbers, aligned at the right.
-        long: columns of running text, which take a card's whole width.
-        stack: on a phone, every row becomes a card; else the table scrolls sideways.
+        numeric: indices of the columns with numbers, aligned to the right.
+        long: indices of the columns with running text, which fill the width of a card.
+        stack: on a phone, show each row as a card; otherwise the table scrolls sideways.
     """
 
     caption: str
@@ -40,13 +40,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
+    """A paragraph."""
+
     text: str
     kind: ClassVar[str] = "text"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`label` says in words what is seen; `wide` figures scroll on a phone."""
+    """A figure. `label` describes it to readers who cannot see it; a `wide` figure scrolls on a phone."""
 
     name: str
     svg: str
@@ -57,12 +59,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
+    """Figures side by side."""
+
     pictures: Sequence[Picture]
     kind: ClassVar[str] = "gallery"
 
 
 @dataclass(frozen=True)
 class Sample:
+    """A prompt, its reference answer, and (title, answer) of each model."""
+
     prompt: str
     reference: str
     answers: Sequence[tuple[str, str]]
@@ -70,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """A prompt with answers side by side."""
+    """Prompts with the answers of the models side by side."""
 
     items: Sequence[Sample]
     kind: ClassVar[str] = "samples"
@@ -78,7 +84,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A token in its context. `facts` are lines of numbers below it."""
+    """A token in its context. `facts` is a line of numbers below it."""
 
     before: str
     label: str
@@ -89,13 +95,15 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Conflicts:
+    """A numbered list of conflicts."""
+
     items: Sequence[Conflict]
     kind: ClassVar[str] = "conflicts"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values; a value may be code."""
+    """Names and values."""
 
     pairs: Sequence[tuple[str, str]]
     kind: ClassVar[str] = "facts"
@@ -103,7 +111,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Folded:
-    """Long text behind a line that opens it."""
+    """Long text that is shown when its summary is clicked."""
 
     summary: str
     text: str
@@ -111,8 +119,8 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class Section:
-    """`anchor` is its id in the page."""
+class PageSection:
+    """A titled part of the page. `anchor` is its id."""
 
     anchor: str
     title: str
@@ -121,9 +129,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`kind` is said above the title; `summary` is one sentence."""
+    """A whole page. `kind` stands above the title; `summary` is one sentence below it."""
 
     kind: str
     title: str
     summary: str
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]

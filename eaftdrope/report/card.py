@@ -1,7 +1,7 @@
-"""The model card: README.md of a trained folder, with the table before/after and code that loads the model.
+"""The model card: README.md of a trained folder, with the before/after table and code that loads the model.
 
-Written with huggingface_hub's card classes and without network. The loading code needs neither eaftdrope nor a hub
-when the base model is local: a test runs it where importing eaftdrope is impossible.
+The card is written with huggingface_hub's card classes and without network access. The loading code does not need
+eaftdrope, nor the hub if the base model is local: a test runs it where importing eaftdrope is impossible.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from eaftdrope.drope.engines import engines_markdown
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison_markdown
-from eaftdrope.files import replacing
+from eaftdrope.files import write_atomically
 from eaftdrope.models import PACKAGE_PREFIX, hub_id_of
 
 _FILES = (".gguf", ".jsonl", ".json", ".parquet", ".csv")
@@ -56,117 +59,122 @@ _ENGINES = """\
 ## Engines
 
 This model has no rotary embedding (DroPE, [arXiv 2512.12167](https://arxiv.org/abs/2512.12167)): its configuration makes
-the rotation the identity, so stock libraries load it as it is. "Silently wrong" engines would rotate after all: fluent
-text, no error, and not this model.
+the rotation the identity, so stock libraries load it unchanged. Engines marked "silently wrong" ignore that and rotate:
+they produce fluent text without an error, but not the output of this model.
 
 {engines}"""
 
 
-def write_model_card(
-    folder: str | Path,
-    *,
-    recipe_yaml: str,
-    base_model: str,
-    method: str,
-    before: Sequence[Score],
-    after: Sequence[Score],
-    versions: Mapping[str, str],
-    hardware: str,
-    command: str,
-    is_adapter: bool,
-    licence: str | None = None,
-    datasets: Sequence[str] = (),
-    title: str | None = None,
-    tags: Sequence[str] = ("eaft",),
-    more: Sequence[str] = (),
-) -> Path:
-    """Write `folder`/README.md (replacing the one that a trainer may have left) and return its path.
+@dataclass(frozen=True, kw_only=True)
+class CardContent:
+    """Content of a model card.
 
-    Args:
+    Attributes:
         recipe_yaml: the resolved recipe.
         base_model: the recipe's model reference: a hub id, a local path, or `package:NAME`.
         method: one line, such as "LoRA (r = 16), gate `eaft`: w = (H_top20 / ln 20)^alpha, alpha = 1".
-        before, after: the probes' scores; both empty if nothing was measured.
+        before: the probes' scores before training; empty if nothing was measured.
+        after: the probes' scores after training; empty if nothing was measured.
         versions: package name -> version.
-        hardware, command: one line each.
-        is_adapter: whether the folder holds a PEFT adapter; then its adapter_config.json says where the base model is.
+        hardware: one line.
+        command: the command line that was run.
+        is_adapter: the folder contains a PEFT adapter, whose adapter_config.json has the path of the base model.
         licence: the hub's name of a licence, such as "apache-2.0".
-        datasets: names of the training data; the ones that can be hub ids also go into the metadata.
+        datasets: names of the training data; those that are hub ids are also listed in the metadata.
         title: the card's heading; the folder's name by default.
-        tags: for the metadata, beside those that the folder's content asks for.
-        more: sections of Markdown, put between the table and how to load it.
+        tags: for the metadata, besides those derived from the folder's content.
+        sections: Markdown, placed between the table and the loading code.
+    """
+
+    recipe_yaml: str
+    base_model: str
+    method: str
+    before: Sequence[Score]
+    after: Sequence[Score]
+    versions: Mapping[str, str]
+    hardware: str
+    command: str
+    is_adapter: bool
+    licence: str | None = None
+    datasets: Sequence[str] = ()
+    title: str | None = None
+    tags: Sequence[str] = ("eaft",)
+    sections: Sequence[str] = ()
+
+
+def write_model_card(folder: str | Path, content: CardContent) -> Path:
+    """Write `folder`/README.md, replacing the card of a trainer, and return its path.
 
     Raises:
-        UserError: the folder is missing, or `is_adapter` without an adapter_config.json.
+        UserError: the folder is missing, or `content.is_adapter` without an adapter_config.json.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no model card can be written: there is no folder {folder}. Save the model first.")
-    lineage = _hub_id(base_model)
     dropped = "drope" in _json(folder / "config.json")
-    data = ModelCardData(
-        base_model=lineage,
-        license=licence,
-        datasets=[name for name in datasets if _hub_id(name)] or None,
-        library_name="peft" if is_adapter else "transformers",
+    body = [
+        f"# {_plain(content.title or folder.resolve().name)}",
+        _summary(content),
+        f"## Gained and forgotten\n\n{_table(content.before, content.after)}",
+        *content.sections,
+        *([_ENGINES.format(engines=engines_markdown(folder))] if dropped else []),
+        f"## How to load it\n\n{_loading(folder, content)}",
+        f"## How it was trained\n\n{_training(content)}",
+        "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in content.versions.items()),
+    ]
+    metadata = _metadata(content, dropped)
+    card = ModelCard(f"---\n{metadata}\n---\n\n" + "\n\n".join(part.strip() for part in body) + "\n")
+    return write_atomically(folder / "README.md", str(card))
+
+
+def _metadata(content: CardContent, dropped: bool) -> ModelCardData:
+    return ModelCardData(
+        base_model=_hub_id(content.base_model),
+        license=content.licence,
+        datasets=[name for name in content.datasets if _hub_id(name)] or None,
+        library_name="peft" if content.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=[
-            *tags,
+            *content.tags,
             "eaftdrope",
-            *(["lora"] if is_adapter and "lora" in method.lower() else []),
+            *(["lora"] if content.is_adapter and "lora" in content.method.lower() else []),
             *(["drope", "nope", "long-context"] if dropped else []),
         ],
     )
-    body = [
-        f"# {_plain(title or folder.resolve().name)}",
-        _summary(base_model, lineage, method, datasets),
-        f"## Gained and forgotten\n\n{_table(before, after)}",
-        *more,
-        *([_ENGINES.format(engines=engines_markdown(folder))] if dropped else []),
-        f"## How to load it\n\n{_loading(folder, base_model, is_adapter)}",
-        f"## How it was trained\n\n{_training(recipe_yaml, method, command, hardware)}",
-        "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in versions.items()),
-    ]
-    card = ModelCard(f"---\n{data}\n---\n\n" + "\n\n".join(part.strip() for part in body) + "\n")
-    path = folder / "README.md"
-    with replacing(path) as partial:
-        card.save(partial)
-    return path
 
 
 def _hub_id(reference: str) -> str | None:
-    """Return the hub id that a reference names or stands for, None for something local."""
+    """Return the hub id of a reference, None for something local."""
     return None if Path(reference).suffix in _FILES else hub_id_of(reference)
 
 
-def _summary(base_model: str, lineage: str | None, method: str, datasets: Sequence[str]) -> str:
+def _summary(content: CardContent) -> str:
+    lineage, datasets = _hub_id(content.base_model), content.datasets
     model = (
         f"[{lineage}](https://huggingface.co/{lineage})"
         if lineage
-        else f"{_code(Path(base_model).name)} (a local model)"
+        else f"{_code(Path(content.base_model).name)} (a local model)"
     )
     data = (
         f" on {', '.join(_code(name if _hub_id(name) else Path(name).name) for name in datasets)}" if datasets else ""
     )
-    return f"Fine-tuned from {model}{data} with eaftdrope. {method}"
+    return f"Fine-tuned from {model}{data} with eaftdrope. {content.method}"
 
 
 def _code(text: str) -> str:
-    """Text as inline code, whatever is in it: a fence that is longer than its backticks, and no line break."""
+    """Return text as inline code on one line, with a fence longer than any run of backticks in it."""
     text = " ".join(text.split())
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 def _plain(text: str) -> str:
-    """Text as it is, in a heading: one line, without anything that Markdown or HTML would take for markup."""
+    """Return text for a heading: one line, with the characters of Markdown and HTML markup escaped."""
     return re.sub(r"([\\`*\[\]<>&])", r"\\\1", " ".join(text.split()))
 
 
-def _without_places(command: str) -> str:
-    """A command without the folders of absolute paths, which nobody else's machine has."""
+def _without_folders(command: str) -> str:
+    """Remove the folders of absolute paths from a command: they exist on this machine only."""
     return re.sub(r"(?<![\w.:/~])/(?:[^\s/'\"]+/)+(?=[^\s/'\"])", "", command)
 
 
@@ -176,27 +184,27 @@ def _table(before: Sequence[Score], after: Sequence[Score]) -> str:
     return comparison_markdown(list(before), list(after))
 
 
-def _loading(folder: Path, base_model: str, is_adapter: bool) -> str:
-    text = "With stock transformers; eaftdrope is not needed."
+def _loading(folder: Path, content: CardContent) -> str:
+    text = "Stock transformers is enough; eaftdrope is not needed."
     code = _LOAD_FULL
-    if is_adapter:
+    if content.is_adapter:
         base, where = _adapter_base(folder)
         code = _LOAD_ADAPTER.replace("{base}", json.dumps(base))
-        text = "With stock transformers and peft; eaftdrope is not needed." + where
-        if base_model.startswith(PACKAGE_PREFIX):
-            text += f" The adapter was trained on the weights of `{base_model}`, which were made from that model's."
+        text = "Stock transformers and peft are enough; eaftdrope is not needed." + where
+        if content.base_model.startswith(PACKAGE_PREFIX):
+            text += f" The adapter was trained on the weights of `{content.base_model}`, which were converted from it."
     return f"{text}\n\n```python\n{code}{_GENERATE_CHAT if _has_template(folder) else _GENERATE_TEXT}```"
 
 
 def _adapter_base(folder: Path) -> tuple[str, str]:
-    """What to load the base model from, a local one from its place relative to the card's; and what to add about it."""
+    """Return the reference of an adapter's base model, relative to the card if it is local, and a note on it."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"no model card can be written: {folder} has no adapter_config.json. Save the adapter first.")
     base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     if lineage := hub_id_of(base):
         return lineage, ""
-    where = " `base` is where the base model was in training, seen from this folder; elsewhere, put its path there."
+    where = " `base` is the path of the base model during training, relative to this folder; adjust it if needed."
     return os.path.relpath(Path(base).expanduser(), folder), where
 
 
@@ -210,25 +218,25 @@ def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _without_output_place(recipe_yaml: str) -> str:
-    """The recipe with the last part of an absolute `output.dir`; its other paths are relative to its folder."""
+def _with_relative_output(recipe_yaml: str) -> str:
+    """Shorten an absolute `output.dir` of the recipe to its last part; its other paths are relative already."""
     return re.sub(r"(?m)^(  dir: ['\"]?)/(?:[^/\n]+/)*(?=[^/\n])", r"\1", recipe_yaml)
 
 
-def _training(recipe_yaml: str, method: str, command: str, hardware: str) -> str:
+def _training(content: CardContent) -> str:
     return f"""\
-- Method: {method}
-- Hardware: {hardware}
-- Command: {_code(_without_places(command))}
+- Method: {content.method}
+- Hardware: {content.hardware}
+- Command: {_code(_without_folders(content.command))}
 
-Each token's cross-entropy is multiplied by its gate, a weight that is computed from the model's own prediction and gets
-no gradient. The figures above are plain cross-entropy, whatever the gate.
+Each token's cross-entropy is multiplied by its gate, a weight computed from the model's own prediction and excluded
+from the gradient. The losses above are plain cross-entropy for every gate.
 
 <details>
-<summary>The whole recipe</summary>
+<summary>Full recipe</summary>
 
 ```yaml
-{_without_output_place(recipe_yaml).strip()}
+{_with_relative_output(content.recipe_yaml).strip()}
 ```
 
 </details>"""

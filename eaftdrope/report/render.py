@@ -1,7 +1,4 @@
-"""From a `Page` to one file of HTML that needs nothing beside it: no network, no font, no script.
-
-Puts figures into a folder, and hands them to a page.
-"""
+"""Render a `Page` as one self-contained HTML file, without network, fonts or scripts, and write its figures."""
 
 from __future__ import annotations
 
@@ -16,23 +13,23 @@ from eaftdrope.files import write_atomically
 from .blocks import Page, Picture
 from .figures.style import save_figure
 
-# A page that people open from a phone; the lists in it are cut so that it stays below.
+# The page must open on a phone. Lists in it are truncated, so its size stays below this.
 MAX_BYTES = 3_000_000
-# Control characters are not allowed in HTML; their pictures are.
+# HTML does not allow control characters; their Unicode pictures are shown instead.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 def render(page: Page) -> str:
-    """The whole document."""
+    """Return the HTML document."""
     html = _environment().get_template("page.html").render(page=page, css=_asset("page.css"))
-    # half of a pair of UTF-16 can be in a JSON file and not in a UTF-8 one
+    # JSON can contain an unpaired UTF-16 surrogate, UTF-8 cannot
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_page(page: Page, path: Path) -> Path:
-    """Render into `path`, whole or not at all."""
+    """Write the rendered page to `path` atomically, and return the path."""
     html = render(page)
-    assert len(html.encode()) <= MAX_BYTES, f"a report of {len(html):,} characters: a list in it is not cut"
+    assert len(html.encode()) <= MAX_BYTES, f"a report of {len(html):,} characters: one of its lists is not truncated"
     return write_atomically(path, html)
 
 
@@ -59,19 +56,19 @@ def _asset(name: str) -> str:
     return (files("eaftdrope.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-class Drawer:
-    """Writes every figure as PNG and SVG into `folder`, with `prefix` before its name."""
+class FigureWriter:
+    """Write the figures of a page as PNG and SVG into `folder`, with `prefix` before each name."""
 
-    def __init__(self, folder: Path, prefix: str = ""):
+    def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder, self._prefix = folder, prefix
 
     def picture(self, name: str, figure: Figure, label: str, caption: str = "", *, wide: bool = False) -> Picture:
-        """Draw and close a figure.
+        """Write and close a figure, and return it as a block of the page.
 
         Args:
-            label: what is seen, for those who can not see it.
-            caption: below it; the label where there is none.
-            wide: it has several panels, and scrolls on a phone.
+            label: description for readers who cannot see the figure.
+            caption: text below it; the label by default.
+            wide: the figure has several panels and scrolls on a phone.
         """
         svg = save_figure(figure, self.folder, self._prefix + name)
         return Picture(self._prefix + name, svg, label, caption or label, wide)

@@ -13,7 +13,7 @@ from eaftdrope.checkpoints.merge import merge_adapter
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison
 from eaftdrope.report import page
-from eaftdrope.report.card import write_model_card
+from eaftdrope.report.card import CardContent, write_model_card
 
 from .folder import CAPTURE_FILE, RunFolder
 from .interrupts import LOCK_FILE
@@ -89,7 +89,7 @@ def finish(
         console.print()
         console.print(comparison(before, after))
     # the run is complete, whether or not its report can be drawn
-    page.report_or_say(folder.path, console)
+    page.try_write_report(folder.path, console)
     (folder.path / CAPTURE_FILE).unlink(missing_ok=True)
     if folder.uploads:
         _upload(folder, folder.uploads, private=private)
@@ -98,8 +98,7 @@ def finish(
 
 def _write_card(folder: RunFolder, card: Card, before: list[Score], after: list[Score]) -> None:
     about = folder.about
-    write_model_card(
-        folder.path,
+    content = CardContent(
         recipe_yaml=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
         base_model=card.base_model,
         method=about["method"],
@@ -112,8 +111,9 @@ def _write_card(folder: RunFolder, card: Card, before: list[Score], after: list[
         datasets=card.datasets,
         title=card.title,
         tags=card.tags,
-        more=card.sections,
+        sections=card.sections,
     )
+    write_model_card(folder.path, content)
 
 
 def _upload(folder: RunFolder, repository: str, *, private: bool) -> None:

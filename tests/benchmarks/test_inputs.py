@@ -74,11 +74,11 @@ def test_a_text_that_is_too_short(tmp_path, word_tokenizer):
     text = tmp_path / "short.txt"
     text.write_text("w4 w5 w6")
     assert inputs._tokens(word_tokenizer, text, 3).tolist() == [4, 5, 6]
-    with pytest.raises(UserError, match=r"short.txt has 3 tokens, fewer than 4. Take another --text"):
+    with pytest.raises(UserError, match=r"short.txt has 3 tokens, fewer than 4. Use another --text"):
         inputs._tokens(word_tokenizer, text, 4)
 
 
-def test_the_first_shape_alone_is_measured_in_all_ways():
+def test_only_the_first_shape_is_measured_in_all_ways():
     shapes = [Shape("a", "A", 8, 100, 16), Shape("smollm2", "S", 8, 100, 16)]
     cases = make_cases(shapes, ["bfloat16"], ["random", "real"])
     assert [(case.shape, case.logits, case.trains) for case in cases] == [
@@ -96,7 +96,7 @@ def test_the_first_shape_alone_is_measured_in_all_ways():
         ("a", "float32", "frozen-head", 7),
         ("smollm2", "float32", "frozen-head", 7),
     ]
-    with pytest.raises(UserError, match="real logits exist for --shape smollm2 alone"):
+    with pytest.raises(UserError, match="real logits exist for --shape smollm2 only"):
         make_cases(shapes[:1], ["bfloat16"], ["real"])
 
 

@@ -1,4 +1,4 @@
-"""Every method computes what it says: its loss and gradients are those of the formula it claims, in float64.
+"""The loss and gradients of every method match its stated formula in float64.
 
 The formulas are written out here once more, on full logits with autograd, without a line of eaftdrope's.
 """
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def formula(hidden, weight, labels, gate):
-    """Mean over the trained rows of gate * cross-entropy, and its gradients."""
+    """Return the mean of gate * cross-entropy over the trained rows, and its gradients."""
     hidden, weight = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
     kept = labels != -100
     log_p = (hidden[kept] @ weight.T).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The text of the miniature: its entropy is what it says, and a needle can be found from its question alone."""
+"""The text of the miniature: its entropy is as stated, and a needle can be found from its query only."""
 
 import math
 
@@ -14,7 +14,7 @@ def new_random(seed=0):
 
 
 def needles_of(tokens):
-    """key -> (value, place), and every key once at most."""
+    """Return key -> (value, position); every key occurs at most once."""
     found = {}
     for place, token in enumerate(tokens):
         if token >= data.VOCABULARY - data.KEYS * data.VALUES:
@@ -25,7 +25,7 @@ def needles_of(tokens):
 
 
 def questions_of(tokens, answer_T):
-    """[(key, value, place of the answer)]."""
+    """Return [(key, value, position of the answer)]."""
     first_key = 1 + data.SYMBOLS
     return [
         (tokens[place - 1] - first_key, tokens[place] - first_key - data.KEYS, place)

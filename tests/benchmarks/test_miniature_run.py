@@ -1,4 +1,4 @@
-"""The miniature's training, evaluation and pieces; its numbers are not asserted, only that they are what they say."""
+"""The miniature's training, evaluation and pieces: the meaning of its numbers, not their values."""
 
 import csv
 import dataclasses
@@ -11,19 +11,19 @@ from benchmarks.command import run_typer
 from benchmarks.miniature import __main__ as command
 from benchmarks.miniature import data
 from benchmarks.miniature.__main__ import miniature
-from benchmarks.miniature.arms import QUICK, Group, Settings, groups, read_pieces
+from benchmarks.miniature.arms import QUICK, Group, MiniatureSettings, groups, read_pieces
 from benchmarks.miniature.evaluate import View, fit_slope, measure, text
 from benchmarks.miniature.results import turning_share
 from benchmarks.miniature.runner import prepare, run
-from benchmarks.miniature.train import Recipe, Training, branch_rate, build, model_config, trunk_rate
+from benchmarks.miniature.train import Training, TrainingRecipe, branch_rate, build, model_config, trunk_rate
 from benchmarks.miniature.worker import Worker
 from eaftdrope.errors import UserError
 
-TINY = Settings((40.0,), seeds=1, steps=4, batch=2, sequences=2, fit=2, adamw_seeds=0, compiled=False)
+TINY = MiniatureSettings((40.0,), seeds=1, steps=4, batch=2, sequences=2, fit=2, adamw_seeds=0, compiled=False)
 
 
 def new_recipe(muon=True, theta=40.0):
-    return Recipe(theta, seed=3, steps=8, batch=2, muon=muon, compiled=False)
+    return TrainingRecipe(theta, seed=3, steps=8, batch=2, muon=muon, compiled=False)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_the_fitted_slope_is_the_best_of_those_tried(model):
 
 
 def test_groups_are_seed_by_seed_and_cover_what_is_promised():
-    settings = Settings((40.0, 10000.0), 2, 100, 8, 8, 8, 1, False)
+    settings = MiniatureSettings((40.0, 10000.0), 2, 100, 8, 8, 8, 1, False)
     found = groups(settings)
     assert [group.name for group in found] == [
         "theta40-muon-seed0",
@@ -172,7 +172,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     prepare(tmp_path, TINY)
     prepare(tmp_path, TINY)
     with pytest.raises(UserError, match=r"other settings \(thetas, steps, batch\)"):
-        prepare(tmp_path, Settings((99.0,), 1, 9, 5, 2, 2, 0, False))
+        prepare(tmp_path, MiniatureSettings((99.0,), 1, 9, 5, 2, 2, 0, False))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         prepare(tmp_path / "file", TINY)
@@ -181,7 +181,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
 def test_without_a_compiler_it_says_so_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"training step is compiled, and .*no-such-compiler"):
-        prepare(tmp_path / "new", Settings((40.0,), 1, 9, 5, 2, 2, 0, True))
+        prepare(tmp_path / "new", MiniatureSettings((40.0,), 1, 9, 5, 2, 2, 0, True))
     assert not (tmp_path / "new").exists()
 
 

@@ -1,8 +1,8 @@
-"""The rules of the miniature's verdict, on made-up numbers."""
+"""The rules of the miniature's verdict, on synthetic numbers."""
 
 import pytest
 
-from benchmarks.miniature.verdict import Table, best_stretch, compare, judge, saturated
+from benchmarks.miniature.verdict import PieceTable, best_stretch, compare, judge, saturated
 
 
 def make_piece(arm, seed, theta, by_scale, quarters=(1.0, 1.0, 1.0, 1.0), filler=1.5, dense=None):
@@ -14,7 +14,7 @@ def make_piece(arm, seed, theta, by_scale, quarters=(1.0, 1.0, 1.0, 1.0), filler
 
 
 def make_pieces(theta, far, seeds=(0, 1, 2), **rope):
-    """`far`: arm -> accuracy at 8x."""
+    """Return pieces; `far` is arm -> accuracy at 8x."""
     pieces = [make_piece("rope", seed, theta, (1, 0.5, 0.3, 0.1), **rope) for seed in seeds]
     for arm, value in far.items():
         pieces += [make_piece(arm, seed, theta, (1, 0.9, 0.9, value + 0.001 * seed)) for seed in seeds]
@@ -41,10 +41,10 @@ def test_compare(ours, theirs, outcome, mean):
 def test_saturation_is_the_mean_over_seeds_of_the_lowest_quarter():
     quarters = [(0.985, 1.0, 1.0, 1.0), (0.995, 1.0, 1.0, 1.0)]
     pieces = [make_piece("rope", seed, 40.0, (1, 1, 1, 1), quarters[seed]) for seed in (0, 1)]
-    assert saturated(Table(pieces, "muon"), 40.0, "rope")
+    assert saturated(PieceTable(pieces, "muon"), 40.0, "rope")
     pieces[0]["fitted"]["1"]["by_quarter"][0] = 0.984
-    assert not saturated(Table(pieces, "muon"), 40.0, "rope")
-    assert not saturated(Table(pieces, "muon"), 40.0, "nope")
+    assert not saturated(PieceTable(pieces, "muon"), 40.0, "rope")
+    assert not saturated(PieceTable(pieces, "muon"), 40.0, "nope")
 
 
 def test_sentences_follow_the_numbers():
@@ -85,7 +85,7 @@ def test_the_same_outcome_everywhere_does_not_depend_on_theta():
 
 
 def test_a_part_of_the_pieces_is_judged_as_far_as_it_goes():
-    table = Table(make_pieces(40.0, {}), "muon")
+    table = PieceTable(make_pieces(40.0, {}), "muon")
     assert best_stretch(table, 40.0, 8) is None
     judged = judge(make_pieces(40.0, {"yarn": 0.9}), "muon")
     assert judged["recovered"]["40 drope-10"] == {"recovered": None, "filler_loss_above_rope": None}

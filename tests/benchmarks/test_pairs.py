@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark: pairs, medians of ratios, memory, and what the floor computes."""
+"""The arithmetic of the benchmark: pairs, medians of ratios, memory, and the products of the floor."""
 
 import sys
 import time
@@ -87,7 +87,7 @@ def test_peak_memory_is_that_of_the_call_even_if_it_frees_it():
 
 
 class Operators(TorchDispatchMode):
-    """Notes every operator that runs, with the shapes of its tensors."""
+    """Record every operator that runs, with the shapes of its tensors."""
 
     def __init__(self):
         super().__init__()

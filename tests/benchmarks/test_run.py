@@ -1,4 +1,4 @@
-"""A whole run: workers, their failures, the files they leave, and the command line."""
+"""A whole run: workers, their failures, the files they write, and the command line."""
 
 import csv
 import json
@@ -17,19 +17,19 @@ from benchmarks.loss.figure import draw
 from benchmarks.loss.methods import Method
 from benchmarks.loss.report import _about
 from benchmarks.loss.results import COLUMNS, MEASURED, make_row, write
-from benchmarks.loss.runner import Settings, resolve_device, worker_environment
+from benchmarks.loss.runner import MeasurementSettings, resolve_device, worker_environment
 from eaftdrope.errors import UserError
 from eaftdrope.loss.backends import VARIABLE
 
 CASE = Case("tiny", "tiny", 32, 16, 256, "float32")
-SETTINGS = Settings(device="cpu", threads=1, repeat=2, seconds=60)
+SETTINGS = MeasurementSettings(device="cpu", threads=1, repeat=2, seconds=60)
 RUN = {"device": "cpu", "threads": 1, "isa": None}
 METHOD = {"method": "eaftdrope-torch", "family": "ours", "gate": "eaft", "computes": "top-20 gate"}
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    """What `python -m benchmarks.loss` leaves for two methods, one of which cannot run on a processor."""
+    """The output of `python -m benchmarks.loss` for two methods, one of which cannot run on a CPU."""
     folder = tmp_path_factory.mktemp("bench") / "results"
     options = ["--shape", "16x256", "--rows", "32", "--dtype", "float32", "--logits", "random", "--trains", "all"]
     options += ["--methods", "full-logits-ce,liger", "--repeat", "2", "--device", "cpu"]
@@ -147,7 +147,7 @@ def test_what_is_said_of_a_worker_that_died():
 
 
 def test_a_failure_leaves_the_others_and_its_reason(monkeypatch):
-    """One worker fails, one dies, one is not available; the case goes on."""
+    """One worker fails, one dies, one is unavailable; the case continues."""
     asked = []
 
     def work(settings, folder, case, job):
@@ -206,7 +206,7 @@ def test_files_are_replaced_as_a_whole(tmp_path):
 def test_the_environment_of_a_worker(monkeypatch):
     monkeypatch.setenv(VARIABLE, "torch")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    found = worker_environment(Settings("cpu", threads=3, repeat=1, seconds=1, isa="AVX512_CORE_BF16"))
+    found = worker_environment(MeasurementSettings("cpu", threads=3, repeat=1, seconds=1, isa="AVX512_CORE_BF16"))
     assert (found["OMP_NUM_THREADS"], found["ONEDNN_MAX_CPU_ISA"]) == ("3", "AVX512_CORE_BF16")
     # a method is what its name says, whatever the shell prefers
     assert VARIABLE not in found
@@ -248,10 +248,10 @@ def run(*arguments, capsys):
         (["--logits", "rael"], "--logits rael: unknown. Did you mean `real`?"),
         (["--trains", "frozen"], "--trains frozen: unknown. Did you mean `frozen-head`?"),
         (["--isa", "AVX512_BF16"], "--isa AVX512_BF16: unknown. Did you mean `AVX512_CORE_BF16`"),
-        (["--text", "no/such.txt"], "--text no/such.txt: there is no such file."),
-        (["--shape", "qwen", "--logits", "real"], "real logits exist for --shape smollm2 alone."),
+        (["--text", "no/such.txt"], "--text no/such.txt: no such file."),
+        (["--shape", "qwen", "--logits", "real"], "real logits exist for --shape smollm2 only."),
         (["--device", "cudaa"], "--device cudaa: "),
-        (["--output", __file__], f"--output {__file__} is a file. Name a folder."),
+        (["--output", __file__], f"--output {__file__} is a file. Pass a folder."),
     ],
 )
 def test_a_wrong_option_is_text_and_2(options, message, capsys):

@@ -1,4 +1,4 @@
-"""The tail benchmark: its arithmetic on a tiny random model, its verdict, and what it refuses."""
+"""The tail benchmark: its arithmetic on a tiny random model, its verdict, and its errors."""
 
 import json
 import math
@@ -31,14 +31,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs():
-    """(hidden, head, labels): half of the rows are sure of a token, so that there is a tail to drop; the rows of the head
-    have something in common, as those of a trained one have."""
+    """Return (hidden, head, labels): half of the rows are confident of a token, so that there is a tail to drop; the rows
+    of the head share a component, as in a trained head."""
     generator = torch.Generator().manual_seed(0)
-    head_VH = (1 + torch.randn(300, 16, generator=generator)).bfloat16()
+    head_VD = (1 + torch.randn(300, 16, generator=generator)).bfloat16()
     labels_N = torch.randint(0, 300, (96,), generator=generator)
-    hidden_NH = torch.randn(96, 16, generator=generator)
-    hidden_NH[::2] += 0.5 * head_VH[labels_N[::2]].float()
-    return hidden_NH.bfloat16(), head_VH, labels_N
+    hidden_ND = torch.randn(96, 16, generator=generator)
+    hidden_ND[::2] += 0.5 * head_VD[labels_N[::2]].float()
+    return hidden_ND.bfloat16(), head_VD, labels_N
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def test_the_truth_is_the_gradient_of_the_definition(inputs, truth, gate):
     logits = hidden @ head.T
     logits.retain_grad()
     eaft_loss(logits, inputs[2], gate=gate, num_items=1).backward()
-    assert errors.relative(truth[gate].hidden_NH, hidden.grad) < 1e-12
-    assert errors.relative(truth[gate].weight_VH, head.grad) < 1e-12
+    assert errors.relative(truth[gate].hidden_ND, hidden.grad) < 1e-12
+    assert errors.relative(truth[gate].weight_VD, head.grad) < 1e-12
     assert errors.relative(truth[gate].logits_NV, logits.grad) < 1e-7
 
 
@@ -74,27 +74,27 @@ def test_a_row_order_stays_within_its_tile():
 
 @pytest.mark.parametrize("height", [32, 96, 500])
 def test_sparse_gradients_by_hand(inputs, truth, height):
-    """Row by row and column by column, in float64."""
-    grad_NV, hidden_NH, head_VH = truth["eaft"].logits_NV.double(), inputs[0].double(), inputs[1].double()
+    """Compute row by row and column by column, in float64."""
+    grad_NV, hidden_ND, head_VD = truth["eaft"].logits_NV.double(), inputs[0].double(), inputs[1].double()
     keep_NV = grad_NV.abs() >= THRESHOLD
     order_N = errors.order_rows(keep_NV, "sorted", 64)
-    found = errors.sparse_gradients(grad_NV, hidden_NH, head_VH, order_N, keep_NV, height)
+    found = errors.sparse_gradients(grad_NV, hidden_ND, head_VD, order_N, keep_NV, height)
 
     kept_NV = torch.zeros_like(grad_NV)
-    by_hidden, by_weight = torch.zeros_like(hidden_NH), torch.zeros_like(head_VH)
+    by_hidden, by_weight = torch.zeros_like(hidden_ND), torch.zeros_like(head_VD)
     for group in order_N.split(height):
         union_V = keep_NV[group].any(0)
         dropped_RV = grad_NV[group] * ~union_V
         kept_NV[group] = grad_NV[group] * union_V
-        by_hidden[group] = torch.outer(dropped_RV.sum(1), dropped_RV.sum(0) @ head_VH / dropped_RV.sum())
-        by_weight += torch.outer(dropped_RV.sum(0), dropped_RV.sum(1) @ hidden_NH[group] / dropped_RV.sum())
+        by_hidden[group] = torch.outer(dropped_RV.sum(1), dropped_RV.sum(0) @ head_VD / dropped_RV.sum())
+        by_weight += torch.outer(dropped_RV.sum(0), dropped_RV.sum(1) @ hidden_ND[group] / dropped_RV.sum())
     assert 0.05 < found.share < 0.98, "nothing is dropped, or nothing kept: the case tests nothing"
     assert found.share >= (kept_NV != 0).double().mean()
     for actual, expected in (
-        (found.hidden_no_tail_NH, kept_NV @ head_VH),
-        (found.hidden_NH, kept_NV @ head_VH + by_hidden),
-        (found.weight_VH, kept_NV.T @ hidden_NH),
-        (found.weight_rank1_VH, kept_NV.T @ hidden_NH + by_weight),
+        (found.hidden_no_tail_ND, kept_NV @ head_VD),
+        (found.hidden_ND, kept_NV @ head_VD + by_hidden),
+        (found.weight_VD, kept_NV.T @ hidden_ND),
+        (found.weight_rank1_VD, kept_NV.T @ hidden_ND + by_weight),
     ):
         # the rows of a float32 gradient sum to 0 only to 1e-7
         assert errors.relative(actual, expected) < 1e-5
@@ -102,12 +102,12 @@ def test_sparse_gradients_by_hand(inputs, truth, height):
 
 @pytest.mark.parametrize("gate", errors.GATES)
 def test_the_operator_is_the_grid_at_its_own_height(inputs, truth, gate):
-    """What is written out here is what the product does: same columns, same errors."""
-    hidden_NH, head_VH, labels_N = inputs
-    rows = errors.operator(truth[gate], hidden_NH, head_VH, labels_N, gate, thresholds=(THRESHOLD,))
+    """The computation of the benchmark matches the operator: same columns, same errors."""
+    hidden_ND, head_VD, labels_N = inputs
+    rows = errors.operator(truth[gate], hidden_ND, head_VD, labels_N, gate, thresholds=(THRESHOLD,))
     exact, sparse = (row for row in rows if row["dtype"] == "float32")
     heights = (product.GROUP_ROWS,)
-    written, _ = errors.grid(truth[gate], hidden_NH.float(), head_VH.float(), (THRESHOLD,), heights)
+    written, _ = errors.grid(truth[gate], hidden_ND.float(), head_VD.float(), (THRESHOLD,), heights)
     assert (exact["share"], exact["flops"]) == (1.0, 1.0)
     assert max(exact["hidden_error"], exact["weight_error"]) < 1e-5
     assert sparse["share"] == pytest.approx(written["share"], abs=2 / 300)
@@ -119,19 +119,19 @@ def test_the_operator_is_the_grid_at_its_own_height(inputs, truth, gate):
 
 def test_kept_columns_are_counted_by_the_rows_that_share_them(inputs, monkeypatch):
     monkeypatch.setattr(product, "GROUP_ROWS", 64)
-    hidden_NH, head_VH, labels_N = inputs
+    hidden_ND, head_VD, labels_N = inputs
     untouched = product.TailSparseGradients._add_group
     groups = []
     with watch_kept_columns() as kept:
         watched = product.TailSparseGradients._add_group
 
-        def noted(self, rows_R, hidden_RH, grad_RV):
-            watched(self, rows_R, hidden_RH, grad_RV)
+        def noted(self, rows_R, hidden_RD, grad_RV):
+            watched(self, rows_R, hidden_RD, grad_RV)
             groups.append((len(rows_R), self.kept_columns[-1]))
 
         monkeypatch.setattr(product.TailSparseGradients, "_add_group", noted)
-        hidden_NH = hidden_NH.float().requires_grad_()
-        fused_linear_eaft(hidden_NH, head_VH.float(), labels_N, tail="sparse", tail_threshold=THRESHOLD, num_items=1)
+        hidden_ND = hidden_ND.float().requires_grad_()
+        fused_linear_eaft(hidden_ND, head_VD.float(), labels_N, tail="sparse", tail_threshold=THRESHOLD, num_items=1)
         monkeypatch.setattr(product.TailSparseGradients, "_add_group", watched)
     assert product.TailSparseGradients._add_group is untouched
     assert [rows for rows, _ in groups] == [64, 32]
@@ -190,7 +190,7 @@ def test_distances_are_relative_to_what_training_moved():
 
 
 def test_the_held_out_loss_is_that_of_the_models_own_logits(folder):
-    """The mean over the tokens of all batches, however they are split, and whatever the gate."""
+    """The mean over the tokens of all batches, independent of their split and of the gate."""
     from eaftdrope.models import load_model
     from eaftdrope.trainer import apply_eaft
 
@@ -210,10 +210,10 @@ def test_the_held_out_loss_is_that_of_the_models_own_logits(folder):
 
 
 def test_held_out_rows_are_not_trained_on(folder):
-    from benchmarks.tail.curves import Settings
+    from benchmarks.tail.curves import CurveSettings
     from eaftdrope.models import load_tokenizer
 
-    settings = Settings(str(folder / "model"), 4, 2, 512, 5, 1, 1e-3, "cosine", 2, ("eaft",))
+    settings = CurveSettings(str(folder / "model"), 4, 2, 512, 5, 1, 1e-3, "cosine", 2, ("eaft",))
     rows, held_out = load_rows(settings, str(folder / "rows.jsonl"), None, load_tokenizer(settings.model))
     assert (len(rows), len(held_out)) == (8, 5)
     assert not set(rows["origin"]) & set(held_out["origin"])
@@ -222,7 +222,7 @@ def test_held_out_rows_are_not_trained_on(folder):
 
 
 def test_both_verbs_from_the_command_line(folder):
-    """A sparse tail that keeps every column trains to the same loss; the JSON has all that was promised."""
+    """A sparse tail that keeps every column trains to the same loss; the JSON has every documented field."""
     common = ["--model", str(folder / "model"), "--data", str(folder / "rows.jsonl")]
     for verb, options in (
         ("errors", ["--tokens", "40"]),
@@ -264,8 +264,8 @@ def test_both_verbs_from_the_command_line(folder):
     [
         (["errors", "--data", "missing.jsonl"], "missing.jsonl"),
         (["errors", "--model", "package:smollm3"], "no such model package"),
-        (["errors", "--out", "no/such/folder/x.json"], "there is no folder no/such/folder. Make it first."),
-        (["errors", "--figure", "x.gif"], "name a .png or .svg file"),
+        (["errors", "--out", "no/such/folder/x.json"], "the folder no/such/folder does not exist. Create it first."),
+        (["errors", "--figure", "x.gif"], "pass a .png or .svg file"),
         (["curves", "--seeds", "1"], "which needs at least 2"),
         (["curves", "--steps", "10", "--eval-every", "4"], "--eval-every 4 does not divide --steps 10"),
         (["curves", "--gates", "eaft", "eafd"], "--gates eafd: unknown gate"),
@@ -306,7 +306,7 @@ def test_a_result_is_drawn_again_and_one_without_a_verdict_is_refused(tmp_path, 
     path.write_text(json.dumps(result))
     main(["draw", str(path), str(figure)])
     assert figure.read_bytes().startswith(b"\x89PNG")
-    for text, message in ((json.dumps({**result, "verdict": {}}), "nothing to draw"), ("{", "can not be read")):
+    for text, message in ((json.dumps({**result, "verdict": {}}), "nothing to draw"), ("{", "cannot be read")):
         path.write_text(text)
         with pytest.raises(SystemExit) as stop:
             main(["draw", str(path), str(figure)])

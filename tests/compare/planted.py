@@ -1,9 +1,9 @@
-"""A forgetting problem of which it is known what every gate must do.
+"""A forgetting problem with a known result for every gate.
 
-A small model is taught a skill (`old` symbol -> its answer) until it is sure of it, and that it knows nothing of another one
-(`new` symbol -> any answer). Then it is fine-tuned on rows of which 80 % teach the new skill and 20 % contradict the old one,
-always with the same wrong answer. A gate that drops what the model is sure of, and which the label contradicts, must keep the
-old skill; plain cross-entropy must lose it, and so must a constant, whose scale AdamW cancels.
+A small model learns one skill (`old` symbol -> its answer) until it is confident, and is kept uncertain of another (`new`
+symbol -> any answer). It is then fine-tuned on rows of which 80 % teach the new skill and 20 % contradict the old one, always
+with the same wrong answer. A gate that drops tokens where a confident model contradicts the label must preserve the old
+skill; plain cross-entropy must lose it, and so must a constant, whose scale AdamW cancels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.tiny_models import tiny_llama
 
 SYMBOLS = 16
 WORDS = ["<pad>", "<unk>", "Question", ":", "Answer", "old", "new"]
-# how often the model was told the answer of the new skill, before: enough to have it learnt quickly
+# share of correct answers of the new skill before fine-tuning: enough to learn it quickly
 HINTED = 0.3
 RATE, STEPS, BATCH = 0.001, 24, 40
 
@@ -35,23 +35,23 @@ def taught(symbol: int) -> int:
 
 
 def wrong(symbol: int) -> int:
-    """What the conflicting rows say instead of `right`."""
+    """The answer of the conflicting rows instead of `right`."""
     return (right(symbol) + 1) % SYMBOLS
 
 
-def asked(skill: str, symbol: int, other: int) -> str:
-    """Each skill has symbols and answers of its own, so that learning the new one need not touch the old one."""
+def question(skill: str, symbol: int, other: int) -> str:
+    """The question. Each skill has its own symbols and answers, so that learning the new one need not affect the old one."""
     kind = "s" if skill == "old" else "t"
     return f"{skill} {kind}{symbol} {kind}{other}"
 
 
 def text(skill: str, symbol: int, other: int, answer: int) -> tuple[str, str]:
     """Prompt and completion."""
-    return f"Question: {asked(skill, symbol, other)}\nAnswer:", f" {'a' if skill == 'old' else 'b'}{answer}"
+    return f"Question: {question(skill, symbol, other)}\nAnswer:", f" {'a' if skill == 'old' else 'b'}{answer}"
 
 
 def make_planted(folder: Path) -> Path:
-    """`folder` with the model, the data and recipe.yaml; returns the recipe."""
+    """Write the model, the data and recipe.yaml into `folder`; return the path of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder / "model")
@@ -93,7 +93,7 @@ def _row(skill: str, pair: tuple[int, int], answer: int) -> dict:
 
 def _question(symbol: int, other: int) -> dict:
     choices = [f"a{answer}" for answer in range(SYMBOLS)]
-    return {"question": asked("old", symbol, other), "choices": choices, "answer": right(symbol)}
+    return {"question": question("old", symbol, other), "choices": choices, "answer": right(symbol)}
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -101,7 +101,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 
 
 def _tokenizer():
-    """A token a word, and no end of sequence: one trained token a row."""
+    """One token per word and no end of sequence, so one trained token per row."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -112,7 +112,7 @@ def _tokenizer():
 
 
 def _taught_model(tokenizer, steps: int = 200):
-    """Sure of the old skill, and sure of nothing in the new one."""
+    """Return a model that is confident of the old skill and uncertain of the new one."""
     model = tiny_llama(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -1,4 +1,4 @@
-"""A whole comparison on a tiny random model: killed between its arms, gone on with, matched, and read again."""
+"""A whole comparison on a tiny random model: killed between its arms, resumed, matched, and read again."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from eaftdrope.cli import main
 from eaftdrope.compare import run as comparison
-from eaftdrope.compare.arms import plan_comparison
-from eaftdrope.compare.measuring import open_bench
+from eaftdrope.compare.measurement import open_measurement
+from eaftdrope.compare.plan import plan_comparison
 from eaftdrope.compare.table import sentences
 from eaftdrope.compare.training import is_trained, mean_gate
 from eaftdrope.errors import UserError
@@ -26,7 +26,7 @@ ARMS = ["none-seed42", "eaft-seed42", "constant-seed42"]
 
 
 class Recorded:
-    """Starts comparisons in this process, and keeps what each start trained and measured."""
+    """Runs comparisons in this process, and records what each start trained and measured."""
 
     def __init__(self, folder):
         self.recipe, self.folder = make_project(folder), folder / "compared"
@@ -44,15 +44,15 @@ class Recorded:
             yield lambda words: self.measured.append(words) or (lambda done, total: None)
 
         console = Console(file=io.StringIO(), width=140)
-        about = {"date": "2026-01-01", "device": "a processor", "versions": {}}
+        about = {"date": "2026-01-01", "device": "a CPU", "versions": {}}
         document = comparison.run_comparison(plan, console, command="compare", about=about, bars=bars)
         return document, console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A comparison that was killed before its third arm, and went on; its first arm is of `eaftdrope train`."""
-    import eaftdrope.run.train as runs
+    """A comparison that was killed before its third arm and resumed; its first arm is from `eaftdrope train`."""
+    import eaftdrope.compare.training as runs
 
     made = Recorded(tmp_path_factory.mktemp("comparison"))
     original = runs.run_recipe
@@ -86,7 +86,7 @@ def test_only_what_is_missing_is_trained_and_everything_is_measured_once(recorde
     assert document == recorded.document
 
 
-def test_what_compare_json_says(recorded):
+def test_compare_json(recorded):
     document = json.loads((recorded.folder / "compare.json").read_text())
     assert document["kind"] == "compare" and document["status"] == "finished"
     assert (document["target"], document["general"]) == ("held-out loss", "perplexity")
@@ -113,24 +113,24 @@ def test_what_compare_json_says(recorded):
 
 
 def test_the_scores_are_those_of_the_saved_models(recorded):
-    from eaftdrope.compare.measuring import open_bench
+    from eaftdrope.compare.measurement import open_measurement
     from eaftdrope.models import load_model
 
     plan = recorded.plan()
-    bench = open_bench(plan)
+    measurement = open_measurement(plan)
     base = load_model(plan.recipe.model.reference).eval()
-    probes = list(bench.probes.values())
+    probes = list(measurement.probes.values())
     known = scores_from_json(json.dumps(recorded.document["base"]))
-    assert run_probes(base, bench.tokenizer, probes, batch_tokens=2048) == known
+    assert run_probes(base, measurement.tokenizer, probes, batch_tokens=2048) == known
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base, str(recorded.folder / "arms" / ARMS[1])).eval()
     known = scores_from_json(json.dumps(recorded.document["arms"][1]["scores"]))
-    assert run_probes(model, bench.tokenizer, probes, batch_tokens=2048) == known
+    assert run_probes(model, measurement.tokenizer, probes, batch_tokens=2048) == known
 
 
-def test_the_constant_weighs_as_much_as_eaft(recorded):
-    """Recomputed from what the eaft arm has logged: the mean over tokens, not over steps."""
+def test_the_weight_of_the_constant_is_the_mean_gate_of_eaft(recorded):
+    """Recomputed from the log of the eaft arm: the mean over tokens, not over steps."""
     eaft, constant = (recorded.folder / "arms" / name for name in ARMS[1:])
     rows = [json.loads(line) for line in (eaft / "metrics.jsonl").read_text().splitlines()]
     logged = [(row["eaft/gate_mean"], row["eaft/trained_tokens"]) for row in rows if "eaft/gate_mean" in row]
@@ -143,8 +143,8 @@ def test_the_constant_weighs_as_much_as_eaft(recorded):
     assert mean_gate(constant) == pytest.approx(weight, rel=1e-6)
 
 
-def test_finished_arms_are_not_trained_again_but_for_a_reason(recorded):
-    """A record of a version without some keys is read with their defaults; anything that changes the weights is told."""
+def test_finished_arms_are_not_trained_again(recorded):
+    """A record of a version without some keys is read with their defaults; a change of the training is an error."""
     plan = recorded.plan()
     file = recorded.folder / "arms" / ARMS[0] / "run.json"
     text = file.read_text()
@@ -156,7 +156,8 @@ def test_finished_arms_are_not_trained_again_but_for_a_reason(recorded):
     finally:
         file.write_text(text)
     with pytest.raises(
-        UserError, match=r"none-seed42 holds a finished run .* \(different: train.learning_rate: 0.01 then, 0.02 now\)"
+        UserError,
+        match=r"none-seed42 contains a finished run .* \(different: train.learning_rate: 0.01 then, 0.02 now\)",
     ):
         recorded.start(recorded.plan("train.learning_rate=0.02"))
     assert recorded.trained == []
@@ -181,19 +182,19 @@ def test_matching_trains_nothing_and_brings_the_arms_together(recorded):
 
 def test_the_command_it_names_saves_the_model_that_was_compared(recorded, tmp_path):
     document, shown = recorded.start(recorded.plan(match=True))
-    (command,) = re.findall(r"is saved by: eaftdrope (merge .+)", shown)
+    (command,) = re.findall(r"as compared at equal target loss: eaftdrope (merge .+)", shown)
     with pytest.raises(SystemExit) as ended:
         main(command.replace("OUTPUT", str(tmp_path / "saved")).split())
     assert ended.value.code == 0
-    bench = open_bench(recorded.plan(match=True))
-    key = next(key for key, probe in bench.probes.items() if probe.name == "held_out_loss")
+    measurement = open_measurement(recorded.plan(match=True))
+    key = next(key for key, probe in measurement.probes.items() if probe.name == "held_out_loss")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="float32").eval()
-    (loss,) = bench.run(saved, key, lambda done, total: None)
+    (loss,) = measurement.run(saved, key, lambda done, total: None)
     assert loss.value == pytest.approx(document["matched"]["arms"][0]["loss"], abs=1e-4)
 
 
 def test_the_command_names_the_base_model_where_it_lies(recorded):
-    """From where the comparison was started, not from its folder, as the recipe in its document does."""
+    """Relative to the working directory, not to the comparison's folder as in the recipe of its document."""
     plan = recorded.plan("lora=null", match=True)
     document = {
         "verdict": "",
@@ -201,7 +202,7 @@ def test_the_command_names_the_base_model_where_it_lies(recorded):
         "arms": [{"label": "none", "seed": 42, "folder": "arms/none-seed42"}],
         "matched": {"left_out": [], "arms": [{"label": "none", "seed": 42, "share": 0.25, "monotone": True}]},
     }
-    words = sentences(document, plan)[-1].split("is saved by: ")[1].split()
+    words = sentences(document, plan)[-1].split("at equal target loss: ")[1].split()
     assert words[:4] == ["eaftdrope", "merge", str(plan.folder / "arms/none-seed42"), "OUTPUT"]
     assert words[4:7] == ["--share", "0.25", "--base"] and (Path(words[7]) / "config.json").is_file()
 
@@ -209,10 +210,10 @@ def test_the_command_names_the_base_model_where_it_lies(recorded):
 def test_a_dry_run_writes_nothing(recorded, tmp_path):
     console = Console(file=io.StringIO(), width=140)
     plan = plan_comparison(recorded.recipe, SHORT, gates="none,eaft,constant", seeds=2, folder=tmp_path / "new")
-    comparison.show_comparison(plan, console)
+    comparison.print_comparison_plan(plan, console)
     shown = console.file.getvalue()
     assert shown.count("to train, after eaft") == 2 and "6 arms of 2 steps" in shown and "at least" in shown
     assert not (tmp_path / "new").exists()
     console = Console(file=io.StringIO(), width=140)
-    comparison.show_comparison(recorded.plan(), console)
+    comparison.print_comparison_plan(recorded.plan(), console)
     assert "3 trained, 0 to train" in console.file.getvalue()

@@ -1,11 +1,11 @@
-"""The way back to an equal target loss: known answers, and weights that are exactly where they should be."""
+"""Matching at an equal target loss: known answers, and exact weights."""
 
 import math
 
 import pytest
 
-from eaftdrope.compare.arms import Arm, Gate
-from eaftdrope.compare.match import find_share, level_of, tolerance_of, why_not
+from eaftdrope.compare.match import find_share, left_out_reasons, level_of, tolerance_of
+from eaftdrope.compare.plan import Arm, ArmGate
 from eaftdrope.evaluate.scores import change_stderr, score_units
 
 
@@ -16,7 +16,7 @@ def held_out(*values):
 
 
 def arm(label, seed=0):
-    return Arm(Gate(label), 1e-3, seed, label)
+    return Arm(ArmGate(label), 1e-3, seed, label)
 
 
 def counted(function):
@@ -47,7 +47,7 @@ def test_the_weakest_stays_where_it_is():
     assert calls == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_the_first_of_two_crossings_is_taken_and_the_way_is_said_not_to_be_monotone():
+def test_the_first_of_two_crossings_is_taken_and_the_path_is_reported_as_not_monotone():
     """Down to 1 in the middle and up to 2 again: the level 2 is reached at 1/4 and at 3/4 + 1/4."""
     found = find_share(lambda a: 1 + 4 * abs(a - 0.5) if a < 0.5 else 1 + 2 * (a - 0.5), 2.0, 1e-6)
     assert found.share == pytest.approx(0.25) and not found.monotone
@@ -70,16 +70,16 @@ def test_the_tolerance_is_small_against_gain_and_error():
     assert tolerance_of(base, exact) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_who_takes_part():
+def test_participating_arms():
     base = held_out(3.0, 4.0, 5.0, 6.0)
 
     def at(gain):
         return base, held_out(*(value - gain - 0.01 * i for i, (value, _) in enumerate(base.units)))
 
     ends = {arm("none"): at(2.0), arm("eaft"): at(1.0), arm("dft"): at(0.4), arm("talr"): at(-0.5)}
-    assert why_not(ends) == {
-        arm("dft"): "has gained 21% of what none has, too little to compare at",
-        arm("talr"): "has gained nothing on the target",
+    assert left_out_reasons(ends) == {
+        arm("dft"): "its gain is 21% of that of none, too little for a comparison",
+        arm("talr"): "no clear gain on the target",
     }
     level = level_of({name: ends[name] for name in (arm("none"), arm("eaft"))})
     assert level.weakest == "eaft" and level.level == ends[arm("eaft")][1].value

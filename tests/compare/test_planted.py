@@ -1,4 +1,4 @@
-"""A planted forgetting problem: the comparison ranks the gates as the construction says it must, and its verdict says so."""
+"""A planted forgetting problem: the comparison and its verdict rank the gates as the construction requires."""
 
 import io
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from rich.console import Console
 
-from eaftdrope.compare.arms import plan_comparison
+from eaftdrope.compare.plan import plan_comparison
 from eaftdrope.compare.run import run_comparison
 from tests.compare.planted import make_planted
 
@@ -33,9 +33,9 @@ def document(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         # a page of each of the twelve arms would take longer than their training
-        patch.setattr(page, "report_or_say", lambda folder, console: None)
+        patch.setattr(page, "try_write_report", lambda folder, console: None)
         console = Console(file=io.StringIO())
-        about = {"date": "2026-01-01", "device": "a processor", "versions": {}}
+        about = {"date": "2026-01-01", "device": "a CPU", "versions": {}}
         yield run_comparison(plan, console, command="compare", about=about, bars=bars)
 
 
@@ -53,14 +53,14 @@ def test_gates_that_drop_confident_conflicts_keep_the_old_skill_under_every_seed
     old = by_seed(document, "multiple choice")
     assert next(s["value"] for s in document["base"] if s["metric"] == "multiple choice") == 1.0
     for none, constant, eaft, mask in zip(old["none"], old["constant"], old["eaft"], old[MASK], strict=True):
-        # what AdamW makes of a constant is plain cross-entropy
+        # AdamW cancels the scale, so a constant is plain cross-entropy
         assert abs(constant - none) < 0.1
         assert none < 0.75
         assert min(eaft, mask) > max(none, constant) + 0.15
 
 
 @pytest.mark.end_to_end
-def test_so_they_do_at_equal_target_loss_and_the_verdict_says_it(document):
+def test_they_also_do_at_equal_target_loss_and_the_verdict_agrees(document):
     old, target = (by_seed(document, metric, "matched") for metric in ("multiple choice", "held-out loss"))
     for label in ("eaft", MASK):
         assert all(ours > theirs + 0.1 for ours, theirs in zip(old[label], old["none"], strict=True))
@@ -74,5 +74,5 @@ def test_so_they_do_at_equal_target_loss_and_the_verdict_says_it(document):
     assert words[("eaft", "none")]["multiple choice"] == words[(MASK, "none")]["multiple choice"] == "better"
     assert words[("eaft", "constant")]["multiple choice"] == "better"
     assert words[("constant", "none")]["multiple choice"] == "no difference beyond the spread"
-    assert "eaft and conflict-mask quantile=0.25: more is kept" in document["verdict"]
-    assert "gives every token the mean weight, eaft: more is kept" in document["verdict"]
+    assert "eaft and conflict-mask quantile=0.25: less is forgotten" in document["verdict"]
+    assert "weights every token by the mean gate, eaft: less is forgotten" in document["verdict"]

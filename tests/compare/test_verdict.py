@@ -1,15 +1,15 @@
-"""The rule of the verdict, on numbers: both sides of every boundary."""
+"""The rule of the verdict on given numbers: both sides of every boundary."""
 
 import math
 
 import pytest
 
-from eaftdrope.compare.verdict import BETTER, SAME, STUDENT, WORSE, Runs, compare_pair, judge, overall
+from eaftdrope.compare.verdict import BETTER, SAME, STUDENT, WORSE, ScoresBySeed, compare_pair, judge, overall
 from eaftdrope.evaluate.scores import change_stderr, score_units
 
 
 def loss(*values, metric="perplexity", group="general", better="lower"):
-    """A mean of one unit a value."""
+    """A mean with one unit per value."""
     return score_units("a probe", group, metric, [(value, 1.0) for value in values], kind="mean", better=better)
 
 
@@ -67,7 +67,7 @@ def test_one_item_is_no_evidence():
 
 
 def runs(label, target, general, matched=None, seeds=3):
-    """An arm whose metrics are these plus a constant for each of three items, the same under every seed but for a little."""
+    """An arm with these metrics plus a constant for each of three items, nearly equal under every seed."""
 
     def scores(seed, pair):
         jitter = 0.001 * seed * (1 if label != "none" else 0)
@@ -76,7 +76,7 @@ def runs(label, target, general, matched=None, seeds=3):
             for name, group, value in zip(("held-out loss", "perplexity"), ("target", "general"), pair)
         }
 
-    return Runs(
+    return ScoresBySeed(
         label,
         {seed: scores(seed, (target, general)) for seed in range(seeds)},
         {seed: scores(seed, (target, matched)) for seed in range(seeds)} if matched is not None else {},
@@ -93,49 +93,49 @@ def sentence(arm, reference, base_general, level=None, controls=()):
     return entry["text"], text
 
 
-def test_less_forgotten_and_less_gained_is_said_as_that():
+def test_less_forgotten_and_less_gained_is_reported_as_such():
     pair, whole = sentence(runs("eaft", 2.0, 20.0), runs("none", 1.0, 30.0), 10.0)
     assert "held-out loss worse (+1, beyond" in pair and "perplexity better (-10, beyond" in pair
-    assert "It gains less and forgets less: --match target tells whether that is more than learning less." in pair
+    assert "It gains less and forgets less; use --match target to compare at equal gain." in pair
     assert whole == (
-        "Against none, perplexity (3 seeds): eaft: less is forgotten and less gained (--match target tells whether that is "
-        "more than learning less)."
+        "Against none, perplexity (3 seeds): eaft: less is forgotten and less gained (use --match target to compare at equal "
+        "gain)."
     )
 
 
 @pytest.mark.parametrize(
-    ("matched", "said", "meaning"),
+    ("matched", "expected", "meaning"),
     [
-        (20.0, "eaft: more is kept.", "For the same gain it keeps more."),
+        (20.0, "eaft: less is forgotten.", "For the same gain it forgets less."),
         (40.0, "eaft: more is forgotten.", "For the same gain it forgets more."),
         (
             30.0,
-            "eaft: no difference beyond the spread (more is kept only by learning less).",
-            "What it keeps more, it keeps by learning less.",
+            "eaft: no difference beyond the spread (less is forgotten only because less is learned).",
+            "It forgets less only because it learns less.",
         ),
     ],
 )
-def test_the_control_decides(matched, said, meaning):
+def test_the_control_decides(matched, expected, meaning):
     pair, whole = sentence(
         runs("eaft", 2.0, 20.0, matched=matched), runs("none", 1.0, 30.0, matched=30.0), 10.0, level=0.5
     )
     assert pair.endswith(meaning)
     assert whole == (
-        "Against none, perplexity at equal target loss (3 seeds; every arm taken back to 50% of the largest gain): "
-        + said
+        "Against none, perplexity at equal target loss (3 seeds; every arm interpolated to 50% of the largest gain): "
+        + expected
     )
 
 
-def test_nothing_forgotten_and_one_seed_are_said():
+def test_nothing_forgotten_and_one_seed_are_reported():
     _, whole = sentence(runs("eaft", 1.0, 10.0, seeds=1), runs("none", 1.0, 10.0, seeds=1), 10.0)
-    assert "one seed, which tells nothing about the spread over seeds" in whole
+    assert "one seed, so the spread over seeds is unknown" in whole
     assert "eaft: no difference beyond the spread." in whole
-    assert "none has not forgotten beyond the spread itself" in whole
+    assert "none itself shows no forgetting beyond the spread" in whole
 
 
-def test_an_arm_that_could_not_be_matched_is_said():
+def test_an_arm_that_could_not_be_matched_is_reported():
     _, whole = sentence(runs("dft", 3.0, 12.0), runs("none", 1.0, 30.0, matched=30.0), 10.0, level=0.5)
-    assert "dft: not brought to an equal target loss" in whole
+    assert "dft: not matched to an equal target loss" in whole
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -145,7 +145,7 @@ def test_an_arm_that_gives_no_number(seeds):
     assert (outcome.word, outcome.text, outcome.margin) == ("not a number", "not a number", None)
     scores = {seed: {"perplexity": loss(1.0, 2.0), "held-out loss": loss(1.0, 2.0)} for seed in range(seeds)}
     arm = {seed: {"perplexity": broken, "held-out loss": loss(1.0, 2.0)} for seed in range(seeds)}
-    entry = compare_pair(Runs("eaft", arm, {}), Runs("none", scores, {}), "held-out loss", "perplexity")
+    entry = compare_pair(ScoresBySeed("eaft", arm, {}), ScoresBySeed("none", scores, {}), "held-out loss", "perplexity")
     assert "perplexity not a number." in entry["text"]
     text = overall([entry], target="held-out loss", general="perplexity", base=outcome, level=None, controls=[])
     assert "eaft: not a number." in text

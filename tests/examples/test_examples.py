@@ -17,7 +17,7 @@ PROMISED = {
     "one_line_trl.py": r"step 4: loss \d+\.\d+  gate 0\.\d+",
     "plain_trainer.py": r"eaft/gate_mean",
     "own_loop.py": r"step 2: ce \d+\.\d+  gate 0\.\d+",
-    "drope_convert.py": r"perplexity \d+\.\d with rotary embedding, \d+\.\d without(.|\n)*undone to the last bit: True",
+    "drope_convert.py": r"perplexity \d+\.\d with rotary embedding, \d+\.\d without(.|\n)*configuration restored: True",
     "custom_gate.py": r"mean gate 0\.\d+ over 384 trained tokens",
 }
 # a real model, several steps: own_loop.py trains it too, in fewer

@@ -1,4 +1,4 @@
-"""Debian's chromium without a window, spoken to by the DevTools protocol over a pipe: nothing to install, no port.
+"""Headless Chromium, controlled by the DevTools protocol over a pipe: no driver and no port are needed.
 
 with Browser(tmp_path) as browser:
     page = browser.open(path, width=390)

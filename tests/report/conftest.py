@@ -6,7 +6,7 @@ from tests.report.planted import FOLDERS, run_folder
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
-    """Name -> page, of every kind of folder, and of two runs side by side; no test may change them."""
+    """Name -> page for every kind of folder, and for two runs side by side; tests must not change them."""
     base = tmp_path_factory.mktemp("reports")
     pages = {name: write_report(make(base / name)) for name, make in FOLDERS.items()}
     worse = run_folder(base / "worse", shift=0.1)

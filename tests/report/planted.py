@@ -1,4 +1,4 @@
-"""Folders of results with known numbers, as the verbs write them, and with texts that a page must survive."""
+"""Result folders with known numbers, in the form that the verbs write, with texts that could break a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtenges
 EMOJI = "👩🏽‍⚕️💊🇳🇴"
 ABOUT = {
     "date": "2026-01-02 03:04 UTC",
-    "device": "a processor <2 cores>",
+    "device": "a CPU <2 cores>",
     "versions": {"eaftdrope": "0.1.0", "torch": "2.13.0"},
 }
 

@@ -1,4 +1,4 @@
-"""Reads a page back: its text by sections, its tags, and whatever it refers to."""
+"""A parser of report pages: text by section, tags, and references."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Read(HTMLParser):
-    """`problems` are tags that do not fit, `references` the values of src, href, url(...) and the like; `text` is what is
-    read, `sections` the same by anchor, `rows` the cells of every table's rows."""
+    """A parsed page: `problems` are unbalanced tags, `references` the values of src, href, url(...) and the like, `text` the
+    visible text, `sections` the same by anchor, and `rows` the cells of every table row."""
 
-    def __init__(self, html: str):
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.problems: list[str] = []
         self.references: list[str] = []

@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing on the console, nothing from outside, nothing over the edge of a phone or a desk."""
+"""The pages in a real browser: no console messages, no requests, and no overflow at the width of a phone or a desktop."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from tests.report.browser import CHROMIUM, Browser
 from tests.report.planted import FOLDERS
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="chromium is not on PATH, so the report is not looked at in a browser"
+    CHROMIUM is None, reason="chromium is not on PATH, so the report is not checked in a browser"
 )
 KINDS = [*FOLDERS, "side by side"]
 WIDTHS = (390, 1280)
 
-# Names of what reaches over the right edge, or whose text does, apart from what scrolls by itself.
+# Elements that overflow the right edge, or whose text does, except those that scroll.
 _OVER_THE_EDGE = """
 [...document.querySelectorAll('body *')].filter(element =>
     !element.closest('.scroll, .wide, pre, svg, .unseen, .stack thead')
@@ -19,7 +19,7 @@ _OVER_THE_EDGE = """
         || (getComputedStyle(element).display !== 'inline' && element.scrollWidth > element.clientWidth + 1))
 ).map(element => element.tagName + '.' + element.className + ': ' + element.textContent.slice(0, 40))
 """
-# Pixels of the smallest text of the figures that are as wide as the page.
+# Size in pixels of the smallest text in the figures that fill the page.
 _SMALLEST_TEXT = """
 Math.min(...[...document.querySelectorAll('figure:not(.wide) svg')].flatMap(svg => {
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
@@ -27,7 +27,7 @@ Math.min(...[...document.querySelectorAll('figure:not(.wide) svg')].flatMap(svg 
 }))
 """
 _LOADED = "(() => { const n = performance.getEntriesByType('navigation')[0]; return n.loadEventEnd - n.startTime })()"
-# What is on the page's ground, as its three colours: text, text of a figure, a line of a figure.
+# The colours of the page's background, its text, and the text and lines of its figures.
 _COLOURS = """
 (() => {
     const of = (query, name) => getComputedStyle(document.querySelector(query))[name].match(/\\d+/g).slice(0, 3).map(Number);

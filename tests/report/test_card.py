@@ -1,4 +1,4 @@
-"""The card's metadata, table and fold; and its code, run where importing eaftdrope is impossible."""
+"""The card's metadata and table, and its loading code, run where importing eaftdrope is impossible."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import comparison_markdown
 from eaftdrope.evaluate.scores import score_units
-from eaftdrope.report.card import write_model_card
+from eaftdrope.report.card import CardContent, write_model_card
 from tests.tiny_models import character_tokenizer, tiny_llama
 
 BEFORE = [
@@ -42,7 +42,7 @@ OPTIONS = {
 
 
 def _card(folder, **changes):
-    return ModelCard.load(write_model_card(folder, **{**OPTIONS, **changes}))
+    return ModelCard.load(write_model_card(folder, CardContent(**{**OPTIONS, **changes})))
 
 
 def test_metadata_and_table(tmp_path):
@@ -88,17 +88,17 @@ def test_an_existing_folder_that_looks_like_a_hub_id_is_local(tmp_path, monkeypa
     assert "base_model" not in _card(tmp_path, base_model="org/model").data.to_dict()
 
 
-def test_nothing_measured_is_said(tmp_path):
+def test_a_card_without_scores(tmp_path):
     assert "Nothing was measured: the recipe has no probes." in _card(tmp_path, before=[], after=[]).text
 
 
 def test_refusals(tmp_path):
     missing = tmp_path / "missing"
     with pytest.raises(UserError) as error:
-        write_model_card(missing, **OPTIONS)
+        write_model_card(missing, CardContent(**OPTIONS))
     assert str(error.value) == f"no model card can be written: there is no folder {missing}. Save the model first."
     with pytest.raises(UserError) as error:
-        write_model_card(tmp_path, **{**OPTIONS, "is_adapter": True})
+        write_model_card(tmp_path, CardContent(**{**OPTIONS, "is_adapter": True}))
     assert str(error.value) == (
         f"no model card can be written: {tmp_path} has no adapter_config.json. Save the adapter first."
     )
@@ -170,7 +170,7 @@ def test_a_package_base_is_written_as_its_hub_id(tmp_path, written):
     assert 'base = "HuggingFaceTB/SmolLM2-135M-Instruct"\n' in card.text
     assert (
         "eaftdrope is not needed. The adapter was trained on the weights of `package:smollm2-135m-instruct`, which were "
-        "made from that model's."
+        "converted from it."
     ) in card.text
 
 

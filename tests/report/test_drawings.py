@@ -1,4 +1,4 @@
-"""The figures hold the numbers that they were given, and get into a page in its colours."""
+"""Figures show the numbers of their documents, and use the colours of a page."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from eaftdrope.report.figures.changes import changes_figure
 from eaftdrope.report.figures.curves import CURVES, POINTS, curve_figure, gate_over_time, series
-from eaftdrope.report.figures.landscape import gate_figure, joined, landscape_figure
+from eaftdrope.report.figures.landscape import gate_figure, landscape_figure, merge_windows
 from eaftdrope.report.figures.pareto import pareto_figure
 from eaftdrope.report.figures.style import INK, new_figure, save_figure, styled
 from eaftdrope.report.words import clip, end_of, listing, start_of, visible
@@ -45,9 +45,9 @@ def test_a_landscape_without_tokens():
     assert landscape_figure(nothing).axes[0].texts[0].get_text().endswith("0.0 %")
 
 
-def test_windows_are_joined():
+def test_windows_are_merge_windows():
     one, two = ({"first_step": 10 * i + 1, "step": 10 * i + 10, **landscape(100, seed=i)} for i in range(2))
-    both = joined([one, two])
+    both = merge_windows([one, two])
     assert (both["first_step"], both["step"], both["tokens"], both["conflicts"]) == (1, 20, 8000, 200)
     assert np.array_equal(both["density"], np.array(one["density"]) + np.array(two["density"]))
     assert sum(both["gate"]) == 8000

@@ -1,4 +1,4 @@
-"""Figures of the probes show the numbers they are given, and are written only for what was measured."""
+"""Context figures show the numbers of their document, and exist only for metrics that were measured."""
 
 import math
 
@@ -58,7 +58,7 @@ def document(monkeypatch):
         "text": {"name": "novel.txt"},
         "dtype": "float32",
     }
-    return {"settings": settings, "about": {"device": "a processor", "date": "2026-01-02T03:04:05"}, "cells": cells}
+    return {"settings": settings, "about": {"device": "a CPU", "date": "2026-01-02T03:04:05"}, "cells": cells}
 
 
 def test_rows(document):
@@ -97,7 +97,7 @@ def test_heat_maps(document):
 def test_curves(document):
     figure = figures._accuracies(rows_of(document))
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["niah", "multi-query"]
-    # one error-bar container an arm
+    # one error-bar container per arm
     lines = {line.get_label(): line for line in figure.axes[0].containers}
     assert list(lines) == ["a, as is", "a, crop", "b, as is"]
     assert list(lines["a, crop"].lines[0].get_ydata()) == [1.0, 0.5]
@@ -109,12 +109,12 @@ def test_one_model_is_named_below(document, tmp_path):
     document["cells"] = [cell for cell in document["cells"] if cell["model"] == "a"]
     figure = figures._accuracies(rows_of(document))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["as is", "crop"]
-    assert figures._caption(document, figure) == "a; text: novel.txt; a processor, float32; 2026-01-02"
+    assert figures._caption(document, figure) == "a; text: novel.txt; a CPU, float32; 2026-01-02"
     plt.close(figure)
 
 
 def test_only_what_was_measured_is_drawn(document):
-    drawn = figures.probe_figures(document, rows_of(document))
+    drawn = figures.context_figures(document, rows_of(document))
     assert list(drawn) == [
         "probe_needles_by_depth",
         "probe_needles_by_length",
@@ -123,9 +123,9 @@ def test_only_what_was_measured_is_drawn(document):
         "probe_attention_by_length",
     ]
     document["cells"] = [cell for cell in document["cells"] if cell["probe"] == "perplexity"]
-    drawn = figures.probe_figures(document, rows_of(document))
+    drawn = figures.context_figures(document, rows_of(document))
     assert list(drawn) == ["probe_perplexity_by_length", "probe_perplexity_by_position"]
-    assert figures.probe_figures(document | {"cells": []}, []) == {}
+    assert figures.context_figures(document | {"cells": []}, []) == {}
     plt.close("all")
 
 

@@ -1,4 +1,4 @@
-"""The pages: whole, alone, safe, and with the numbers they were given."""
+"""The pages are complete, self-contained and safe, and show the numbers of their documents."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from eaftdrope.errors import UserError
-from eaftdrope.report.page import report_or_say, write_report, write_side_by_side
+from eaftdrope.report.page import try_write_report, write_report, write_side_by_side
 from eaftdrope.report.render import MAX_BYTES
 from tests.report.planted import (
     ARABIC,
@@ -32,23 +32,23 @@ def pages(reports):
     return {name: Read(path.read_text(encoding="utf-8")) for name, path in reports.items()}
 
 
-# ---- of every page ----
+# ---- every page ----
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_is_whole(pages, kind):
+def test_a_page_is_complete(pages, kind):
     page = pages[kind]
     assert page.problems == []
-    assert len(set(page.ids)) == len(page.ids), "an id that is there twice"
+    assert len(set(page.ids)) == len(page.ids), "a duplicate id"
     assert page.tags.count("main") == page.tags.count("h1") == 1
     assert page.tags.count("figure") == page.tags.count("svg") == page.tags.count("figcaption")
-    # figures say in words what they show
+    # every figure has a description
     assert len(page.labels) >= page.tags.count("figure")
     assert page.tags.count("caption") == page.tags.count("table") > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_needs_nothing_beside_it(pages, reports, kind):
+def test_a_page_is_self_contained(pages, reports, kind):
     page = pages[kind]
     outside = [one for one in page.references if not one.startswith(("#", "data:image/png;base64,"))]
     assert outside == []
@@ -57,14 +57,14 @@ def test_a_page_needs_nothing_beside_it(pages, reports, kind):
     assert {one for one in page.references if one.startswith("#")} <= {f"#{one}" for one in page.ids}
 
 
-def test_the_reader_sees_what_is_wrong():
+def test_the_parser_finds_faults():
     page = Read('<p><b>a</p><img src="http://x" onerror="y"><style>@import "z"; p {background: url(w)}</style>')
     assert page.problems and page.handlers == ["onerror"]
     assert page.references == ["http://x", '@import "z"', "url(w"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_of_users_are_text(pages, reports, kind):
+def test_user_text_is_escaped(pages, reports, kind):
     page = pages[kind]
     assert page.handlers == [] and "alert" not in " ".join(page.tags)
     if kind != "side by side":
@@ -72,7 +72,7 @@ def test_texts_of_users_are_text(pages, reports, kind):
         assert "<script" not in reports[kind].read_text(encoding="utf-8")
 
 
-def test_a_text_that_is_no_utf8_or_holds_controls(pages):
+def test_invalid_utf8_and_control_characters(pages):
     samples = pages["run"].sections["samples"]
     assert "5␀?" in samples and "What is 2 + 2?\nThink." in samples
     assert ARABIC in samples and EMOJI in samples and LONG in samples
@@ -91,7 +91,7 @@ def test_a_page_is_small_and_has_its_figures(pages, reports, kind):
 
 
 @pytest.mark.parametrize("kind", ["run", "probe"])
-def test_drawing_again_changes_no_byte(reports, kind, tmp_path):
+def test_rendering_again_gives_the_same_bytes(reports, kind, tmp_path):
     again = tmp_path / kind
     shutil.copytree(reports[kind].parent, again)
     (again / "report.html").unlink()
@@ -125,14 +125,14 @@ def test_a_run_shows_its_probes_with_intervals(pages):
     ].rows
 
 
-def test_a_run_says_what_was_run(pages):
+def test_a_run_shows_its_provenance(pages):
     text = pages["run"].sections["run"]
-    for said in (
-        f"eaftdrope train {NASTY}", "2026-01-02 03:04 UTC", "a processor <2 cores>", "42", "full fine-tune, gate",
+    for expected in (
+        f"eaftdrope train {NASTY}", "2026-01-02 03:04 UTC", "a CPU <2 cores>", "42", "full fine-tune, gate",
         "24 rows, 1,271 tokens, 355 of them trained", "12 in 1.5 minutes", "eaftdrope 0.1.0, torch 2.13.0",
         f"model: {NASTY}",
     ):  # fmt: skip
-        assert said in text
+        assert expected in text
 
 
 def test_the_landscape_of_a_run_is_its_first_and_last(pages):
@@ -150,12 +150,12 @@ def test_a_run_that_is_not_finished(tmp_path):
     (folder / "run.json").write_text(json.dumps({**state, "status": "running", "about": {}}))
     for name in ("probes_after.json", "probes_during.jsonl", "landscape.jsonl", "samples.json"):
         (folder / name).unlink()
-    # the line that is being written
+    # a line that is half written
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text("\n".join(text.splitlines()[:4]) + '\n{"step": 5, "lo')
     page = Read(write_report(folder).read_text(encoding="utf-8"))
-    assert "This run is not finished: what is here was measured until now." in page.text
-    assert ["perplexity ↓", "23.34 ± 0.56", "–", "–", "not on both sides"] in page.rows
+    assert "This run is not finished: the page shows what has been measured so far." in page.text
+    assert ["perplexity ↓", "23.34 ± 0.56", "–", "–", "not measured on both sides"] in page.rows
 
 
 def test_a_run_without_probes(tmp_path):
@@ -181,7 +181,7 @@ def test_a_recalibration_shows_its_recovery(tmp_path):
     curve = {"original": {"nll": 2.0}, "measured_tokens": 256, "stop_at": None, "points": points}
     (folder / "recovery.json").write_text(json.dumps(curve))
     page = Read(write_report(folder).read_text(encoding="utf-8"))
-    assert "in the end 11.02; the original model, with its rotary embedding, has 7.39" in page.sections["recovery"]
+    assert "11.02 at the end; the original model with its rotary embedding has 7.39" in page.sections["recovery"]
 
 
 # ---- the others ----
@@ -193,11 +193,11 @@ def test_an_inspection(pages):
     assert "In 24 rows with 4,000 trained tokens, 10.0 % of the tokens are confident conflicts" in page.sections[""]
     assert ["mean gate", "0.410", "0.410"] in page.rows and ["confident conflicts", "10.0 %", "0.1 %"] in page.rows
     assert ["confident conflict", "10.0 %", "27.3 %", "6.1 %"] in page.rows
-    assert ["2 and on", "4,000", "0.410", "10.0 %", "2.345"] in page.rows
+    assert ["from 2", "4,000", "0.410", "10.0 %", "2.345"] in page.rows
     row = next(row for row in page.rows if row[0] == "rows.jsonl:2")
     assert row[1:6] == ["conflicts", "10 of 40", "25.0 %", "4.200", "2"]
     assert row[6].startswith(LONG[:50]) and row[6].endswith(" …")
-    assert "5 of 24 rows are shown; all of them are in rows.jsonl." in page.sections["rows"]
+    assert "5 of 24 rows are shown; the full list is in rows.jsonl." in page.sections["rows"]
     assert ["␣a", "␣the", "7"] in page.rows and ["b", "c", "1"] not in page.rows
     assert "The worst 5 of 50 are shown; the worst 25 are in conflicts.jsonl." in page.sections["conflicts"]
     conflicts = page.sections["conflicts"]
@@ -237,17 +237,20 @@ def test_a_comparison_of_one_seed_that_is_not_finished(tmp_path):
     document["arms"][-1]["scores"] = []
     (folder / "compare.json").write_text(json.dumps(document))
     page = Read(write_report(folder).read_text(encoding="utf-8"))
-    assert "This comparison is not finished: 3 runs of it are there." in page.text
+    assert "This comparison is not finished; 3 runs so far." in page.text
     assert ["none", "1", "1.000", "1.595", "24.78", "33.3 %"] in page.rows
     document |= {"table": [], "target": None, "general": None}
     (folder / "compare.json").write_text(json.dumps(document))
-    assert "Nothing was measured yet." in Read(write_report(folder).read_text(encoding="utf-8")).text
+    assert "Nothing has been measured yet." in Read(write_report(folder).read_text(encoding="utf-8")).text
 
 
 def test_an_evaluation(pages):
     page = pages["eval"]
-    said = "On the target, held-out loss better, exact calls not clearly different; in general, perplexity worse."
-    assert f"new {NASTY} against tiny: {said}" in page.sections[""]
+    sentence = (
+        "On the target, held-out loss came out better, exact calls did not clearly differ; in general, perplexity came out "
+        "worse."
+    )
+    assert f"new {NASTY} compared with tiny: {sentence}" in page.sections[""]
     assert ["perplexity ↓", "+0.95 ± 0.02", "worse"] in page.rows
     assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018"] in page.rows
     assert ["perplexity ↓", "perplexity", f"new {NASTY}", "24.29 ± 0.58", "23.16 to 25.42", "16"] in page.rows
@@ -262,25 +265,28 @@ def test_a_long_context(pages):
 
 def test_side_by_side(pages):
     page = pages["side by side"]
-    said = "On the target, held-out loss worse, exact calls not clearly different; in general, perplexity better."
-    assert f"worse against run: {said}" in page.sections[""]
+    sentence = (
+        "On the target, held-out loss came out worse, exact calls did not clearly differ; in general, perplexity came out "
+        "better."
+    )
+    assert f"worse compared with run: {sentence}" in page.sections[""]
     assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018", "2.095 ± 0.018"] in page.rows
     assert ["held-out loss ↓", "+0.300", "worse"] in page.rows
 
 
-# ---- what is too long ----
+# ---- long lists ----
 
 
-def test_long_lists_are_cut_and_counted(tmp_path):
+def test_long_lists_are_truncated_and_counted(tmp_path):
     folder = inspect_folder(tmp_path / "many", conflicts=900)
     path = write_report(folder)
     page = Read(path.read_text(encoding="utf-8"))
     assert path.stat().st_size < MAX_BYTES / 5
     assert "The worst 40 of 9,000 are shown; the worst 4,500 are in conflicts.jsonl." in page.sections["conflicts"]
-    assert "40 of 900 rows are shown; all of them are in rows.jsonl." in page.sections["rows"]
+    assert "40 of 900 rows are shown; the full list is in rows.jsonl." in page.sections["rows"]
 
 
-def test_a_long_training_is_drawn_as_means(tmp_path):
+def test_a_long_training_is_reduced_to_means(tmp_path):
     folder = run_folder(tmp_path / "long", nasty="m")
     write_lines(folder / "metrics.jsonl", metrics(20_000))
     samples = [{"prompt": LONG * 100, "reference": LONG * 100, "before": LONG * 100, "after": LONG * 100}] * 50
@@ -288,41 +294,41 @@ def test_a_long_training_is_drawn_as_means(tmp_path):
     path = write_report(folder)
     assert path.stat().st_size < MAX_BYTES / 5
     page = Read(path.read_text(encoding="utf-8"))
-    assert "12 of 50 prompts are shown; all of them are in samples.json." in page.sections["samples"]
+    assert "12 of 50 prompts are shown; the full list is in samples.json." in page.sections["samples"]
     assert f"({len(LONG) * 100 - 1500:,} more characters in samples.json)" in page.sections["samples"]
 
 
-# ---- what goes wrong ----
+# ---- errors ----
 
 
 def test_folders_without_results(tmp_path):
-    with pytest.raises(UserError, match=r"nothing is not there: a report is made of one of run\.json, compare\.json"):
+    with pytest.raises(UserError, match=r"nothing does not exist\. A report needs one of run\.json, compare\.json"):
         write_report(tmp_path / "nothing")
-    with pytest.raises(UserError, match="holds no results of eaftdrope"):
+    with pytest.raises(UserError, match="contains no results of eaftdrope"):
         write_report(tmp_path)
     (tmp_path / "eval.json").write_text("{")
     with pytest.raises(UserError, match=r"eval\.json is not a JSON document"):
         write_report(tmp_path)
 
 
-def test_what_can_not_be_put_side_by_side(tmp_path):
+def test_folders_that_cannot_be_compared_side_by_side(tmp_path):
     run, other = run_folder(tmp_path / "run", nasty="m"), eval_folder(tmp_path / "eval")
-    with pytest.raises(UserError, match="holds no training run"):
+    with pytest.raises(UserError, match="does not contain a training run"):
         write_side_by_side([run, other])
     (run / "probes_after.json").unlink()
     with pytest.raises(UserError, match=r"has no probes_after\.json, so there is nothing to compare"):
         write_side_by_side([run, run])
 
 
-def test_a_report_that_fails_does_not_take_the_result_with_it(tmp_path, capsys):
+def test_a_failed_report_does_not_invalidate_the_result(tmp_path, capsys):
     folder = eval_folder(tmp_path / "eval")
-    report_or_say(folder, Console(width=1000))
+    try_write_report(folder, Console(width=1000))
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
     (folder / "eval.json").write_text('{"models": 1}')
-    report_or_say(folder, Console(width=1000))
+    try_write_report(folder, Console(width=1000))
     out = capsys.readouterr().out
-    assert "no report could be drawn: TypeError" in out
-    assert f"The result in {folder} is complete." in out and f"`eaftdrope report {folder}` tries again" in out
+    assert "the report could not be written: TypeError" in out
+    assert f"The result in {folder} is complete." in out and f"Run `eaftdrope report {folder}` to try again" in out
 
 
 def test_the_verb(tmp_path, capsys):
@@ -335,9 +341,9 @@ def test_the_verb(tmp_path, capsys):
             main(["report", *map(str, arguments)])
         return ended.value.code, capsys.readouterr()
 
-    code, said = run(folder)
-    assert code == 0 and f"written: {folder / 'report.html'}" in said.out
-    code, said = run(folder, "--output", tmp_path / "else" / "page.html")
+    code, printed = run(folder)
+    assert code == 0 and f"written: {folder / 'report.html'}" in printed.out
+    code, printed = run(folder, "--output", tmp_path / "else" / "page.html")
     assert code == 0 and (tmp_path / "else" / "page.html").read_bytes() == (folder / "report.html").read_bytes()
-    code, said = run(tmp_path / "else")
-    assert code == 2 and "holds no results of eaftdrope" in said.err
+    code, printed = run(tmp_path / "else")
+    assert code == 2 and "contains no results of eaftdrope" in printed.err

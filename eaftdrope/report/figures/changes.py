@@ -1,4 +1,4 @@
-"""How clear each change is: the change of every metric, in its own standard errors."""
+"""Figure of the clarity of changes: each metric's change in units of its standard error."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from .style import GREEN, MUTED, RULE, VERMILION, WIDTH, new_figure, styled
 
-# Beyond this a change is as clear as it gets, and the others should not be squeezed for it.
+# Limit of the axis: a larger change is drawn at the edge, so that it does not compress the others.
 _FAR = 8.0
 
 
 def changes_figure(changes: Sequence[tuple[str, float]]) -> Figure:
-    """One line a metric, better to the right; inside the band of two standard errors there is no clear change.
+    """Draw one row per metric, better to the right; inside the band of two standard errors there is no clear change.
 
     Args:
-        changes: (metric, change / its standard error, positive where it is better).
+        changes: (metric, change / its standard error, positive for an improvement).
     """
     with styled():
         figure, axes = new_figure(0.9 + 0.34 * len(changes), WIDTH)
@@ -28,14 +28,14 @@ def changes_figure(changes: Sequence[tuple[str, float]]) -> Figure:
             clear = abs(change) > 2
             colour = (GREEN if change > 0 else VERMILION) if clear else MUTED
             axes.plot([x - 2 if abs(x) < _FAR else x, x + 2 if abs(x) < _FAR else x], [y, y], color=colour)
-            # what lies further out than the axis reaches is an arrow
+            # an arrow marks a value beyond the axis
             marker = "o" if abs(change) < _FAR else (">" if change > 0 else "<")
             axes.plot([x], [y], marker, color=colour, markersize=6, fillstyle="full" if clear else "none")
         axes.set_yticks(range(len(changes)), [textwrap.fill(name, 24) for name, _ in changes])
         axes.set_ylim(len(changes) - 0.4, -0.6)
         axes.set_xlim(-_FAR - 2.2, _FAR + 2.2)
         axes.set_xticks([-8, -2, 0, 2, 8], ["−8", "−2", "0", "2", "8"])
-        # of the figure: names may leave the panel too narrow for it
-        figure.supxlabel("← worse | change in its standard errors | better →", fontsize=9)
+        # a label of the figure: long names may leave the panel too narrow for it
+        figure.supxlabel("← worse | change in standard errors | better →", fontsize=9)
         axes.grid(False)
     return figure

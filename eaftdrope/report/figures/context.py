@@ -1,7 +1,7 @@
-"""Figures of the long-context probes: heat maps of needles found, and curves by length and by position.
+"""Figures of `eaftdrope context`: heat maps of needles found, and curves by length and by position.
 
-Colour says which rotary embedding it is and the line's style which model; both can be told apart without colour vision.
-A dotted line marks the trained length.
+Colour and marker encode the rotary embedding, the line style encodes the model, so that colour vision is not needed. A
+dotted line marks the trained length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 
-# without a display
+# no display is needed
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -34,15 +34,16 @@ _COLOURS = dict(
 _MARKERS = dict(zip((AS_IS, *BASELINES), "osD^vX", strict=True))
 _STYLES = ("-", "--", ":", "-.")
 _TEXT = 8.5
-# A panel more than this in a row would be too small to read.
+# With more panels per row than this, they would be too small to read.
 _COLUMNS = 4
 
 
-def probe_figures(document: dict, rows: Sequence[dict]) -> dict[str, Figure]:
-    """The figures of a probe by their names: those for which something was measured.
+def context_figures(document: dict, rows: Sequence[dict]) -> dict[str, Figure]:
+    """Return the figures by name, for those metrics that were measured.
 
     Args:
-        document, rows: what `Results` stores, and `rows_of` of it.
+        document: probe.json.
+        rows: `rows_of(document)`.
     """
     with styled():
         figures = {
@@ -59,7 +60,7 @@ def probe_figures(document: dict, rows: Sequence[dict]) -> dict[str, Figure]:
 
 
 def draw_temperature(document: dict, path: Path) -> None:
-    """Write the fit of a temperature: perplexity over beta for each length, and beta over length with the fitted line."""
+    """Write the figure of a temperature fit: perplexity over beta for each length, and beta over length with the fit."""
     fits = document["fits"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for fit, colour in zip(fits, list(_COLOURS.values()) * len(fits)):
@@ -69,18 +70,18 @@ def draw_temperature(document: dict, path: Path) -> None:
         left.plot([fit["beta"]], [min(change)], "*", color=colour, markersize=10)
     left.axhline(0, color="#999999", linewidth=0.8)
     left.axvline(1, color="#999999", linewidth=0.8)
-    # Far from the least the loss explodes, and would flatten what matters.
+    # Far from its minimum the loss explodes and would flatten the part of interest.
     deepest = max(0.5, *(-_percent(fit["perplexity"], fit["perplexity_at_1"]) for fit in fits))
     left.set_ylim(-1.2 * deepest, 2.5 * deepest)
     best = [1.0, *(fit["beta"] for fit in fits)]
     left.set_xlim(min(best) - 0.2, max(best) + 0.2)
     left.set_xlabel("temperature beta", fontsize=_TEXT)
-    left.set_ylabel("perplexity against beta = 1, %", fontsize=_TEXT)
+    left.set_ylabel("change of perplexity from beta = 1, %", fontsize=_TEXT)
     left.legend(fontsize=_TEXT, frameon=False)
     _betas(right, document)
     for axes in (left, right):
         _tidy(axes)
-    where = f"{document['model']}; text: {document['text']}; at most {document['windows']} windows of a length"
+    where = f"{document['model']}; text: {document['text']}; at most {document['windows']} windows per length"
     figure.supxlabel(where, fontsize=_TEXT - 1, color="#555555", x=0.01, ha="left")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -91,7 +92,7 @@ def _percent(value: float, reference: float) -> float:
 
 
 def _betas(axes: Axes, document: dict) -> None:
-    """The best beta of each length, and the line that joins them."""
+    """Draw the best beta of each length and the fitted line."""
     fits, trained = document["fits"], document["trained_length"]
     for fit in fits:
         style = "full" if fit["distinguishable"] else "none"
@@ -105,13 +106,13 @@ def _betas(axes: Axes, document: dict) -> None:
     lengths = [trained, *(fit["length"] for fit in fits)]
     axes.set_xticks(lengths, [f"{length:,}\n{multiple(length, trained)}" for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("length in tokens, and times the trained one", fontsize=_TEXT)
+    axes.set_xlabel("length in tokens and in multiples of the trained length", fontsize=_TEXT)
     axes.set_ylabel("best beta (hollow: not distinguishable from 1)", fontsize=_TEXT)
     axes.legend(fontsize=_TEXT, frameon=False)
 
 
 def _heat_maps(rows: Sequence[dict]) -> Figure | None:
-    """One panel an arm: depth down, length across, the share found as colour and number."""
+    """Draw one panel per arm: depth down, length across, the share found as colour and number."""
     found = [row for row in rows if row["probe"] == "niah" and row["at"] is not None]
     if not found:
         return None
@@ -129,9 +130,9 @@ def _heat_maps(rows: Sequence[dict]) -> Figure | None:
         image = panel.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
-                # not measured: lengths of another model
+                # NaN: this length was measured for another model only
                 if share == share:
-                    # on cividis, whatever the page is
+                    # contrast with cividis, which is the same on a dark page
                     colour = "#111111" if share > 0.55 else "#ffffff"
                     panel.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=_TEXT - 1, color=colour)
         panel.set_title(_wrapped(_label(arm, arms)), fontsize=_TEXT)
@@ -142,7 +143,7 @@ def _heat_maps(rows: Sequence[dict]) -> Figure | None:
     for row in grid:
         row[0].set_ylabel("depth of the needle", fontsize=_TEXT)
     bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=30)
-    bar.set_label(f"share found ({min(row['n'] for row in found)} trials a cell)", fontsize=_TEXT)
+    bar.set_label(f"share found ({min(row['n'] for row in found)} trials per cell)", fontsize=_TEXT)
     bar.ax.tick_params(labelsize=_TEXT - 1)
     return figure
 
@@ -153,7 +154,7 @@ def _accuracies(rows: Sequence[dict]) -> Figure | None:
         kind: [row for row in rows if row["probe"] == kind and row["metric"] == "accuracy" and row["at"] is None]
         for kind in kinds
     }
-    return _curves(panels, "share right", limits=(-0.03, 1.03)) if panels else None
+    return _curves(panels, "share correct", limits=(-0.03, 1.03)) if panels else None
 
 
 def _perplexity(rows: Sequence[dict]) -> Figure | None:
@@ -173,14 +174,14 @@ def _attention(rows: Sequence[dict]) -> Figure | None:
     uniform = sorted({(row["length"], row["value"]) for row in rows if row["metric"] == "uniform"})
     for panel in figure.axes:
         panel.plot(*zip(*uniform), color="#999999", linewidth=1)
-        panel.annotate("all tokens alike", uniform[0], fontsize=_TEXT - 1, color="#777777", va="bottom")
+        panel.annotate("uniform", uniform[0], fontsize=_TEXT - 1, color="#777777", va="bottom")
     return figure
 
 
 def _curves(
     panels: dict[str, list[dict]], label: str, *, limits: tuple[float, float] | None = None, log: bool = False
 ) -> Figure:
-    """One panel a title, one line an arm, over length; bars are Wilson intervals or one standard error."""
+    """Draw one panel per title and one line per arm over length; bars are Wilson intervals or one standard error."""
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     figure, grid = plt.subplots(
@@ -192,7 +193,7 @@ def _curves(
     for panel, (title, found) in zip(grid.flat, panels.items()):
         for i, arm in enumerate(arms):
             line = sorted((row for row in found if (row["model"], row["arm"]) == arm), key=lambda row: row["length"])
-            # side by side, so that bars of equal values can be told apart
+            # slightly offset, so that the bars of equal values do not coincide
             x = [row["length"] * 2 ** (0.03 * (i - (len(arms) - 1) / 2)) for row in line]
             values = [row["value"] for row in line]
             panel.errorbar(x, values, yerr=_bars(line), **_style(arm, arms), label=_label(arm, arms))
@@ -208,14 +209,14 @@ def _curves(
     for row in grid:
         row[0].set_ylabel(label, fontsize=_TEXT)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    # beside one panel it would leave little of it
+    # beside a single panel the legend would take most of the width
     place = "outside right upper" if across > 1 else "outside upper left"
     figure.legend(handles, labels, loc=place, fontsize=_TEXT, frameon=False)
     return figure
 
 
 def _positions(rows: Sequence[dict]) -> Figure | None:
-    """Perplexity along the longest windows of each model."""
+    """Draw perplexity along the longest windows of each model."""
     found = [row for row in rows if row["probe"] == "perplexity" and row["at"] is not None]
     if not found:
         return None
@@ -236,7 +237,7 @@ def _positions(rows: Sequence[dict]) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("position in the window", fontsize=_TEXT)
-    axes.set_ylabel("perplexity there", fontsize=_TEXT)
+    axes.set_ylabel("perplexity at that position", fontsize=_TEXT)
     figure.legend(loc="outside right upper", fontsize=_TEXT, frameon=False)
     _tidy(axes)
     return figure
@@ -247,7 +248,7 @@ def _arms(rows: Sequence[dict]) -> list[tuple[str, str]]:
 
 
 def _label(arm: tuple[str, str], arms: list[tuple[str, str]]) -> str:
-    """The arm alone where there is one model. Of a long name the end is left, where names of checkpoints differ."""
+    """Return the arm's label; with several models, after the end of the model's name, where checkpoint names differ."""
     model, name = arm
     return name if len({model for model, _ in arms}) == 1 else f"{end_of(model, 24)}, {name}"
 
@@ -268,7 +269,7 @@ def _style(arm: tuple[str, str], arms: list[tuple[str, str]]) -> dict:
 
 def _bars(line: Sequence[dict]) -> list[list[float]] | None:
     if all(row["low"] is not None for row in line):
-        # a rounding below 0 is no length
+        # rounding must not make a length negative
         low = [max(0.0, row["value"] - row["low"]) for row in line]
         return [low, [max(0.0, row["high"] - row["value"]) for row in line]]
     if any(row["stderr"] is not None for row in line):
@@ -286,7 +287,7 @@ def _length_axis(axes: Axes, lengths: list[int], rows: Sequence[dict]) -> None:
 
 
 def _log_axis(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis with plain numbers, where the values differ enough to need one."""
+    """Use a logarithmic axis with plain numbers if the values span more than a factor of five."""
     if max(values) < 5 * min(values):
         return
     axes.set_yscale("log")
@@ -296,7 +297,7 @@ def _log_axis(axes: Axes, values: list[float]) -> None:
 
 
 def _ticks(lengths: list[int], rows: Sequence[dict], model: str) -> list[str]:
-    """Tokens, and the multiple of the trained length under them where all models (or this panel's) have the same."""
+    """Return labels in tokens, with the multiple of the trained length below if there is one trained length."""
     multiples = {row["length"]: row["multiple"] for row in rows if row["model"] == model}
     one = len({row["trained_length"] for row in rows}) == 1
     return [f"{length:,}\n{multiples[length]}" if one and length in multiples else f"{length:,}" for length in lengths]

@@ -1,8 +1,8 @@
-"""Training curves from metrics.jsonl, and the probes that were measured during training."""
+"""Training curves from metrics.jsonl, and probes measured during training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,23 +12,23 @@ from matplotlib.ticker import MaxNLocator
 
 from .style import BLUE, GREEN, INK, MUTED, ORANGE, SERIES, VERMILION, legend_above, new_figure, styled
 
-# A line of a long training is drawn as so many means: a page must stay small.
+# The curve of a long training is reduced to this many means, so that the page stays small.
 POINTS = 300
 
 
 class Curve(NamedTuple):
-    """A figure to be: its name, its axis, what it shows in words, and (label, key of metrics.jsonl, colour) of its lines."""
+    """Specification of a figure: name, axis label, description, and (label, key of metrics.jsonl, colour) of each line."""
 
     name: str
     axis: str
-    words: str
+    description: str
     lines: tuple[tuple[str, str, str], ...]
 
 
 CURVES = (
     Curve(
         "loss",
-        "nats a token",
+        "nats per token",
         "Cross-entropy of the training batches, without the gate; held-out cross-entropy where it was measured.",
         (
             ("training", "eaft/cross_entropy", BLUE),
@@ -44,9 +44,9 @@ CURVES = (
     ),
     Curve(
         "groups",
-        "nats a token",
-        "Cross-entropy of the tokens where the model was uncertain (entropy of 2 nats and over) and certain (0.5 and "
-        "under). Plain training drives the second to zero; that is where the gate holds back.",
+        "nats per token",
+        "Cross-entropy of the tokens where the model was uncertain (entropy of at least 2 nats) and confident (at most 0.5). "
+        "Plain training drives the second to zero; there the gate reduces the weight.",
         (
             ("entropy ≥ 2", "eaft/high_entropy_loss", BLUE),
             ("entropy ≤ 0.5", "eaft/low_entropy_loss", VERMILION),
@@ -55,8 +55,8 @@ CURVES = (
     Curve(
         "conflicts",
         "share of tokens",
-        "Share of confident conflicts: the model is sure (entropy below 0.5 nats) and the label is not what it is sure of "
-        "(probability below 0.1).",
+        "Share of confident conflicts: the model is confident (entropy below 0.5 nats), but not of the label (probability "
+        "below 0.1).",
         (("confident conflicts", "eaft/conflict_share", VERMILION),),
     ),
     Curve("learning_rate", "learning rate", "Learning rate.", (("learning rate", "learning_rate", GREEN),)),
@@ -64,16 +64,17 @@ CURVES = (
 
 
 def series(metrics: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of a key, means of neighbours where there are more than `POINTS`."""
+    """Return (steps, values) of a key, averaged over neighbouring steps if there are more than `POINTS`."""
     found = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
     steps, values = np.array(found, dtype=float).reshape(-1, 2).T
     together = -(-len(steps) // POINTS) or 1
     starts = range(0, len(steps), together)
-    return tuple(np.array([part[i : i + together].mean() for i in starts]) for part in (steps, values))
+    means = [np.array([part[i : i + together].mean() for i in starts]) for part in (steps, values)]
+    return means[0], means[1]
 
 
 def curve_figure(curve: Curve, metrics: Sequence[dict]) -> Figure | None:
-    """The curve over the steps, None where nothing of it was logged."""
+    """Draw the curve over the steps; None if none of its keys was logged."""
     lines = [(label, *series(metrics, key), colour) for label, key, colour in curve.lines]
     lines = [line for line in lines if len(line[1])]
     if not lines:
@@ -81,7 +82,7 @@ def curve_figure(curve: Curve, metrics: Sequence[dict]) -> Figure | None:
     with styled():
         figure, axes = new_figure()
         for label, steps, values, colour in lines:
-            # a single log is a point
+            # short series: markers make a single value visible
             axes.plot(steps, values, color=colour, label=label, marker="o" if len(steps) < 12 else "", markersize=3.5)
         _step_axis(axes)
         axes.set_ylabel(curve.axis)
@@ -92,8 +93,8 @@ def curve_figure(curve: Curve, metrics: Sequence[dict]) -> Figure | None:
     return figure
 
 
-def run_curves(runs: dict[str, Sequence[dict]], key: str, axis: str) -> Figure | None:
-    """One key of several runs' metrics.jsonl, over the steps."""
+def run_curves(runs: Mapping[str, Sequence[dict]], key: str, axis: str) -> Figure | None:
+    """Draw one key of metrics.jsonl over the steps, one line per run; None if no run logged it."""
     lines = {label: series(metrics, key) for label, metrics in runs.items()}
     if not any(len(steps) for steps, _ in lines.values()):
         return None
@@ -111,7 +112,7 @@ def run_curves(runs: dict[str, Sequence[dict]], key: str, axis: str) -> Figure |
 
 
 def gate_over_time(metrics: Sequence[dict]) -> Figure | None:
-    """How the gates of the tokens were spread, step after step: ten bands of shares."""
+    """Draw the distribution of the gates over the steps, as the shares of ten bands; None for fewer than two logs."""
     keys = [f"eaft/gate_hist_{i:02}" for i in range(10)]
     found = [row for row in metrics if all(row.get(key) is not None for key in keys)]
     if len(found) < 2:
@@ -129,11 +130,11 @@ def gate_over_time(metrics: Sequence[dict]) -> Figure | None:
 
 
 def probes_over_time(name: str, points: Sequence[tuple[int, float, float | None]], kind: str) -> Figure:
-    """A metric before, during and after training; bars are one standard error.
+    """Draw a metric before, during and after training; bars are one standard error.
 
     Args:
         points: (step, value, standard error), in order.
-        kind: the score's; a share is drawn in percent.
+        kind: of the score; a share is shown in percent.
     """
     factor = 100 if kind == "share" else 1
     steps, values, errors = zip(*points)

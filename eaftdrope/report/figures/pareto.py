@@ -1,4 +1,4 @@
-"""The Pareto figure of a comparison: gained on the target against kept in general, every arm with its seeds' spread."""
+"""The Pareto figure of a comparison: target against general metric, each arm with its spread over seeds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .style import INK, MARKERS, MUTED, SERIES, new_figure, styled
 
 
 def pareto_figure(document: dict) -> Figure:
-    """Target across, general up; both axes are turned so that up and right are better.
+    """Draw the target across and the general metric up, both oriented so that up and right are better.
 
-    Small marks are single seeds, the large one is their mean, its bars are one standard deviation over seeds.
+    Small markers are single seeds; a large marker is their mean, with bars of one standard deviation over seeds.
 
     Args:
         document: compare.json.
@@ -45,7 +45,7 @@ def _arm(axes: Axes, document: dict, row: dict, i: int) -> None:
     found = [
         by_metric([score_of(one) for one in arm["scores"]]) for arm in document["arms"] if arm["label"] == row["label"]
     ]
-    # an arm that is still to be measured has none
+    # an arm that has not been measured has no scores
     points = [[scores[name].value for name in names] for scores in found if scores.keys() >= {*names}]
     if points:
         axes.plot(*zip(*points), marker=marker, color=colour, markersize=3.5, linestyle="none", alpha=0.55)
@@ -58,7 +58,7 @@ def _arm(axes: Axes, document: dict, row: dict, i: int) -> None:
         yerr=up["sd"],
         color=colour,
         marker=marker,
-        # arms that came out alike (constant and none, under AdamW) are still seen, one around the other
+        # of decreasing size, so that arms with equal results (constant and none, under AdamW) stay visible
         markersize=max(5.0, 10.0 - 1.5 * i),
         linewidth=1.2,
         capsize=2,

@@ -1,4 +1,4 @@
-"""The curve of a recalibration: perplexity over tokens, beside the original model's."""
+"""The recovery curve of a recalibration: perplexity over tokens, with that of the original model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .style import BLUE, VERMILION, new_figure, plt, styled
 
 
 def recovery_figure(*, original: float, points: list[tuple[int, float]], tokens: int) -> Figure:
-    """The figure.
+    """Draw the curve.
 
     Args:
-        original: nats a token of the original model.
-        points: (tokens trained on, nats a token), in order.
-        tokens: how many tokens each measurement scores.
+        original: nats per token of the original model.
+        points: (tokens trained on, nats per token), in order.
+        tokens: number of tokens that each measurement scores.
     """
     with styled():
         figure, axes = new_figure(3.1)

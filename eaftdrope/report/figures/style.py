@@ -1,8 +1,8 @@
-"""How figures look, and how they get out: PNG and SVG files, and the same SVG inside a page that may be dark.
+"""The look of figures and their output: PNG and SVG files, and the same SVG inline in a light or dark page.
 
-A figure is drawn once, in the colours of a white page. For the inline copy each of these colours becomes a variable of
+A figure is drawn once, in the colours of a white page. In the inline copy each of these colours becomes a variable of
 page.css, which has a light and a dark value for it; text stays text, in the page's font. Figures are narrow: on a phone
-they are as wide as the screen, and their text must not shrink below what can be read.
+they fill the width of the screen, and their text must stay legible.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import matplotlib
 
-# without a display
+# no display is needed
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 from eaftdrope.files import replacing, write_atomically
 
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#d9dee4"
-# Okabe and Ito's palette: can be told apart without colour vision
+# Okabe and Ito's palette: distinguishable with any colour vision
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 SERIES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, INK)
 MARKERS = "osD^vXP"
-# almost white: what is to be see-through in a page
+# almost white; becomes transparent in a page
 _PAPER = "#fffffe"
 _VARIABLES = {
     INK: "var(--ink)",
@@ -73,43 +73,43 @@ _SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.5,
-    # a name with a dollar in it is no formula
+    # a dollar sign in a name is not a formula
     "text.parse_math": False,
     "svg.fonttype": "none",
-    # the same figure is the same file
+    # the same figure gives the same bytes
     "svg.hashsalt": "eaftdrope",
 }
 WIDTH = 4.6
-"""Inches of a figure that fills a phone's screen, and half of a desk's."""
+"""Width in inches of a figure that fills the screen of a phone, and half of a desktop's."""
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Settings of matplotlib for what is drawn inside."""
+    """Apply the settings of matplotlib to figures drawn inside this context."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def new_figure(height: float = 2.9, width: float = WIDTH) -> tuple[Figure, Axes]:
-    """An empty figure with one panel, in inches; to be called inside `styled`."""
+    """Return an empty figure with one panel; sizes in inches. Call it inside `styled`."""
     return plt.subplots(figsize=(width, height), layout="constrained")
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """A legend that hides no line."""
+    """Place the legend above the panel, where it covers no line."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write `folder`/`name`.png and .svg, close the figure, and return the SVG to be put into a page."""
+    """Write `folder`/`name`.png and .svg, close the figure, and return the SVG for a page."""
     folder.mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
     with styled(), warnings.catch_warnings():
-        # a browser has fonts that matplotlib has not
+        # the browser has fonts that matplotlib lacks
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(svg, format="svg", metadata=nothing)
-        # laid out once for both
+        # keep the layout of the SVG
         figure.set_layout_engine("none")
         with replacing(folder / f"{name}.png") as partial:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
@@ -119,7 +119,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
 
 
 def inline_svg(svg: str, name: str) -> str:
-    """matplotlib's SVG as an element of a page: sized by the page, in its colours and font, with ids of its own."""
+    """Return matplotlib's SVG as an element of a page: sized by the page, in its colours and font, with unique ids."""
     root = ET.fromstring(svg)
     needed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
@@ -129,7 +129,7 @@ def inline_svg(svg: str, name: str) -> str:
         element.attrib = {key.rpartition("}")[2]: _in_page(key, value, name) for key, value in element.attrib.items()}
     for parent in list(root.iter("defs")):
         for sheet in parent.findall("style"):
-            # would hold for the whole page
+            # would apply to the whole page
             parent.remove(sheet)
     view = root.attrib["viewBox"]
     root.attrib = {"viewBox": view, "style": f"--width:{view.split()[2]}", "aria-hidden": "true"}
@@ -145,7 +145,7 @@ def _in_page(key: str, value: str, name: str) -> str:
     if key != "style":
         return value
     value = re.sub(r"font-family: [^;]*;? ?", "", value)
-    # as matplotlib before 3.11 has it
+    # matplotlib before 3.11 uses the shorthand
     value = re.sub(r"font: (?:(bold) )?([\d.]+px) [^;]*", lambda found: _font(*found.groups()), value)
     return re.sub(r"#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), value)
 

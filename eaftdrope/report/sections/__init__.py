@@ -1,1 +1,1 @@
-"""A file for each kind of result: from its JSON to the sections of a page."""
+"""One module per kind of result, from its JSON to the sections of a page; about.py and changes.py are shared."""

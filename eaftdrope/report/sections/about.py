@@ -1,15 +1,15 @@
-"""Where, when and with what a result was made."""
+"""The section on provenance: command, date, hardware and versions of a result."""
 
 from __future__ import annotations
 
-from ..blocks import Facts, Folded, Section
+from ..blocks import Facts, Folded, PageSection
 
 
-def about_section(document: dict, *more: tuple[str, str | None]) -> Section:
-    """Command, date, hardware and versions of a JSON document of ours, with its recipe where it has one.
+def about_section(document: dict, *more: tuple[str, str | None]) -> PageSection:
+    """Return the provenance of a result document, with its recipe if it has one.
 
     Args:
-        more: facts that come first; those without a value are left out.
+        more: facts listed first; those without a value are omitted.
     """
     about = document["about"]
     versions = about.get("versions") or {}
@@ -20,8 +20,8 @@ def about_section(document: dict, *more: tuple[str, str | None]) -> Section:
         ("Hardware", about.get("device")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
-    blocks = [Facts([pair for pair in pairs if pair[1]])]
+    blocks: list[object] = [Facts([(name, value) for name, value in pairs if value])]
     recipe = document.get("recipe")
     if isinstance(recipe, str):
-        blocks.append(Folded("The whole recipe", recipe.strip()))
-    return Section("run", "What was run", blocks)
+        blocks.append(Folded("Full recipe", recipe.strip()))
+    return PageSection("run", "How it was run", blocks)

@@ -1,4 +1,4 @@
-"""Before and after: the table that every report of a run begins with, its verdict in a sentence, and its intervals."""
+"""Before and after: the table at the top of a run's report, its verdict in one sentence, and the intervals of each value."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import NamedTuple
 from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
 from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text, paired_scores
 
-from ..blocks import Cell, Gallery, Section, Table
+from ..blocks import Cell, Gallery, PageSection, TableBlock
 from ..figures.changes import changes_figure
-from ..render import Drawer
+from ..render import FigureWriter
 from ..words import arrowed, interval_text, listing, plural, value_text
 
 _ARROWS = "↓ lower is better, ↑ higher is better."
-# More names than this are counted instead.
+# A sentence names up to this many metrics; more are counted.
 _NAMED = 4
 
 
 class Pair(NamedTuple):
-    """A metric on both sides; None where it was not measured."""
+    """A metric before and after; None for a side that was not measured."""
 
     old: Score | None
     new: Score | None
 
     @property
     def score(self) -> Score:
-        return self.old or self.new
+        score = self.old or self.new
+        assert score is not None, "a pair has at least one side"
+        return score
 
     @property
     def line(self) -> Line:
-        """As the table on the screen has it."""
+        """The row of the terminal's table."""
         return comparison_lines([self.old] if self.old else [], [self.new] if self.new else [])[0]
 
     @property
     def clearness(self) -> float | None:
-        """The change in its standard errors, positive where it is better; None where that is not known."""
+        """The change in units of its standard error, positive for an improvement; None if the error is unknown."""
         if self.old is None or self.new is None:
             return None
         stderr = change_stderr(self.old, self.new)
@@ -47,7 +49,7 @@ class Pair(NamedTuple):
 
 
 def pairs_of(before: list[Score], after: list[Score]) -> list[Pair]:
-    """Scores matched by probe and metric, target first."""
+    """Match scores by probe and metric, target first."""
     return [Pair(old, new) for old, new in paired_scores(before, after)]
 
 
@@ -60,27 +62,29 @@ _CHANGED = {
 
 
 def change_sentence(pairs: list[Pair], verbs: dict[str, str] = _CHANGED) -> str:
-    """What got better and worse by the rule of the table, in one sentence; `verbs` is how each verdict is said."""
+    """Return one sentence on the metrics that got better and worse by the table's rule; `verbs`: verdict -> wording."""
     parts = []
-    for group, where in (("target", "On the target"), ("general", "in general")):
-        said = _said([pair for pair in pairs if pair.score.group == group and pair.old and pair.new], verbs)
-        if said:
-            parts.append(f"{where}, {said}" if parts or group == "target" else f"{where.capitalize()}, {said}")
-    return "; ".join(parts) + "." if parts else "Nothing was measured on both sides."
+    for group, where in (("target", "on the target"), ("general", "in general")):
+        sentence = _group_sentence(
+            [pair for pair in pairs if pair.score.group == group and pair.old and pair.new], verbs
+        )
+        if sentence:
+            parts.append(f"{where if parts else where.capitalize()}, {sentence}")
+    return "; ".join(parts) + "." if parts else "No metric was measured both before and after."
 
 
-def _said(pairs: list[Pair], verbs: dict[str, str]) -> str:
-    said = []
+def _group_sentence(pairs: list[Pair], verbs: dict[str, str]) -> str:
+    clauses = []
     for word, verb in verbs.items():
         names = [pair.score.metric for pair in pairs if verdict(pair.old, pair.new) == word]
         if names:
             subject = listing(names) if len(names) <= _NAMED else plural(len(names), "metric")
-            said.append(f"{subject} {verb}")
-    return ", ".join(said)
+            clauses.append(f"{subject} {verb}")
+    return ", ".join(clauses)
 
 
-def change_table(pairs: list[Pair]) -> Table:
-    """Before, after, change and verdict of every metric."""
+def change_table(pairs: list[Pair]) -> TableBlock:
+    """Return the table of before, after, change and verdict of every metric."""
     rows, group = [], None
     for pair in pairs:
         line = pair.line
@@ -89,9 +93,9 @@ def change_table(pairs: list[Pair]) -> Table:
             rows.append([GROUPS[group]])
         tone = line.verdict if line.verdict in ("better", "worse") else ""
         before, after = _with_error(line.before, pair.old), _with_error(line.after, pair.new)
-        rows.append([line.name, before, after, line.change, Cell(line.verdict or "not on both sides", tone)])
+        rows.append([line.name, before, after, line.change, Cell(line.verdict or "not measured on both sides", tone)])
     head = ("metric", "before", "after", "change", "verdict")
-    return Table("Before and after", head, rows, numeric=(1, 2, 3), stack=True, note=f"{NOTE} {_ARROWS}")
+    return TableBlock("Before and after", head, rows, numeric=(1, 2, 3), stack=True, note=f"{NOTE} {_ARROWS}")
 
 
 def _with_error(text: str, score: Score | None) -> str:
@@ -100,23 +104,23 @@ def _with_error(text: str, score: Score | None) -> str:
     return text + error_text(score.stderr, score.kind)
 
 
-def change_pictures(pairs: list[Pair], drawer: Drawer) -> list[Gallery]:
-    """How clear the changes are, none where no error is known."""
+def change_pictures(pairs: list[Pair], writer: FigureWriter) -> list[Gallery]:
+    """Return the figure of the changes in units of their standard errors; empty if no error is known."""
     known = [(pair.line.name, pair.clearness) for pair in pairs if pair.clearness is not None]
     if not known:
         return []
     words = "; ".join(f"{name} {change:+.1f}" for name, change in known)
-    picture = drawer.picture(
+    picture = writer.picture(
         "changes",
         changes_figure(known),
-        f"Changes in their standard errors, better is positive. {words}.",
-        "Every change in its own standard errors. In the grey band there is no clear change.",
+        f"Changes in units of their standard errors; positive is better. {words}.",
+        "Each change in units of its standard error. Inside the grey band there is no clear change.",
     )
     return [Gallery([picture])]
 
 
-def probe_section(pairs: list[Pair]) -> Section:
-    """Every number that was measured with its interval."""
+def probe_section(pairs: list[Pair]) -> PageSection:
+    """Return the section with every measured value and its interval."""
     rows = []
     for pair in pairs:
         for when, score in (("before", pair.old), ("after", pair.new)):
@@ -126,26 +130,28 @@ def probe_section(pairs: list[Pair]) -> Section:
                 rows.append([name, score.probe, when, value, interval_text(score), f"{score.n:,}"])
     head = ("metric", "probe", "when", "value", "95 % interval", "units")
     note = (
-        "Units are what the probe counts: rows, windows of text or questions. The intervals are of one side alone; the "
-        "change in the table above is over the same units, and often surer."
+        "Units are what the probe counts: rows, windows of text or questions. Each interval is of one side only; the "
+        "change in the table above is paired over the same units and is often more precise."
     )
-    return Section("probes", "Probes", [Table("Each side by itself", head, rows, numeric=(3, 4, 5), note=note)])
+    return PageSection(
+        "probes", "Probes", [TableBlock("Each side separately", head, rows, numeric=(3, 4, 5), note=note)]
+    )
 
 
-def difference_table(first: str, name: str, old: list[Score], new: list[Score]) -> Table:
-    """How far a model is from another one, over the same units where they were the same."""
+def difference_table(first: str, name: str, old: list[Score], new: list[Score]) -> TableBlock:
+    """Return the table of differences of a model from the first, paired over the same units where possible."""
     rows = []
     for pair in pairs_of(old, new):
         word = pair.line.verdict
-        shown = word.replace("change", "difference") or "not on both sides"
+        shown = word.replace("change", "difference") or "not measured on both sides"
         rows.append([pair.line.name, pair.line.change, Cell(shown, word if word in ("better", "worse") else "")])
     note = NOTE.replace("change", "difference")
     head = ("metric", "difference", "verdict")
-    return Table(f"{name}, compared with {first}", head, rows, numeric=(1,), stack=True, note=note)
+    return TableBlock(f"{name} compared with {first}", head, rows, numeric=(1,), stack=True, note=note)
 
 
 def difference_sentence(first: str, name: str, old: list[Score], new: list[Score]) -> str:
-    """`change_sentence` of two models that do not come one from the other."""
-    verbs = {"better": "better", "worse": "worse", "no clear change": "not clearly different"}
-    verbs[NOT_A_NUMBER] = "not to be compared (not a number)"
-    return f"{name} against {first}: {change_sentence(pairs_of(old, new), verbs)}"
+    """Return `change_sentence` for two independent models."""
+    verbs = {"better": "came out better", "worse": "came out worse", "no clear change": "did not clearly differ"}
+    verbs[NOT_A_NUMBER] = "cannot be compared (not a number)"
+    return f"{name} compared with {first}: {change_sentence(pairs_of(old, new), verbs)}"

@@ -1,4 +1,4 @@
-"""What `eaftdrope probe` measured: how far the context of a model reaches."""
+"""Results of `eaftdrope context`: how far the context of a model reaches."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 from eaftdrope.evaluate.long_context.table import CAPTION, result_lines, rows_of, suite_lines
 from eaftdrope.files import read_json
 
-from ..blocks import Gallery, Page, Section, Table
-from ..figures.context import probe_figures
-from ..render import Drawer
+from ..blocks import Gallery, Page, PageSection, TableBlock
+from ..figures.context import context_figures
+from ..render import FigureWriter
 from ..words import listing, plural
 from .about import about_section
 
 _WORDS = {
     "probe_needles_by_depth": "Share of needles found by depth (down) and length (across), in percent.",
-    "probe_needles_by_length": "Share of right answers by length, with 95 % intervals; dotted: the trained length.",
+    "probe_needles_by_length": "Share of correct answers by length, with 95 % intervals; dotted: the trained length.",
     "probe_perplexity_by_length": "Perplexity of whole windows by length; bars are one standard error.",
     "probe_perplexity_by_position": "Perplexity along the longest windows; dotted: the trained length.",
-    "probe_attention_by_length": "Attention on the needle by length; grey: if all tokens got the same.",
+    "probe_attention_by_length": "Attention on the needle by length; grey: uniform attention over all tokens.",
 }
-# Inches: what is wider has several panels.
+# Inches. A wider figure has several panels.
 _NARROW = 5
 
 
-def probe_page(folder: Path, drawer: Drawer) -> Page:
-    """The page of a folder with probe.json."""
+def context_page(folder: Path, writer: FigureWriter) -> Page:
+    """Return the page of a folder with probe.json."""
     document = read_json(folder / "probe.json")
     rows = rows_of(document)
     blocks = []
@@ -34,14 +34,14 @@ def probe_page(folder: Path, drawer: Drawer) -> Page:
         ("Suites (lm-eval)", suite_lines(rows), ""),
     ):
         if lines:
-            blocks.append(Table(caption, head, lines, numeric=range(1, len(head)), note=note))
+            blocks.append(TableBlock(caption, head, lines, numeric=range(1, len(head)), note=note))
     pictures = [
-        drawer.picture(name, figure, _WORDS[name], wide=figure.get_figwidth() > _NARROW)
-        for name, figure in probe_figures(document, rows).items()
+        writer.picture(name, figure, _WORDS[name], wide=figure.get_figwidth() > _NARROW)
+        for name, figure in context_figures(document, rows).items()
     ]
-    sections = [Section("outcome", "How far the context reaches", blocks)]
+    sections = [PageSection("outcome", "How far the context reaches", blocks)]
     if pictures:
-        sections.append(Section("figures", "Figures", [Gallery(pictures)]))
+        sections.append(PageSection("figures", "Figures", [Gallery(pictures)]))
     settings = document["settings"]
     text = ("Text", settings["text"]["name"])
     sections.append(
@@ -54,7 +54,7 @@ def _summary(document: dict, rows: list[dict]) -> str:
     models = [model["name"] for model in document["settings"]["models"]]
     lengths = sorted({row["length"] for row in rows})
     if not lengths:
-        return "This probe is not finished: nothing was measured yet."
+        return "This measurement is not finished: nothing has been measured yet."
     found = []
     for row in rows:
         if (row["probe"], row["metric"], row["at"], row["arm"]) == ("niah", "accuracy", None, "as is"):

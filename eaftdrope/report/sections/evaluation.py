@@ -1,4 +1,4 @@
-"""What `eaftdrope eval` measured: a table of models, every value with its interval."""
+"""Results of `eaftdrope eval`: a table of models, and every value with its interval."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from eaftdrope.evaluate.scores import Score
 from eaftdrope.evaluate.table import GROUPS
 from eaftdrope.files import read_json
 
-from ..blocks import Page, Section, Table
-from ..render import Drawer
+from ..blocks import Page, PageSection, TableBlock
+from ..render import FigureWriter
 from ..words import arrowed, interval_text, plural, score_of, value_text
 from .about import about_section
 from .changes import difference_sentence, difference_table
 
 
-def eval_page(folder: Path, drawer: Drawer) -> Page:
-    """The page of a folder with eval.json."""
+def eval_page(folder: Path, writer: FigureWriter) -> Page:
+    """Return the page of a folder with eval.json."""
     document = read_json(folder / "eval.json")
     models = {one["name"]: [score_of(row) for row in one["scores"]] for one in document["models"]}
     first, *others = models
@@ -27,21 +27,21 @@ def eval_page(folder: Path, drawer: Drawer) -> Page:
         ("Suites", ", ".join(map(str, document["suites"]))),
         ("Notes", "\n".join(document["notes"])),
     )
-    sections = [Section("outcome", "Scores", blocks), _intervals(models), about]
+    sections = [PageSection("outcome", "Scores", blocks), _intervals(models), about]
     return Page("Evaluation", folder.resolve().name, _summary(document, models), sections)
 
 
 def _summary(document: dict, models: dict[str, list[Score]]) -> str:
     if document["status"] != "finished":
-        return "This evaluation is not finished: what is here was measured until now."
+        return "This evaluation is not finished: the page shows what has been measured so far."
     first, *others = models
     if not others:
-        return f"{first}: {plural(len(models[first]), 'metric')}, each with its error."
+        return f"{first}: {plural(len(models[first]), 'metric')}, each with its standard error."
     return " ".join(difference_sentence(first, name, models[first], models[name]) for name in others)
 
 
-def score_table(models: dict[str, list[Score]]) -> Table:
-    """A line a metric, a column a model."""
+def score_table(models: dict[str, list[Score]]) -> TableBlock:
+    """Return the table of scores: one row per metric, one column per model."""
     found: dict[tuple[str, str], dict[str, Score]] = {}
     for name, scores in models.items():
         for score in scores:
@@ -56,10 +56,10 @@ def score_table(models: dict[str, list[Score]]) -> Table:
         rows.append([arrowed(score.metric, score.better), *(value_text(line.get(name)) for name in models)])
     head = ["metric", *models]
     note = "± is one standard error. ↓ lower is better, ↑ higher is better."
-    return Table("A column a model", head, rows, numeric=range(1, len(head)), stack=len(head) < 5, note=note)
+    return TableBlock("Scores by model", head, rows, numeric=range(1, len(head)), stack=len(head) < 5, note=note)
 
 
-def _intervals(models: dict[str, list[Score]]) -> Section:
+def _intervals(models: dict[str, list[Score]]) -> PageSection:
     rows = [
         [
             arrowed(score.metric, score.better),
@@ -73,4 +73,4 @@ def _intervals(models: dict[str, list[Score]]) -> Section:
         for score in scores
     ]
     head = ("metric", "probe", "model", "value", "95 % interval", "units")
-    return Section("probes", "Probes", [Table("Each model by itself", head, rows, numeric=(3, 4, 5))])
+    return PageSection("probes", "Probes", [TableBlock("Each model separately", head, rows, numeric=(3, 4, 5))])

@@ -1,4 +1,4 @@
-"""Runs side by side: what each of them reached, each against the first, and their curves."""
+"""Training runs side by side: their scores, each run compared with the first, and their curves."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate.scores import Score, scores_from_json
 from eaftdrope.files import read_json, read_lines
 
-from ..blocks import Facts, Gallery, Page, Section, Table
+from ..blocks import Facts, Gallery, Page, PageSection, TableBlock
 from ..figures.curves import run_curves
-from ..render import Drawer
+from ..render import FigureWriter
 from ..words import listing
 from .changes import difference_sentence, difference_table
 from .evaluation import score_table
 
 _CURVES = {
-    "eaft/cross_entropy": ("nats a token", "Cross-entropy of the training batches, without the gate."),
+    "eaft/cross_entropy": ("nats per token", "Cross-entropy of the training batches, without the gate."),
     "eaft/gate_mean": ("mean gate", "Mean gate of the training batches."),
     "eaft/low_entropy_loss": (
-        "nats a token",
-        "Cross-entropy of the tokens where the model was certain (entropy ≤ 0.5).",
+        "nats per token",
+        "Cross-entropy of the tokens where the model was confident (entropy ≤ 0.5).",
     ),
 }
 
 
-def runs_page(folders: Sequence[Path], drawer: Drawer) -> Page:
-    """The page that compares training runs.
+def runs_page(folders: Sequence[Path], writer: FigureWriter) -> Page:
+    """Return the page that compares training runs.
 
     Raises:
-        UserError: one of them is no training run of ours, or has no probes after training.
+        UserError: a run has no scores after training.
     """
     names = _names(folders)
     after = {name: _after(folder) for name, folder in zip(names, folders)}
@@ -39,8 +39,8 @@ def runs_page(folders: Sequence[Path], drawer: Drawer) -> Page:
     blocks = [score_table({"before training": before, **after})]
     blocks += [difference_table(first, name, after[first], after[name]) for name in others]
     sections = [
-        Section("outcome", "Side by side", blocks),
-        *_curves(names, folders, drawer),
+        PageSection("outcome", "Side by side", blocks),
+        *_curves(names, folders, writer),
         _differences(names, folders),
     ]
     summaries = [difference_sentence(first, name, after[first], after[name]) for name in others]
@@ -48,35 +48,35 @@ def runs_page(folders: Sequence[Path], drawer: Drawer) -> Page:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, with what is above them where they are alike."""
+    """Return the names of the folders, with the parent folder or the full path if they are not unique."""
     short = [folder.resolve().name for folder in folders]
     long = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
-    alike = len(set(short)) < len(short)
-    return long if alike and len(set(long)) == len(long) else [str(folder) for folder in folders] if alike else short
+    full = [str(folder) for folder in folders]
+    return next((names for names in (short, long) if len(set(names)) == len(names)), full)
 
 
 def _after(folder: Path) -> list[Score]:
     file = folder / "probes_after.json"
     if not file.is_file():
         raise UserError(
-            f"{folder} has no probes_after.json, so there is nothing to compare. Side by side are put training runs that "
-            "were probed after training."
+            f"{folder} has no probes_after.json, so there is nothing to compare. Only training runs with scores after "
+            "training can be compared side by side."
         )
     return scores_from_json(file.read_text(encoding="utf-8"))
 
 
-def _curves(names: list[str], folders: Sequence[Path], drawer: Drawer) -> list[Section]:
+def _curves(names: list[str], folders: Sequence[Path], writer: FigureWriter) -> list[PageSection]:
     metrics = {name: read_lines(folder / "metrics.jsonl") for name, folder in zip(names, folders)}
     pictures = []
     for key, (axis, words) in _CURVES.items():
         figure = run_curves(metrics, key, axis)
         if figure is not None:
-            pictures.append(drawer.picture(f"curve_{key.rpartition('/')[2]}", figure, words))
-    return [Section("curves", "Training", [Gallery(pictures)])] if pictures else []
+            pictures.append(writer.picture(f"curve_{key.rpartition('/')[2]}", figure, words))
+    return [PageSection("curves", "Training", [Gallery(pictures)])] if pictures else []
 
 
-def _differences(names: list[str], folders: Sequence[Path]) -> Section:
-    """The keys of the recipe in which the runs differ."""
+def _differences(names: list[str], folders: Sequence[Path]) -> PageSection:
+    """Return the section with the recipe keys in which the runs differ."""
     recipes = [_flat(read_json(folder / "run.json")["recipe"]) for folder in folders]
     keys = [key for key in dict.fromkeys(key for recipe in recipes for key in recipe)]
     rows = [
@@ -84,10 +84,14 @@ def _differences(names: list[str], folders: Sequence[Path]) -> Section:
         for key in keys
         if len({str(recipe.get(key)) for recipe in recipes}) > 1
     ]
-    place = Facts(list(zip(names, map(str, folders))))
+    folders_block = Facts(list(zip(names, map(str, folders))))
     if not rows:
-        return Section("run", "What was run", [place])
-    return Section("run", "What was run", [place, Table("Where the recipes differ", ["key", *names], rows)])
+        return PageSection("run", "How they were run", [folders_block])
+    return PageSection(
+        "run",
+        "How they were run",
+        [folders_block, TableBlock("Differences between the recipes", ["key", *names], rows)],
+    )
 
 
 def _flat(data: object, prefix: str = "") -> dict[str, object]:

@@ -1,9 +1,9 @@
-"""What a comparison will train, found out without loading anything, and what is refused with its reason."""
+"""The plan of a comparison, made without data or weights, and the comparisons that are refused, with the reason."""
 
 import pytest
 import yaml
 
-from eaftdrope.compare.arms import arm_recipe, plan_comparison
+from eaftdrope.compare.plan import arm_recipe, plan_comparison
 from eaftdrope.compare.training import is_trained
 from eaftdrope.errors import UserError
 from eaftdrope.recipe.load import load_recipe
@@ -31,7 +31,7 @@ def test_every_seed_and_rate_has_every_gate(project, tmp_path):
         for label in ("none", "eaft-alpha=2", "constant")
     ]
     constant = found.arms[-1]
-    assert found.source_of_weight(constant).name == "eaft-alpha=2@0.01-seed43"
+    assert found.weight_source(constant).name == "eaft-alpha=2@0.01-seed43"
     assert found.reference_of(constant).name == "none@0.01-seed43"
     assert plan(project, gates="eaft,dft").reference_of(plan(project, gates="eaft,dft").arms[1]).label == "eaft"
 
@@ -64,7 +64,7 @@ def test_held_out_rows_are_those_of_every_seed_and_never_trained_on(project):
     assert len(held_out) == 1 and len(data) == 4
     for one in data:
         assert not set(one.train["origin"]) & set(*held_out)
-    # files are the same for every seed by themselves, and a run without the key is an arm
+    # a file is the same for every seed, and a run without the key counts as an arm
     assert arm_recipe(plan(project), plan(project).arms[0]).data.seed is None
 
 
@@ -76,9 +76,9 @@ def test_held_out_rows_are_those_of_every_seed_and_never_trained_on(project):
         ((), {"gates": "none,eaft:alpha=-1"}, "loss.alpha: must be at least 0"),
         ((), {"gates": "none,dft:alpha=2"}, "gate dft has no option alpha"),
         ((), {"gates": "none,eaft:alpha"}, "gate:option=value"),
-        ((), {"gates": "eaft"}, "name at least two"),
-        ((), {"gates": "none,constant"}, "its weight is the mean gate of the eaft arm, and there is none"),
-        ((), {"rates": "1e-4,fast"}, "--lr 1e-4,fast: name learning rates above 0"),
+        ((), {"gates": "eaft"}, "pass at least two"),
+        ((), {"gates": "none,constant"}, "its weight is the mean gate of the eaft arm, which is missing"),
+        ((), {"rates": "1e-4,fast"}, "--lr 1e-4,fast: pass learning rates above 0"),
         ((), {"rates": "0"}, "--lr 0"),
         (("probes.general=[]",), {}, "probes.general is empty"),
         (("probes.target=[function_calls]",), {"match": True}, "which is not measured"),
@@ -92,14 +92,14 @@ def test_what_cannot_be_compared(project, overrides, options, message):
     assert message in str(error.value)
 
 
-def test_problems_are_told_together(project):
+def test_problems_are_reported_together(project):
     with pytest.raises(UserError) as error:
         plan(project, "probes.general=[]", gates="none,eeft", rates="x")
     assert all(part in str(error.value) for part in ("probes.general", "eeft", "--lr x"))
 
 
 def test_stages_and_several_processes_are_refused(tmp_path, project, monkeypatch):
-    with pytest.raises(UserError, match="a recipe with stages is not compared"):
+    with pytest.raises(UserError, match="a recipe with stages cannot be compared"):
         plan(make_staged_project(tmp_path / "staged"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="in one process"):
@@ -119,7 +119,7 @@ def test_the_verb_refuses_before_anything_is_loaded(project, capsys):
 
 
 def test_recipes_name_their_gate_in_yaml(tmp_path, project):
-    """A recipe without a loss section is compared too."""
+    """A recipe without a loss section can be compared."""
     data = yaml.safe_load(project.read_text(encoding="utf-8"))
     assert "loss" not in data
     found = plan(project, gates="none,conflict-mask:quantile=0.3")

@@ -1,11 +1,10 @@
-"""Scores of a comparison on disk: one file for the base model and one for each arm, written probe by probe.
+"""Stored scores of a comparison: one file for the base model and one per arm, written probe by probe.
 
-    {"stamp": what was measured, "shares": {share: {key: [scores]}}}
+    {"stamp": identity of the model, "shares": {share: {key: [scores]}}}
 
-A share is how far the weights are from the base model's (0) to the trained ones; "trained" is the model as it was saved. A
-key is a hash of the probe with its options and items, so a recipe whose probes change keeps what is still the same. A file
-whose stamp is not that of the model as it is now (an arm that was trained again) starts from scratch, as does a damaged
-one.
+A share is the position of the weights between the base model's (0) and the trained ones (1); "trained" is the model as it
+was saved. A key is a hash of the probe with its options and items, so a change of the recipe's probes keeps the scores of
+the others. A file that is damaged, or whose stamp does not match the model (an arm that was trained again), is discarded.
 """
 
 from __future__ import annotations
@@ -24,31 +23,32 @@ if TYPE_CHECKING:
     from eaftdrope.evaluate import Probe
 
 
-class Scores:
-    """What is known of one model. Making one only looks; `put` is the first to write.
+class StoredScores:
+    """Stored scores of one model. The constructor only reads; `put` writes.
 
     Args:
         file: in the comparison's folder.
-        stamp: tells the model from another that bore its name.
+        stamp: distinguishes the model from others of the same name.
     """
 
-    def __init__(self, file: Path, stamp: str):
+    def __init__(self, file: Path, stamp: str) -> None:
         self._file = file
         kept = _read(file) if file.is_file() else {}
         self._content = kept if kept.get("stamp") == stamp else {"stamp": stamp, "shares": {}}
 
     def get(self, key: str, share: float | None = None) -> list[Score] | None:
-        """Scores of a probe; None where it was not measured."""
+        """Return the scores of a probe; None if it was not measured."""
         found = self._content["shares"].get(_name(share), {}).get(key)
         return None if found is None else scores_from_dicts(found)
 
     def put(self, key: str, scores: list[Score], share: float | None = None) -> None:
+        """Store the scores of a probe."""
         self._content["shares"].setdefault(_name(share), {})[key] = [asdict(score) for score in scores]
         write_atomically(self._file, json.dumps(self._content))
 
 
 def _read(file: Path) -> dict:
-    """What a file of scores holds; {} where it is damaged: then it is measured again."""
+    """Read a file of scores; {} if it is damaged, so that the model is measured again."""
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         for scores in (scores for share in kept["shares"].values() for scores in share.values()):
@@ -63,5 +63,5 @@ def _name(share: float | None) -> str:
 
 
 def probe_key(probe: Probe) -> str:
-    """The same for the same probe with the same options and items."""
+    """Return an identifier of the probe with its options and items."""
     return f"{probe.name}-{content_hash(probe)[:16]}"

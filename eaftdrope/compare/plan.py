@@ -1,16 +1,17 @@
-"""The arms of a comparison: gate x learning rate x seed, each a recipe of its own.
+"""The plan of a comparison: its arms (gate x learning rate x seed), each a recipe.
 
-An arm is the recipe with its gate, rate and seed and without probes, in DIR/arms/LABEL-seedS. It is what
+An arm is the recipe with the arm's gate, rate and seed and without probes, in DIR/arms/LABEL-seedS. It is the run that
 
     eaftdrope train RECIPE loss.gate=GATE train.seed=S 'probes.target=[]' 'probes.general=[]' output.dir=DIR/arms/GATE-seedS
 
-trains, so a run that was made that way counts as the arm.
+trains, so a run of that command is used as the arm.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,53 +22,55 @@ from eaftdrope.recipe.schema import Recipe
 from eaftdrope.recipe.suggest import did_you_mean
 
 PLAIN = "none"
-# the gate whose mean the constant takes
+# the gate whose mean is the weight of a constant
 MEASURED_GATE = "eaft"
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A gate as it was asked for: its name, and the options it was given, as text."""
+class ArmGate:
+    """A gate as the user wrote it: its name, and its options as text."""
 
     name: str
     options: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
+        """The gate and its options, such as `eaft alpha=2`."""
         return " ".join([self.name, *(f"{option}={value}" for option, value in self.options)])
 
     @property
     def is_matched_scale(self) -> bool:
-        """A constant without a weight: it takes the mean gate of the eaft arm."""
+        """The gate is a constant without a weight: its weight is the mean gate of the eaft arm."""
         return self.name == "constant" and not self.options
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One training. `label` is the gate, with the rate where several are compared; arms that differ in the seed alone
-    have the same."""
+    """One training. `label` is the gate, with the rate if several are compared; arms that differ in the seed only
+    share it."""
 
-    gate: Gate
+    gate: ArmGate
     learning_rate: float
     seed: int
     label: str
 
     @property
     def name(self) -> str:
-        """Of its folder and files."""
+        """The name of its folder and of its file of scores."""
         return f"{self.label.replace(' ', '-')}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A comparison that was found to be possible as far as that can be told without loading anything.
+class ComparisonPlan:
+    """A comparison that passed every check that needs no data or weights.
 
-    Args:
-        file, overrides: the recipe and what is changed in it for every arm.
+    Attributes:
+        file: the recipe.
+        overrides: changes to the recipe for every arm.
         recipe: the recipe with those changes, and with its probes.
-        folder: where everything goes.
-        arms: in the order of their training: a constant after the arm that it takes its weight from.
-        match: whether retention is also compared at equal target gain.
+        folder: of the comparison and all its files.
+        arms: in the order of training: a constant after the arm that determines its weight.
+        match: also compare retention at equal target gain.
     """
 
     file: Path
@@ -79,23 +82,25 @@ class Plan:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Each seed once."""
         return tuple(dict.fromkeys(arm.seed for arm in self.arms))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order they were asked for, rate by rate."""
+        """Each label once, in the order of the arms."""
         return tuple(dict.fromkeys(arm.label for arm in self.arms))
 
     def reference_of(self, arm: Arm) -> Arm:
-        """What an arm is compared with: no gate where that is an arm, else the first; under its own rate and seed."""
+        """Return the arm to compare with, of the same rate and seed: the one without a gate, else the first."""
         beside = [other for other in self.arms if (other.seed, other.learning_rate) == (arm.seed, arm.learning_rate)]
         return next((other for other in beside if other.gate.label == PLAIN), beside[0])
 
     def path(self, arm: Arm) -> Path:
+        """Return the run folder of an arm."""
         return self.folder / "arms" / arm.name
 
-    def source_of_weight(self, arm: Arm) -> Arm:
-        """The arm whose mean gate a constant without a weight takes."""
+    def weight_source(self, arm: Arm) -> Arm:
+        """Return the arm whose mean gate is the weight of a constant without one."""
         return next(
             other
             for other in self.arms
@@ -112,12 +117,12 @@ def plan_comparison(
     rates: str | None = None,
     folder: Path | None = None,
     match: bool = False,
-) -> Plan:
-    """Read the recipe and lay out its arms; nothing is loaded or written.
+) -> ComparisonPlan:
+    """Read the recipe and plan its arms; no data or weights are loaded, and nothing is written.
 
     Args:
-        gates: names separated by commas, each with options after colons: `none,eaft,eaft:alpha=2,constant`.
-        rates: learning rates separated by commas; None is the recipe's.
+        gates: names separated by commas, each with its options after colons: `none,eaft,eaft:alpha=2,constant`.
+        rates: learning rates separated by commas; the recipe's by default.
         folder: runs/compare/<name of the recipe> by default.
 
     Raises:
@@ -133,7 +138,7 @@ def plan_comparison(
         raise UserError("\n".join(problems))
     changes = list(overrides)
     if recipe.data.held_out_share and recipe.data.seed is None:
-        # drawn by the seed of training, the held-out rows of one arm would be trained on by another
+        # with a split drawn by the training seed, an arm would train on the held-out rows of another
         changes.append(f"data.seed={recipe.train.seed}")
         recipe = load_recipe(file, changes)
     arms = tuple(
@@ -142,18 +147,18 @@ def plan_comparison(
         for rate in learning_rates
         for gate in sorted(wanted, key=lambda gate: gate.is_matched_scale)
     )
-    plan = Plan(file, tuple(changes), recipe, folder or Path("runs/compare") / file.stem, arms, match)
+    plan = ComparisonPlan(file, tuple(changes), recipe, folder or Path("runs/compare") / file.stem, arms, match)
     for arm in arms:
-        # an option that its gate does not have, or a value it cannot take
+        # checks the options of the gate and their values
         arm_recipe(plan, arm, weight=1.0)
     return plan
 
 
-def arm_recipe(plan: Plan, arm: Arm, *, weight: float | None = None) -> Recipe:
-    """The recipe that trains `arm`.
+def arm_recipe(plan: ComparisonPlan, arm: Arm, *, weight: float | None = None) -> Recipe:
+    """Return the recipe that trains `arm`.
 
     Args:
-        weight: of a constant without one; None for any other gate.
+        weight: of a constant without a weight; None for any other gate.
 
     Raises:
         RecipeError: the gate has no such option, or its value is out of range.
@@ -180,35 +185,35 @@ def arm_recipe(plan: Plan, arm: Arm, *, weight: float | None = None) -> Recipe:
     )
 
 
-def _problems_of(recipe: Recipe, match: bool):
+def _problems_of(recipe: Recipe, match: bool) -> Iterator[str]:
     if recipe.stages:
         yield (
-            "a recipe with stages is not compared: every arm would convert and recalibrate the model anew. Run its first "
-            "stages once with `eaftdrope train`, and compare a recipe without stages whose model is their result."
+            "a recipe with stages cannot be compared: every arm would convert and recalibrate the model again. Run its first "
+            "stages once with `eaftdrope train`, then compare a recipe without stages whose model is their result."
         )
         return
     for group in ("target", "general"):
         if not getattr(recipe.probes, group):
-            yield f"probes.{group} is empty, so there is nothing to compare. Name at least one probe there."
+            yield f"probes.{group} is empty, so there is nothing to compare. Add at least one probe to it."
     if match and all(probe.name != "held_out_loss" for probe in recipe.probes.target):
         yield (
-            "--match target brings the arms to the same held-out loss, which is not measured. Set data.held_out and put "
-            "held_out_loss under probes.target, or leave --match out."
+            "--match target brings the arms to the same held-out loss, which is not measured. Set data.held_out and add "
+            "held_out_loss to probes.target, or omit --match."
         )
     if match and recipe.lora and recipe.lora.use_dora:
         yield (
-            "--match target: between the base model and a DoRA adapter there is no straight path of weights (its "
-            "directions are normalised). Leave --match out, or compare LoRA adapters."
+            "--match target needs a straight path of weights from the base model to the adapter, which DoRA does not have "
+            "(its directions are normalised). Omit --match, or compare LoRA adapters."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield (
             "compare trains and measures in one process. Train the arms with `accelerate launch -m eaftdrope train` into "
-            "the folders that --dry-run names; compare takes them as its own."
+            "the folders that --dry-run lists; compare then uses them as its arms."
         )
 
 
-def _parse_gates(text: str) -> tuple[list[Gate], list[str]]:
-    """Gates, each once, and what is wrong with them."""
+def _parse_gates(text: str) -> tuple[list[ArmGate], list[str]]:
+    """Return the gates, each once, and the problems found."""
     gates, problems = {}, []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, *options = (piece.strip() for piece in part.split(":"))
@@ -216,18 +221,19 @@ def _parse_gates(text: str) -> tuple[list[Gate], list[str]]:
             problems.append(
                 f"--gates {part}: no such gate.{did_you_mean(name, GATE_OPTIONS)} Gates: {', '.join(GATE_OPTIONS)}."
             )
-        pairs = [tuple(map(str.strip, option.partition("=")[::2])) for option in options]
+        parts = [option.partition("=") for option in options]
+        pairs = [(option.strip(), value.strip()) for option, _, value in parts]
         if any(not name or not value for name, value in pairs):
-            problems.append(f"--gates {part}: options are written gate:option=value, such as eaft:alpha=2.")
-        gate = Gate(name, tuple(pairs))
+            problems.append(f"--gates {part}: write options as gate:option=value, such as eaft:alpha=2.")
+        gate = ArmGate(name, tuple(pairs))
         gates[gate.label] = gate
     found = list(gates.values())
     if not problems and len(found) < 2:
-        problems.append("--gates: name at least two, such as none,eaft.")
+        problems.append("--gates: pass at least two gates, such as none,eaft.")
     if any(gate.is_matched_scale for gate in found) and all(gate.name != MEASURED_GATE for gate in found):
         problems.append(
-            "--gates constant: its weight is the mean gate of the eaft arm, and there is none. Add eaft to --gates, or "
-            "give the weight: constant:weight=0.3."
+            "--gates constant: its weight is the mean gate of the eaft arm, which is missing. Add eaft to --gates, or "
+            "set the weight: constant:weight=0.3."
         )
     return found, problems
 
@@ -240,5 +246,5 @@ def _parse_rates(text: str | None, recipe: Recipe) -> tuple[list[float], list[st
     except ValueError:
         found = []
     if not found or not all(rate > 0 and math.isfinite(rate) for rate in found):
-        return [], [f"--lr {text}: name learning rates above 0, separated by commas, such as 1e-5,1e-4."]
+        return [], [f"--lr {text}: pass learning rates above 0, separated by commas, such as 1e-5,1e-4."]
     return found, []

@@ -1,4 +1,4 @@
-"""Measuring, apart from training: the base model and each arm's folder, loaded one after the other, probe by probe."""
+"""Measurement, apart from training: the base model and each arm are loaded in turn and measured probe by probe."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from eaftdrope.checkpoints.adapters import attach
+from eaftdrope.evaluate import run_probes
 from eaftdrope.evaluate.probes.agreement import AgreementProbe
+from eaftdrope.models import load_config, load_tokenizer
 from eaftdrope.run.build import add_stop_tokens, build_model, build_run_probes, check_backend
 from eaftdrope.run.data import RunData, build_data, check_vocabulary
 from eaftdrope.run.machine import training_device, uses_bfloat16
 from eaftdrope.run.settings import eaft_settings
 
-from .arms import Arm, Plan
-from .store import Scores, probe_key
+from .plan import Arm, ComparisonPlan
+from .stored_scores import StoredScores, probe_key
 from .training import stamp
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from eaftdrope.evaluate import Probe, Score
 
 BASE = "base"
 Progress = Callable[[int, int], None]
-Start = Callable[[str], Progress]
+StartProgress = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What measuring needs beside the models: the recipe's rows and probes, each with its key."""
+class Measurement:
+    """Everything that measuring needs besides the models: tokenizer, rows, and the probes by key."""
 
-    plan: Plan
+    plan: ComparisonPlan
     tokenizer: PreTrainedTokenizerBase
     config: PretrainedConfig
     data: RunData
@@ -41,25 +47,26 @@ class Bench:
 
     @property
     def device(self) -> str:
+        """The kind of the training device."""
         return training_device().kind
 
-    def scores(self, arm: Arm | None) -> Scores:
-        """What is known of an arm, or of the base model (None)."""
+    def scores(self, arm: Arm | None) -> StoredScores:
+        """Return the stored scores of an arm, or of the base model (None)."""
         folder = self.plan.folder / "scores"
         if arm is None:
-            return Scores(folder / f"{BASE}.json", json.dumps(self.plan.recipe.model.model_dump()))
-        return Scores(folder / f"{arm.name}.json", stamp(self.plan.path(arm)))
+            return StoredScores(folder / f"{BASE}.json", json.dumps(self.plan.recipe.model.model_dump()))
+        return StoredScores(folder / f"{arm.name}.json", stamp(self.plan.path(arm)))
 
     def known(self, arm: Arm | None) -> list[Score]:
-        """Scores in the order of the probes, as far as they are measured."""
+        """Return the scores measured so far, in the order of the probes."""
         kept = self.scores(arm)
         return [score for key in self.probes for score in kept.get(key) or []]
 
-    def load(self, arm: Arm | None, *, dtype: str | None = None) -> PreTrainedModel:
-        """The base model, or an arm's, in evaluation mode on the device.
+    def load(self, arm: Arm | None, *, dtype: str | None = None) -> PreTrainedModel | PeftModel:
+        """Load the base model (None) or that of an arm, in evaluation mode on the device.
 
         Args:
-            dtype: of the weights, instead of the recipe's.
+            dtype: of the weights; the recipe's by default.
         """
         recipe = self.plan.recipe
         changes = {"dtype": dtype} if dtype else {}
@@ -68,18 +75,12 @@ class Bench:
         model = build_model(recipe.model.model_copy(update=changes))
         add_stop_tokens(model, self.tokenizer, self.data.report.stop_tokens)
         if arm is not None and recipe.lora:
-            from eaftdrope.checkpoints.adapters import attach
-
             model = attach(model, self.plan.path(arm))
-        # quantised weights are where they belong
+        # quantised weights are on the device already
         return (model if recipe.model.quantization != "none" else model.to(self.device)).eval()
 
     def run(self, model: PreTrainedModel, key: str, progress: Progress, *, is_base: bool = False) -> list[Score]:
-        """Scores of one probe, in the arithmetic of training."""
-        import torch
-
-        from eaftdrope.evaluate import run_probes
-
+        """Run one probe in the arithmetic of training and return its scores."""
         probe, size = self.probes[key], self.plan.recipe.probes.batch_tokens
         with torch.autocast(self.device, torch.bfloat16, enabled=uses_bfloat16(self.plan.recipe.train.precision)):
             if isinstance(probe, AgreementProbe):
@@ -93,11 +94,11 @@ class Bench:
             return run_probes(model, self.tokenizer, [probe], batch_tokens=size, progress=report)
 
     def capture_file(self, key: str) -> Path:
-        """What the base model said, for a probe that compares with it."""
+        """Return the file with the base model's predictions, for a probe that compares with them."""
         return self.plan.folder / "scores" / f"{key}.safetensors"
 
     def left(self, arm: Arm | None) -> list[str]:
-        """Keys of the probes that are still to be run."""
+        """Return the keys of the probes that have not been run."""
         kept = self.scores(arm)
         return [
             key
@@ -107,14 +108,12 @@ class Bench:
         ]
 
 
-def open_bench(plan: Plan) -> Bench:
-    """Tokenizer, rows and probes; no weights.
+def open_measurement(plan: ComparisonPlan) -> Measurement:
+    """Load tokenizer, rows and probes, but no weights.
 
     Raises:
-        UserError: whatever would stop the arms or the probes before weights are read.
+        UserError: any problem of the arms or probes that can be found without weights.
     """
-    from eaftdrope.models import load_config, load_tokenizer
-
     recipe = plan.recipe
     check_backend(recipe.model, recipe.loss, recipe.train.precision)
     how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
@@ -123,7 +122,7 @@ def open_bench(plan: Plan) -> Bench:
     data = build_data(eaft_settings(recipe), tokenizer)
     check_vocabulary(data, tokenizer, config)
     probes = build_run_probes(recipe.probes, data)
-    return Bench(
+    return Measurement(
         plan,
         tokenizer,
         config,
@@ -132,22 +131,22 @@ def open_bench(plan: Plan) -> Bench:
     )
 
 
-def measure(bench: Bench, started: Start, changed: Callable[[], None]) -> None:
-    """Measures what is not known yet: the base model first.
+def measure(measurement: Measurement, started: StartProgress, changed: Callable[[], object]) -> None:
+    """Run every probe that has no stored scores, the base model first.
 
     Args:
-        started: called with words before a probe; what it returns is called with (done, total) in it.
+        started: called with a description before each probe; returns a function that is called with (done, total).
         changed: called after each probe, when its scores are stored.
     """
-    for arm in (None, *bench.plan.arms):
-        if not (left := bench.left(arm)):
+    for arm in (None, *measurement.plan.arms):
+        if not (left := measurement.left(arm)):
             continue
         name = BASE if arm is None else arm.name
-        kept, model = bench.scores(arm), bench.load(arm)
+        kept, model = measurement.scores(arm), measurement.load(arm)
         for key in left:
-            progress = started(f"measuring {name}: {bench.probes[key].name}")
-            kept.put(key, bench.run(model, key, progress, is_base=arm is None))
+            progress = started(f"measuring {name}: {measurement.probes[key].name}")
+            kept.put(key, measurement.run(model, key, progress, is_base=arm is None))
             changed()
-        # before the next one is loaded: two may not fit
+        # before the next model is loaded: memory may not hold two
         del model
         gc.collect()
