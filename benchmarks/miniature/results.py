@@ -37,7 +37,7 @@ COLUMNS = {
     "quarter_3": "",
     "quarter_4": "the nearest",
     "answer_loss": "nats",
-    "filler_loss": "nats a symbol, over the last training length of tokens",
+    "filler_loss": "nats per symbol, over the last training length of tokens",
 }
 
 

@@ -24,7 +24,7 @@ def tables(pieces: list[dict]) -> list[Table]:
 def _grid(table: PieceTable, theta: float, optimiser: str) -> Table:
     title = (
         f"theta {theta:g}, {OPTIMISERS[optimiser]}\naccuracy without / with the fitted temperature (standard deviation of "
-        "the latter over seeds); filler: nats a symbol"
+        "the latter over seeds); filler: nats per symbol"
     )
     grid = Table(title=title, title_justify="left", title_style="bold")
     grid.add_column("arm", no_wrap=True)

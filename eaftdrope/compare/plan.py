@@ -91,7 +91,7 @@ class ComparisonPlan:
         return tuple(dict.fromkeys(arm.label for arm in self.arms))
 
     def reference_of(self, arm: Arm) -> Arm:
-        """Return the arm to compare with, of the same rate and seed: the one without a gate, else the first."""
+        """Return the arm to compare with, of the same rate and seed: gate `none`, else the first."""
         beside = [other for other in self.arms if (other.seed, other.learning_rate) == (arm.seed, arm.learning_rate)]
         return next((other for other in beside if other.gate.label == PLAIN), beside[0])
 
