@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 UNITS = "token|row|step|second|layer|line|verb|stage|model|cell|gate|seed|device|process|symbol|metric|file"
 COUNTED = r"(?:\d[\d,.]*|one|two|three|four|several|many|few|nats|bits|bytes|tokens|rows|steps|seconds|ms|ns|MB|GB|KB)"
 FUNCTION_WORDS = (
-    "(?:of|that|where|when|in|with|has|had|is|are|was|and|or|to|at|for|than|from|on|by|as|if|but|into|like|is)"
+    "(?:without|of|that|where|when|in|with|has|had|is|are|was|and|or|to|at|for|than|from|on|by|as|if|but|into|like|is)"
 )
 FOLLOWING = "of|in|at|that|which|to|with|is|for"
 THINGS = "model|checkpoint|file|recipe|program|tokenizer|template|configuration|config|folder|row|library"

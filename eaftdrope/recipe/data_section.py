@@ -22,12 +22,12 @@ class DataSource(Section):
         "bfcl, gsm8k, medquad, novels.",
     )
     weight: float = Field(
-        1.0, gt=0, le=1000, description="How often each row is taken: 2 is twice, 0.5 is half of the rows."
+        1.0, gt=0, le=1000, description="Repetitions of each row: 2 uses every row twice, 0.5 uses half of the rows."
     )
     split: str = Field("train", description="Split of a hub dataset or package.")
-    limit: Positive | None = Field(None, description="Take at most this many rows.")
+    limit: Positive | None = Field(None, description="Maximum number of rows.")
     name: str | None = Field(None, description="Configuration name of a hub dataset.")
-    reasoning: bool = Field(True, description="Keep what the assistant thinks (<think>) before it answers.")
+    reasoning: bool = Field(True, description="Keep the assistant's reasoning (<think>) before its answer.")
 
     @field_validator("path")
     @classmethod
@@ -93,13 +93,13 @@ class Rows(Section):
         BeforeValidator(_as_held_out, json_schema_input_type=_SourceInput | Annotated[float, Field(gt=0, lt=1)] | None),
     ] = Field(None, description="Rows never trained on: sources as for train, or a share of train such as 0.05.")
     format: Annotated[str, OneOf(FORMATS)] = Field(
-        "auto", description="Form of the rows; auto looks at each row's columns."
+        "auto", description="Format of the rows; auto detects it from each row's columns."
     )
     on_bad_row: Literal["stop", "skip"] = Field(
-        "stop", description="A row that cannot be read: stop, or skip and count."
+        "stop", description="For a row that cannot be read: stop, or skip and count it."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
-        None, description="Draws a held-out share and the rows of fractional weights (null: train.seed)."
+        None, description="Seed of a held-out share and of fractional weights (null: train.seed)."
     )
 
     def train_sources(self) -> list[Source]:
@@ -127,8 +127,11 @@ class Data(Rows):
         "assistant", description="Which tokens carry the loss."
     )
     max_length: int = Field(
-        1024, ge=8, le=MOST, description="Longest sequence in tokens; longer rows are cut and counted."
+        1024,
+        ge=8,
+        le=MOST,
+        description="Maximum length in tokens; longer rows are truncated, and the number is reported.",
     )
     packing: bool = Field(
-        False, description="Put several rows in one sequence (refused where attention would mix them)."
+        False, description="Pack several rows into one sequence (refused if attention would mix them)."
     )

@@ -20,21 +20,21 @@ GENERATED = ("numeric_answers", "exact_answers", "yes_no_maybe")
 class HeldOutLoss(Section):
     """Cross-entropy on the held-out rows."""
 
-    limit: Positive | None = Field(None, description="Rows at most (null: all).")
+    limit: Positive | None = Field(None, description="Maximum number of rows (null: all).")
 
 
 class FunctionCalls(Section):
     """Generate the function calls of held-out rows and compare them with the expected ones."""
 
-    limit: Positive = Field(32, description="Rows at most: generation is slow.")
-    max_new_tokens: Positive = Field(96, description="Longest answer in tokens.")
+    limit: Positive = Field(32, description="Maximum number of rows; generation is slow.")
+    max_new_tokens: Positive = Field(96, description="Maximum length of an answer in tokens.")
 
 
 class Perplexity(Section):
     """Perplexity of text that has nothing to do with the target."""
 
-    files: list[str] | None = Field(None, description="Text or JSONL files (null: the text that eaftdrope ships).")
-    max_tokens: Positive = Field(4096, description="Tokens at most, spread over the text.")
+    files: list[str] | None = Field(None, description="Text or JSONL files (null: the text that comes with eaftdrope).")
+    max_tokens: Positive = Field(4096, description="Maximum number of tokens, spread over the text.")
 
     @field_validator("files")
     @classmethod
@@ -45,8 +45,10 @@ class Perplexity(Section):
 class MultipleChoice(Section):
     """Questions with choices, answered by likelihood."""
 
-    file: str | None = Field(None, description="JSONL of question, choices, answer (null: the one eaftdrope ships).")
-    limit: Positive | None = Field(None, description="Questions at most (null: all).")
+    file: str | None = Field(
+        None, description="JSONL of question, choices, answer (null: the one that comes with eaftdrope)."
+    )
+    limit: Positive | None = Field(None, description="Maximum number of questions (null: all).")
 
     @field_validator("file")
     @classmethod
@@ -60,7 +62,7 @@ class Generated(Section):
     file: str | None = Field(
         None, description="JSONL of question and answer, or of messages (null: the held-out rows; target only)."
     )
-    limit: Positive = Field(64, description="Rows at most: generation is slow.")
+    limit: Positive = Field(64, description="Maximum number of rows; generation is slow.")
 
     @field_validator("file")
     @classmethod
@@ -71,35 +73,35 @@ class Generated(Section):
 class NumericAnswers(Generated):
     """Answer by generation; right if the last number, or the one after ####, is the reference's (as for GSM8K)."""
 
-    max_new_tokens: Positive = Field(256, description="Longest answer in tokens.")
+    max_new_tokens: Positive = Field(256, description="Maximum length of an answer in tokens.")
 
 
 class ExactAnswers(Generated):
     """Answer by generation; right if the whole answer is the reference, but for case, punctuation and articles."""
 
-    max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
+    max_new_tokens: Positive = Field(32, description="Maximum length of an answer in tokens.")
 
 
 class YesNoMaybe(Generated):
     """Answer by generation; right if the first yes, no or maybe is the reference's (as for PubMedQA)."""
 
-    max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
+    max_new_tokens: Positive = Field(32, description="Maximum length of an answer in tokens.")
 
 
 class Instructions(Section):
     """Short instructions whose keeping can be verified (so many words, bullets, JSON), answered by generation."""
 
-    limit: Positive | None = Field(None, description="Instructions at most (null: all 40).")
-    max_new_tokens: Positive = Field(160, description="Longest answer in tokens.")
+    limit: Positive | None = Field(None, description="Maximum number of instructions (null: all 40).")
+    max_new_tokens: Positive = Field(160, description="Maximum length of an answer in tokens.")
 
 
 class Agreement(Section):
     """KL divergence from the base model, and top-1 agreement with it, on its own answers to general prompts."""
 
-    file: str | None = Field(None, description="JSONL of prompt or messages (null: the 48 that eaftdrope ships).")
-    limit: Positive | None = Field(None, description="Prompts at most (null: all).")
-    max_tokens: Positive = Field(1024, description="Tokens at most that are compared, spread over all answers.")
-    max_new_tokens: Positive = Field(32, description="Longest answer of the base model in tokens.")
+    file: str | None = Field(None, description="JSONL of prompt or messages (null: the 48 that come with eaftdrope).")
+    limit: Positive | None = Field(None, description="Maximum number of prompts (null: all).")
+    max_tokens: Positive = Field(1024, description="Maximum number of compared tokens, spread over all answers.")
+    max_new_tokens: Positive = Field(32, description="Maximum length of the base model's answers in tokens.")
 
     @field_validator("file")
     @classmethod
@@ -124,7 +126,7 @@ class Probe(Section):
 class TargetProbe(Probe):
     held_out_loss: HeldOutLoss | None = Field(None, description="Cross-entropy on data.held_out.")
     function_calls: FunctionCalls | None = Field(None, description="Function calls of data.held_out, by generation.")
-    numeric_answers: NumericAnswers | None = Field(None, description="Numbers that answers end in, by generation.")
+    numeric_answers: NumericAnswers | None = Field(None, description="Final numbers of answers, by generation.")
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
 
@@ -132,9 +134,9 @@ class TargetProbe(Probe):
 class GeneralProbe(Probe):
     perplexity: Perplexity | None = Field(None, description="Perplexity of general text.")
     multiple_choice: MultipleChoice | None = Field(None, description="Multiple choice, by likelihood.")
-    agreement: Agreement | None = Field(None, description="KL from the base model and agreement with it.")
+    agreement: Agreement | None = Field(None, description="KL divergence from the base model, and agreement with it.")
     instructions: Instructions | None = Field(None, description="Verifiable instructions, by generation.")
-    numeric_answers: NumericAnswers | None = Field(None, description="Numbers that answers end in, by generation.")
+    numeric_answers: NumericAnswers | None = Field(None, description="Final numbers of answers, by generation.")
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
 
@@ -194,19 +196,19 @@ class Probes(Section):
     """What is measured before, during and after training."""
 
     target: Annotated[list[_TargetEntry], BeforeValidator(_entries)] | None = Field(
-        None, description="What should get better (null: held_out_loss where there is held-out data)."
+        None, description="Probes that should improve (null: held_out_loss if there is held-out data)."
     )
     # pyrefly: ignore[bad-assignment]  # names, which validation turns into probes
     general: Annotated[list[_GeneralEntry], BeforeValidator(_entries)] = Field(
         ["perplexity", "multiple_choice"],
-        description="What should not get worse.",
+        description="Probes that should not get worse.",
     )
-    every: Positive | None = Field(None, description="Steps between measurements while training goes on (null: none).")
+    every: Positive | None = Field(None, description="Steps between measurements during training (null: none).")
     during_limit: Positive = Field(
-        32, description="Rows, windows, questions or prompts of each probe that such a measurement takes at most."
+        32, description="Maximum number of rows, windows, questions or prompts per probe of such a measurement."
     )
     batch_tokens: Annotated[int, Field(ge=64, le=MOST)] = Field(
-        2048, description="Tokens the probes take at once, padding included; bounds their logits."
+        2048, description="Tokens per forward pass of the probes, padding included; bounds their logits."
     )
 
     def with_defaults(self, *, held_out: bool) -> Probes:

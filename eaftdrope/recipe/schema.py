@@ -50,13 +50,14 @@ class Model(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     dtype: Literal["float32", "bfloat16", "auto", "fast"] = Field(
         "float32",
-        description="Type the weights are loaded in; auto: as the checkpoint says; fast: bfloat16 where the device is fast "
+        description="Type the weights are loaded in; auto: the checkpoint's own; fast: bfloat16 if the device is fast "
         "at it, else float32.",
     )
     attn_implementation: str | None = Field(
-        None, description="Attention of transformers: sdpa, eager, flash_attention_2, ... (null: its own choice)."
+        None,
+        description="Attention implementation of transformers: sdpa, eager, flash_attention_2, ... (null: automatic).",
     )
-    trust_remote_code: bool = Field(False, description="Run code that the model's repository carries.")
+    trust_remote_code: bool = Field(False, description="Run code from the model's repository.")
     quantization: Literal["none", "4bit"] = Field(
         "none", description="4bit: QLoRA, the frozen weights in 4 bits (needs bitsandbytes and a lora section)."
     )
@@ -92,7 +93,7 @@ class Lora(Section):
 
     r: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="Rank.")
     alpha: float | None = Field(
-        None, gt=0, le=STRONGEST, description="Scaling, the update is multiplied by alpha / r (null: 2 r)."
+        None, gt=0, le=STRONGEST, description="Scaling: the update is multiplied by alpha / r (null: 2 r)."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     target_modules: Annotated[
@@ -100,7 +101,7 @@ class Lora(Section):
     ] = Field("all-linear", description="Modules that get an adapter: all-linear (all but the head), or names.")
     modules_to_save: list[str] = Field([], description="Modules trained in full beside the adapters, such as lm_head.")
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
-    use_dora: bool = Field(False, description="DoRA: direction and magnitude apart.")
+    use_dora: bool = Field(False, description="DoRA: separate direction and magnitude.")
 
     @field_validator("alpha", mode="after")
     @classmethod
@@ -134,7 +135,7 @@ def _logger_available(name: str) -> str:
 
 
 class Output(Section):
-    """What is written, and where."""
+    """Output folder and what is written to it."""
 
     dir: str = Field(min_length=1, description="Folder of the run, relative to the working directory.")
     report_to: Annotated[
@@ -150,7 +151,7 @@ class Output(Section):
     push_to_hub: str | None = Field(
         None, pattern=r"^[\w.-]+(/[\w.-]+)?$", description="Repository to upload the result to, such as me/my-model."
     )
-    private: bool = Field(True, description="Make a repository that push_to_hub creates private.")
+    private: bool = Field(True, description="Make the repository of push_to_hub private if it is created.")
 
     @field_validator("dir")
     @classmethod
@@ -175,19 +176,19 @@ class Recipe(Section):
     )
 
     model: Annotated[Model, BeforeValidator(_as_model, json_schema_input_type=str | Model)] = Field(
-        description="Hub id, local folder or package:NAME; or a mapping when more is to be said."
+        description="Hub id, local folder or package:NAME; or a mapping with more options."
     )
     stages: Annotated[list[Annotated[str, OneOf(STAGES)]], Field(min_length=1)] | None = Field(
-        None, description="Stages in order, of drope, recalibrate, eaft (null: eaft alone, in output.dir itself)."
+        None, description="Stages in order: drope, recalibrate, eaft (null: only eaft, in output.dir itself)."
     )
-    drope: Drope | None = Field(None, description="How the stage drope converts the model (null: with the defaults).")
-    recalibrate: Recalibrate | None = Field(None, description="What the stage recalibrate trains on, and how long.")
-    data: Data | None = Field(None, description="What to train on, and what to hold out.")
+    drope: Drope | None = Field(None, description="Options of the conversion (null: the defaults).")
+    recalibrate: Recalibrate | None = Field(None, description="Data and budget of the recalibration.")
+    data: Data | None = Field(None, description="Training data and held-out data.")
     loss: Loss = Field(Loss(), description="The gate on each token's cross-entropy, and how the loss is computed.")
-    lora: Lora | None = Field(None, description="Low-rank adapters; null or left out: a full fine-tune.")
-    train: Train = Field(Train(), description="How long and how fast.")
-    probes: Probes = Field(Probes(), description="What is measured before and after.")
-    output: Output = Field(description="What is written, and where.")
+    lora: Lora | None = Field(None, description="Low-rank adapters; null or left out: full fine-tuning.")
+    train: Train = Field(Train(), description="Length, learning rate and optimiser of the training.")
+    probes: Probes = Field(Probes(), description="Probes measured before and after training.")
+    output: Output = Field(description="Output folder and what is written to it.")
 
     @field_validator("probes")
     @classmethod

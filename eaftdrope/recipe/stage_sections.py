@@ -62,7 +62,7 @@ class Drope(Section):
     )
     layers: Annotated[
         _Layers, BeforeValidator(_as_layers, json_schema_input_type=Literal["all"] | list[int] | float)
-    ] = Field("all", description="Layers to drop it from: all, a list, or a share (where the architecture can say so).")
+    ] = Field("all", description="Layers to drop it from: all, a list, or a share (if the architecture allows it).")
     temperature: float | None = Field(
         None, ge=1e-3, le=1e3, description="Factor on the attention's logits, folded into the query weights (null: 1)."
     )
@@ -73,14 +73,14 @@ class TextData(Rows):
     """Text to recalibrate on: documents, each ended by the end-of-sequence token, in blocks of one length."""
 
     train_on: Literal["all", "assistant", "last_assistant", "completion"] = Field(
-        "all", description="Which tokens of chat rows carry the loss; of text, all do."
+        "all", description="Tokens of chat rows that carry the loss; in text, all do."
     )
     max_length: Annotated[int, Field(ge=8, le=MOST)] | None = Field(
         None, description="Length of a block in tokens (null: the context that the model was trained with)."
     )
     documents: Literal["joined", "separate"] = Field(
         "joined",
-        description="joined: a block's documents see those before them, as in the paper; separate: they do not.",
+        description="joined: documents in a block attend to those before them, as in the paper; separate: they do not.",
     )
 
 
@@ -88,7 +88,7 @@ class TextLoss(Loss):
     """The loss of a recalibration: plain cross-entropy unless a gate is set."""
 
     gate: Annotated[str, OneOf(GATE_OPTIONS)] = Field(
-        "none", description="What weights the tokens; none: plain cross-entropy."
+        "none", description="Gate that weights the tokens; none: plain cross-entropy."
     )
 
 
@@ -97,10 +97,10 @@ class TextTrain(Train):
 
     # pyrefly: ignore[bad-override]  # null until drope.qk_norm is known; `with_defaults` sets it
     learning_rate: float | None = Field(
-        None, gt=0, le=LARGEST_RATE, description="Peak learning rate (null: 3e-4, or 1e-3 under drope.qk_norm)."
+        None, gt=0, le=LARGEST_RATE, description="Peak learning rate (null: 3e-4, or 1e-3 with drope.qk_norm)."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Share of the steps to warm up (null: 0.01, where the scheduler has a warm-up)."
+        None, description="Share of the steps to warm up (null: 0.01, if the scheduler has a warm-up)."
     )
     weight_decay: float = Field(0.1, ge=0, le=LARGEST_RATE, description="AdamW's weight decay.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's beta2.")
@@ -127,16 +127,19 @@ class Recovery(Section):
     """How near the model's perplexity is to the original's: original / now, 1 when all of it is recovered."""
 
     every: Positive = Field(50, description="Steps between measurements.")
-    max_tokens: Positive = Field(16384, description="Tokens measured at most, in blocks spread over the text.")
+    max_tokens: Positive = Field(
+        16384, description="Maximum number of measured tokens, in blocks spread over the text."
+    )
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="End the training when this share is recovered, such as 0.98 (null: train the whole budget)."
     )
     files: list[str] | None = Field(
-        None, description="Text or JSONL files to measure on (null: data.held_out, else the text eaftdrope ships)."
+        None,
+        description="Text or JSONL files to measure on (null: data.held_out, else the text that comes with eaftdrope).",
     )
     original: str | None = Field(
         None,
-        description="The model before it was converted (null: the recipe's model, where drope is one of the stages).",
+        description="The model before it was converted (null: the recipe's model, if drope is one of the stages).",
     )
 
     @field_validator("files")
@@ -153,9 +156,11 @@ class Recovery(Section):
 class Recalibrate(Section):
     """Training on text after the rotary embeddings are dropped."""
 
-    data: TextData = Field(description="The text to train on, and what of it to hold out.")
+    data: TextData = Field(description="Training text and held-out text.")
     loss: TextLoss = Field(TextLoss(), description="The gate on each token's cross-entropy; none by default.")
-    train: TextTrain = Field(TextTrain(), description="How fast, and how long where no budget in tokens is set.")
+    train: TextTrain = Field(
+        TextTrain(), description="Learning rate and optimiser, and the length if no budget in tokens is set."
+    )
     tokens: float | None = Field(None, gt=0, le=MOST_TOKENS, description="Tokens to train on (the steps follow).")
     share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Tokens to train on as a share of pretraining_tokens, such as 0.02."
@@ -163,7 +168,9 @@ class Recalibrate(Section):
     pretraining_tokens: float | None = Field(
         None, gt=0, le=MOST_TOKENS, description="Tokens that the model was pretrained on."
     )
-    recovery: Recovery = Field(Recovery(), description="Perplexity against the original model's, and when to stop.")
+    recovery: Recovery = Field(
+        Recovery(), description="Comparison with the original model's perplexity, and the rule to stop."
+    )
     probes: Probes = Field(Probes(), description="What is measured before and after.")
 
     @property

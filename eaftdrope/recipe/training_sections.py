@@ -31,7 +31,9 @@ OPTIMIZERS = (
 class Loss(Section):
     """The gate on each token's cross-entropy, and how the loss is computed."""
 
-    gate: Annotated[str, OneOf(GATE_OPTIONS)] = Field("eaft", description="What weights the tokens; none: plain SFT.")
+    gate: Annotated[str, OneOf(GATE_OPTIONS)] = Field(
+        "eaft", description="Gate that weights the tokens; none: plain SFT."
+    )
     alpha: float | None = Field(
         None, ge=0, le=STRONGEST, description="eaft, eaft-vocab, eaft-exact: exponent of the gate (1.0)."
     )
@@ -55,17 +57,19 @@ class Loss(Section):
     keep: Literal["higher", "lower"] | None = Field(None, description="profit: keep tokens above or below (higher).")
     weight: float | None = Field(None, ge=0, le=STRONGEST, description="constant: the weight of every token (1.0).")
     tail: Literal["exact", "sparse"] = Field(
-        "exact", description="sparse: gradients from the vocabulary columns that matter; faster, error about 1 %."
+        "exact", description="sparse: gradients only from the vocabulary columns that matter; faster, error about 1 %."
     )
     tail_threshold: Share | None = Field(
-        None, gt=0, lt=1, description="tail sparse: gradients by a logit that are dropped (2^-12)."
+        None, gt=0, lt=1, description="with tail: sparse, logit gradients below this are dropped (2^-12)."
     )
     gate_threshold: Share = Field(0.0, lt=1, description="Tokens with a smaller gate are left out of the gradient.")
-    recompute: bool = Field(False, description="Project twice: a third more work, no float32 sum of head gradients.")
-    backend: Literal["auto", "torch", "cpu", "triton", "cuda"] = Field(
-        "auto", description="Who computes the loss; auto: the fastest here."
+    recompute: bool = Field(
+        False, description="Recompute the logits for the backward pass: a third more work, less memory."
     )
-    tile_mb: Positive | None = Field(None, description="Memory of one tile of logits in MB (null: chosen by itself).")
+    backend: Literal["auto", "torch", "cpu", "triton", "cuda"] = Field(
+        "auto", description="Backend of the loss; auto: the fastest available."
+    )
+    tile_mb: Positive | None = Field(None, description="Memory of one tile of logits in MB (null: automatic).")
 
     def gate_kwargs(self) -> dict[str, object]:
         """The options that the recipe sets for its gate; those left out have the gate's own defaults."""
@@ -82,8 +86,8 @@ class Train(Section):
     learning_rate: float = Field(
         1e-5, gt=0, le=LARGEST_RATE, description="Peak learning rate; the paper uses 1e-5 for full fine-tuning."
     )
-    batch_size: Positive = Field(4, description="Sequences a device takes at once.")
-    accumulation: Positive = Field(1, description="Batches whose gradients are added up before a step.")
+    batch_size: Positive = Field(4, description="Sequences per device and forward pass.")
+    accumulation: Positive = Field(1, description="Batches whose gradients are accumulated before a step.")
     scheduler: Literal[
         "linear",
         "cosine",
@@ -99,7 +103,7 @@ class Train(Section):
         None, description="Steps to warm up (instead of the ratio)."
     )
     decay_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="warmup_stable_decay: share of the steps, the last ones, in which the rate falls (0.2)."
+        None, description="warmup_stable_decay: final share of the steps in which the rate decays (0.2)."
     )
     min_rate_ratio: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="warmup_stable_decay: rate at the end, as a share of the peak (0)."
@@ -115,7 +119,7 @@ class Train(Section):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of order, dropout and new weights.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic: bfloat16 autocast or float32; auto: bfloat16 where the device is fast at it."
+        "auto", description="Arithmetic: bfloat16 autocast or float32; auto: bfloat16 if the device is fast at it."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     save_every: Positive = Field(100, description="Steps between checkpoints.")

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.console import Console
@@ -34,6 +35,9 @@ from .folder import CAPTURE_FILE, RunFolder
 from .result import is_sharded
 from .samples import SAMPLES_FILE, read_samples, take_samples
 from .settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,16 @@ class RunProbes:
         section = self.settings.probes
         if section.every is None:
             return None
-        probes = cheap_probes(self.probes, section.during_limit)
+        probes: list[Probe] = [*cheap_probes(self.probes, section.during_limit)]
         if not probes:
             return None
         _compare_with(self.folder.path / CAPTURE_FILE, probes)
 
         def measure(model: nn.Module) -> list[dict]:
             with self._autocast():
-                scores = run_probes(model, self.tokenizer, probes, batch_tokens=section.batch_tokens)
+                scores = run_probes(
+                    cast(PreTrainedModel, model), self.tokenizer, probes, batch_tokens=section.batch_tokens
+                )
             return [{key: value for key, value in asdict(score).items() if key != "units"} for score in scores]
 
         return ProbesCallback(self.folder.path / "probes_during.jsonl", measure, section.every)
@@ -155,7 +161,7 @@ class RunProbes:
 
     @property
     def _model(self) -> PreTrainedModel:
-        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return cast(PreTrainedModel, self.trainer.accelerator.unwrap_model(self.trainer.model))
 
     def _autocast(self) -> torch.autocast:
         """The arithmetic of the training."""
@@ -169,7 +175,7 @@ def as_base(trainer: EAFTTrainer, when: str) -> AbstractContextManager:
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if when == "before" and hasattr(model, "disable_adapter") and not is_sharded(trainer):
-        return model.disable_adapter()
+        return cast("PeftModel", model).disable_adapter()
     return nullcontext()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -115,7 +117,8 @@ def recovery_rows(
     length = settings.max_length
     blocks = max(1, section.max_tokens // length)
     if section.files is None and data.held_out is not None:
-        return [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(data.held_out, blocks)]
+        held_out = cast(Sequence[dict[str, list[int]]], data.held_out)
+        return [TokenRow(block["input_ids"], block["labels"]) for block in evenly_spaced(held_out, blocks)]
     if section.files is None:
         texts = [shipped_text()]
     else:
