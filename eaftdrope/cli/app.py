@@ -134,7 +134,7 @@ def _guarded(function: Callable, verb: str) -> Callable:
         except ModuleNotFoundError as error:
             if (missing := missing_package(error)) is None:
                 raise
-            _tell(str(missing))
+            _print_error(str(missing))
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             _print_error("Interrupted.")
