@@ -152,7 +152,7 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
 
 def test_continuous_integration_reports_a_site_that_cannot_be_built():
     """Without the tools of the documentation the rest still counts."""
-    last = (ROOT / ".ci" / "run").read_text().split("make test-compat\n")[1]
+    last = (ROOT / ".ci" / "run").read_text().split("make test-minimal\n")[1]
     script = f'set -e; make() {{ echo "make $*"; [ "$1" != docs-tools ]; }}\n{last}'
     lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[0] == "make docs-tools"

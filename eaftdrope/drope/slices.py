@@ -190,7 +190,8 @@ def _with_layers(config: PretrainedConfig, layers: list[int]) -> PretrainedConfi
     if layers == list(range(config.num_hidden_layers)):
         return config
     cut = {key: [vars(config)[key][layer] for layer in layers] for key in _per_layer(config)}
-    if config.is_heterogeneous:
+    # older releases of transformers have no such configurations
+    if getattr(config, "is_heterogeneous", False):
         # values of single layers (Gemma 4) are numbered by layer
         data: dict[str, Any] = config.to_dict() | cut | {"num_hidden_layers": len(layers)}
         own = {int(layer): values for layer, values in data["per_layer_config"].items()}

@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from eaftdrope.drope import check_folder, convert
 from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError
+from eaftdrope.versions import TRANSFORMERS
 from tests.drope.architectures import ARCHITECTURES, LENGTH, save
 from tests.drope.others import save_other
 
@@ -134,7 +135,15 @@ def identity_outputs(model):
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_classes_convert_to_the_last_bit(name, tmp_path):
+    # the pinned release has all of them
+    if TRANSFORMERS < (5, 23) and name not in CONFIG_MAPPING:
+        pytest.skip("the installed transformers is older than this architecture")
     source = save_other(name, tmp_path / "source")
+    if name == "gemma4_text" and not hasattr(PretrainedConfig, "is_heterogeneous"):
+        # its class then reads the size of global heads from one type of rope only
+        with pytest.raises(UserError, match="gemma4_text cannot be checked, its class fails"):
+            convert(source, tmp_path / "converted", max_length=4 * LENGTH)
+        return
     result = convert(source, tmp_path / "converted", max_length=4 * LENGTH)
     assert all(check.passed for check in result.checks) and len(result.checks) >= 4
     ids = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(1))
