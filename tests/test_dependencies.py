@@ -16,6 +16,7 @@ TOOLS = {"dev", "docs"}
 # the module of a distribution, where it is not the distribution's own name
 MODULES = {"pyyaml": "yaml"}
 NOT_DECLARED = {
+    "pydantic_core": "the core of pydantic, which requires one exact version of it",
     "triton": "a GPU build of torch brings its own; without one the Triton kernels are not loaded",
 }
 NOT_IMPORTED = {

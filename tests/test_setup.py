@@ -114,12 +114,13 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
+    assert lines[2].startswith(f"{venv}/bin/pyrefly check ")
     at_once = "-n 3 --dist loadfile --no-loadscope-reorder"
     marks = "not exhaustive and not kills and not engines and not end_to_end and (not slow)"
     command = f'{venv}/bin/python -m pytest {at_once} -m "{marks}" tests/loss -x'
-    assert lines[2].endswith(command)
-    assert "HF_HUB_OFFLINE=1" in lines[2]
-    assert len(lines) == 3
+    assert lines[3].endswith(command)
+    assert "HF_HUB_OFFLINE=1" in lines[3]
+    assert len(lines) == 4
 
 
 def test_continuous_integration_says_what_is_missing_and_runs_the_tests():

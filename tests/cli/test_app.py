@@ -113,7 +113,7 @@ def test_a_damaged_result_is_named(name, content, tmp_path, capsys):
         main(["report", str(tmp_path)])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith(str(tmp_path / name)), err
-    assert "so no report can be made of it." in err and "Traceback" not in err
+    assert "so no report can be built." in err and "Traceback" not in err
 
 
 def test_an_earlier_name_of_a_verb_works_and_prints_the_new_one(capsys):

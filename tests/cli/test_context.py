@@ -300,7 +300,7 @@ def test_out_of_memory_keeps_what_is_measured(models, tmp_path, capsys, monkeypa
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run_module, "ask", full)
+    monkeypatch.setattr(run_module, "find_needles", full)
     command = ["context", models / "plain", *SMALL, "--probes", "perplexity,niah", "--lengths", "900"]
     command += ["--text", models / "text.txt", "--output", tmp_path / "out"]
     code, _, err = run(*command, capsys=capsys)

@@ -173,7 +173,7 @@ def test_a_killed_evaluation_goes_on(eval_in, project, tmp_path):
     assert left["status"] == "running" and list(values(left)) == ["perplexity"]
     code, out, err, document = eval_in("model", *SMALL)
     assert code == 0, err
-    assert "1 of 2 were measured before" in out and document["status"] == "finished" and len(values(document)) == 3
+    assert "1 of 2 came from the cache" in out and document["status"] == "finished" and len(values(document)) == 3
 
 
 def test_a_dry_run_and_other_settings(eval_in, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def test_against_the_full_logits(name, gate):
         )
     assert torch.equal(seen.stats.correct, expected.correct)
     assert torch.allclose(seen.weight.double(), evaluate_gate(gate, expected), atol=1e-5)
-    for field, value in (("row", row), ("position", position), ("place", place)):
+    for field, value in (("row", row), ("position", position), ("rank", place)):
         assert torch.equal(getattr(seen, field), value), field
 
     logits.requires_grad_()
