@@ -311,7 +311,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not a JSON document ({error}), so no report can be made of it.") from None
+        raise UserError(f"{path} is not a JSON document ({error}), so no report can be built.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -331,7 +331,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(
-            f"{path} has a line that is not a JSON document ({error}), so no report can be made of it."
+            f"{path} has a line that is not a JSON document ({error}), so no report can be built."
         ) from None
 
 
