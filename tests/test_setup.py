@@ -204,3 +204,9 @@ def test_the_patterns_find_what_they_are_for():
     for folder in ("root", "work"):
         assert _MACHINE_PATHS.search(f"see '/{folder}/x'")
         assert not _MACHINE_PATHS.search(f"tests/{folder}/x and {{output}}/{folder}/x")
+
+
+def test_the_files_that_the_makefile_names_exist():
+    named = set(re.findall(r"\btests/[\w/]+(?:\.\w+)?", (ROOT / "Makefile").read_text())) - {"tests/compat/transformers_"}
+    assert len(named) >= 8
+    assert [name for name in sorted(named) if not (ROOT / name).exists() and not list(ROOT.glob(name + "*"))] == []
