@@ -207,6 +207,8 @@ def test_the_patterns_find_what_they_are_for():
 
 
 def test_the_files_that_the_makefile_names_exist():
-    named = set(re.findall(r"\btests/[\w/]+(?:\.\w+)?", (ROOT / "Makefile").read_text())) - {"tests/compat/transformers_"}
+    named = set(re.findall(r"\btests/[\w/]+(?:\.\w+)?", (ROOT / "Makefile").read_text())) - {
+        "tests/compat/transformers_"
+    }
     assert len(named) >= 8
     assert [name for name in sorted(named) if not (ROOT / name).exists() and not list(ROOT.glob(name + "*"))] == []

@@ -85,6 +85,11 @@ class EAFTTrainer(SFTTrainer):
                 "EAFTTrainer(..., gate=lambda stats: ...)."
             )
         refuse_parallelism(config.parallelism_config)
+        if config.n_gpu > 1:
+            raise UserError(
+                f"nn.DataParallel ({config.n_gpu} GPUs in one process) is not supported: launch one process per GPU, with "
+                "`accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
         assert not isinstance(config.model_init_kwargs, str), "TrainingArguments parses JSON"
         self._original_settings = original_settings(model, config.model_init_kwargs)
         settings = config.loss_settings()
@@ -152,8 +157,9 @@ class EAFTTrainer(SFTTrainer):
             # num_items counts the tokens of every rank while DDP averages gradients over ranks
             if self.args.average_tokens_across_devices:
                 loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-            # a mean of the micro-batch, unlike the token loss
-            aux_loss = aux_loss / self.current_gradient_accumulation_steps
+            # a mean of the micro-batch, unlike the token loss; older releases pass num_items to an evaluation too
+            if self.model.training:
+                aux_loss = aux_loss / self.current_gradient_accumulation_steps
         loss = loss + aux_loss
         return (loss, outputs) if return_outputs else loss
 
