@@ -114,7 +114,7 @@ CASES = {
     ),
     "a recalibration without its data": (
         without(GOOD, 8, 11).replace("    target: [held_out_loss]", "    target: []"),
-        [(6, "recalibrate.data: missing. The text to train on, and what of it to hold out.")],
+        [(6, "recalibrate.data: missing. Training text and held-out text.")],
     ),
     "eaft without data": (
         without(GOOD, 21, 22),
