@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
 
 from eaftdrope.loss import products
@@ -53,6 +52,8 @@ def training_device() -> Device:
 
 def ram() -> int:
     """Bytes of memory that this process may use: the machine's, or its container's limit where that is lower."""
+    import psutil
+
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
