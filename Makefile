@@ -81,7 +81,7 @@ test-minimal: $(INSTALLED) $(COMPAT)/minimal/.installed
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyrefly check --output-format min-text --summary none
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --output-format min-text --summary=none
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
