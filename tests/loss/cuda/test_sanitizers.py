@@ -122,8 +122,8 @@ BUGS = [
     ),
     Bug(
         "unsynchronised-count",
-        "const int place = atomicAdd(&shared.count, 1);",
-        "const int place = shared.count++;",
+        "const int slot = atomicAdd(&shared.count, 1);",
+        "const int slot = shared.count++;",
         THREAD,
         "data race",
     ),
