@@ -89,7 +89,8 @@ def compiled_loss(
     return loss, stats, weight, closed
 
 
-@torch.library.custom_op("eaftdrope::fused_linear_eaft", mutates_args=())
+# The version is raised when the arguments or results change: graphs cached by an older release would pass the old ones.
+@torch.library.custom_op("eaftdrope::fused_linear_eaft_v2", mutates_args=())
 def _operator(
     hidden_ND: Tensor,
     weight_VD: Tensor,
