@@ -2,11 +2,17 @@
 
 import gc
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch keeps compiled graphs on disk. Those of a run held to other instructions give NaN or end the process.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/eaftdrope_tests_{os.getuid()}_{os.environ.get('ATEN_CPU_CAPABILITY', 'default')}",
+)
 
 import pytest
 from hypothesis import settings
