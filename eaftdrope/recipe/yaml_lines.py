@@ -34,11 +34,27 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
 
+# far beyond any recipe, and far below Python's recursion limit, which other libraries of a process may raise
+_MAX_DEPTH = 100
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema) and merge keys."""
 
     # PyYAML's own class attribute, emptied of the 1.1 rules
     yaml_implicit_resolvers: dict = {}
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node, refused below `_MAX_DEPTH` others."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested too deeply (at most {_MAX_DEPTH} levels)", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """The value of a node. Raises yaml.YAMLError with the node's place where PyYAML's constructors, which look a value
@@ -106,9 +122,6 @@ def read_yaml(text: str) -> Document:
     except yaml.YAMLError as error:
         document.problems.append(_syntax_problem(error, text))
         return document
-    except RecursionError:
-        document.problems.append(Problem("nested too deeply to be a recipe", line=1))
-        return document
     if document.root is None:
         document.problems.append(Problem("the file is empty. A recipe starts with `model: ...`", line=1))
         return document
@@ -117,19 +130,14 @@ def read_yaml(text: str) -> Document:
         document.data = loader.construct_document(document.root)
     except yaml.YAMLError as error:
         document.problems.append(_syntax_problem(error, text))
-    except RecursionError:
-        document.problems.append(Problem("nested too deeply to be a recipe", line=1))
     return document
 
 
 def read_value(text: str) -> object:
     """The value of an override, read as YAML. Raises yaml.YAMLError."""
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return None if node is None else loader.construct_document(node)
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    return None if node is None else loader.construct_document(node)
 
 
 def write_yaml(data: dict) -> str:

@@ -62,6 +62,17 @@ CASES = {
         "data.train: 'a\\x00b' cannot be a file name: it has a character that",
     ),
     "900 brackets": (GOOD, f"train.steps={'[' * 900}{']' * 900}", "the value is not YAML: nested too deeply"),
+    "101 levels": (
+        GOOD,
+        f"train.steps={'[' * 101}{']' * 101}",
+        "the value is not YAML: nested too deeply (at most 100 ",
+    ),
+    "100 levels": (GOOD, f"train.steps={'[' * 100}{']' * 100}", "train.steps: expected a whole number, found a list"),
+    "levels of a file": (
+        GOOD + f"\n\nextra: {'[' * 900}",
+        None,
+        "not valid YAML: nested too deeply (at most 100 levels)",
+    ),
     "half a character": (
         with_dir('"a\\ud800"'),
         None,
