@@ -21,12 +21,14 @@ _LAZY = {
     "TokenStats": "loss",
     "UserError": "errors",
     "apply_eaft": "trainer.patch",
+    "apply_ttt": "ttt.model",
     "eaft_loss": "loss",
     "fused_linear_eaft": "loss",
     "gates": "loss",
     "load_recipe": "recipe.load",
     "pop_metrics": "trainer.patch",
     "remove_eaft": "trainer.patch",
+    "remove_ttt": "ttt.model",
 }
 
 __all__ = sorted(_LAZY)
@@ -39,5 +41,6 @@ if TYPE_CHECKING:
     from .trainer.config import EAFTConfig
     from .trainer.patch import apply_eaft, pop_metrics, remove_eaft
     from .trainer.trainer import EAFTTrainer
+    from .ttt.model import apply_ttt, remove_ttt
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -25,13 +25,15 @@ ALLOWED = {
     "drope": {"models", *FLOOR},
     "checkpoints": {"drope", "models", *FLOOR},
     "trainer": {"loss", *FLOOR},
-    "evaluate": METHODS,
+    # the head of a model is read in one place, for every loss on it
+    "ttt": {"trainer", *METHODS},
+    "evaluate": {"ttt", *METHODS},
     "report": {"evaluate", *METHODS},
-    "recipe": {"data", *BASE},
-    "run": {"recipe", "trainer", "evaluate", "report", *METHODS},
-    "inspection": {"run", "recipe", "trainer", "evaluate", *METHODS},
-    "compare": {"run", "recipe", "trainer", "evaluate", "report", *METHODS},
-    "cli": {"compare", "inspection", "run", "recipe", "trainer", "evaluate", "report", *METHODS},
+    "recipe": {"data", "ttt", *BASE},
+    "run": {"recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
+    "inspection": {"run", "recipe", "trainer", "ttt", "evaluate", *METHODS},
+    "compare": {"run", "recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
+    "cli": {"compare", "inspection", "run", "recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
 }
 
 
