@@ -53,7 +53,7 @@ def check_model(model: PreTrainedModel, config: TTTConfig) -> None:
 
 def _check_block(name: str, number: int, block: Any) -> None:
     mlp = getattr(block, "mlp", None)
-    projections = [getattr(mlp, part, None) for part in ("gate_proj", "up_proj", "down_proj")]
+    projections: list[Any] = [getattr(mlp, part, None) for part in ("gate_proj", "up_proj", "down_proj")]
     if not all(isinstance(getattr(layer, "weight", None), Tensor) for layer in projections):
         raise UserError(
             f"block {number} of {name} has no gated MLP (mlp.gate_proj, up_proj, down_proj): a mixture of experts, or "
@@ -154,9 +154,8 @@ def check_unchanged(model: PreTrainedModel) -> None:
     if model.config.get_text_config().model_type in _VERIFIED or next(model.parameters()).is_meta:
         return
     name, config = type(model).__name__, fast.config
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    device = model.get_input_embeddings().weight.device
-    ids_BT = (torch.arange(1, 13, device=device) % vocabulary)[None]
+    embedding: Any = model.get_input_embeddings()
+    ids_BT = (torch.arange(1, 13, device=embedding.weight.device) % embedding.weight.shape[0])[None]
     total, window, sink = ids_BT.shape[1], 5, 2
     try:
         with evaluating(model):
@@ -207,7 +206,8 @@ def _compare(name: str, what: str, found: Tensor, expected: Tensor) -> None:
 
 def _check_series(model: Any, fast: FastMLPs, ids_BT: Tensor) -> None:
     """The last block adds its MLP of the norm's output to the norm's input, so a further MLP can stand before it."""
-    block: Any = backbone(model).layers[-1]
+    base: Any = backbone(model)
+    block: Any = base.layers[-1]
     seen: dict[str, Tensor] = {}
     norm = getattr(block, norm_before_mlp(block))
     hooks = [
@@ -219,7 +219,7 @@ def _check_series(model: Any, fast: FastMLPs, ids_BT: Tensor) -> None:
     ]
     try:
         with fast.using(fast.w0()):
-            type(backbone(model)).forward(backbone(model), input_ids=ids_BT, use_cache=False)
+            type(base).forward(base, input_ids=ids_BT, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def chunk_step(
         if learn and not (outer and all(weight.requires_grad for weight in weights)):
             # a leaf of its own: an expanded parameter made without gradients cannot be differentiated by
             weights = [w if outer and w.requires_grad else w.detach().clone().requires_grad_() for w in weights]
-        layers = [make_layer(model, config, kept, chunk.start) for kept in chunk.kept]
+        layers: list[Any] = [make_layer(model, config, kept, chunk.start) for kept in chunk.kept]
         # attention has a second derivative in its plain form only
         plain = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
         with fast.using(weights), plain:
@@ -99,8 +100,8 @@ def chunk_step(
         delta = _stepped(fast, gradients, chunk)
     if outer:
         return hidden_BnD, kept, delta
-    kept = [(keys.detach(), values.detach()) for keys, values in kept]
-    return hidden_BnD.detach(), kept, [change.detach() for change in delta]
+    detached: list[KeysValues] = [(keys.detach(), values.detach()) for keys, values in kept]
+    return hidden_BnD.detach(), detached, [change.detach() for change in delta]
 
 
 def _stepped(fast: Any, gradients: list[Tensor], chunk: Chunk) -> list[Tensor]:
@@ -153,10 +154,9 @@ def _scan(model: PreTrainedModel, ids_BT: Tensor, lengths_B: Tensor | None) -> T
         learns_B = None if lengths_B is None or not learns else lengths_B > end
         last_of_horizon = config.horizon is not None and (index + 1) % config.horizon == 0
         second_order = grad and learns and not last_of_horizon
-        step = recomputed if grad and config.checkpoint else chunk_step
+        step = partial(recomputed, chunk_step) if grad and config.checkpoint else chunk_step
         targets = ids_BT[:, start + 1 : end + 1] if learns else None
-        arguments = (chunk_step,) if step is recomputed else ()
-        out, kept, delta = step(*arguments, model, chunk, targets, learns_B, second_order=second_order)
+        out, kept, delta = step(model, chunk, targets, learns_B, second_order=second_order)
         outputs.append(out)
     return torch.cat(outputs, 1)
 

@@ -10,7 +10,7 @@ Legend: B rows, n tokens of a chunk, D hidden size, F width of a fast MLP.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,9 +28,9 @@ ATTRIBUTE = "ttt"
 """The attribute of a causal language model that holds its fast MLPs, and so the prefix of their names in its weights."""
 
 
-def swiglu(x_BnD: Tensor, gate: Tensor, up: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """A gated MLP with one weight for all rows (gate, up `[F, D]`, down `[D, F]`), or one per row (`[B, F, D]`, ...)."""
-    gate, up, down = (weight.to(x_BnD.dtype) for weight in (gate, up, down))
+def swiglu(x_BnD: Tensor, weights: list[Tensor], activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """A gated MLP with one set of weights (gate, up `[F, D]`, down `[D, F]`), or one per row (`[B, F, D]`, ...)."""
+    gate, up, down = (weight.to(x_BnD.dtype) for weight in weights)
     product = nn.functional.linear if gate.ndim == 2 else _rowwise
     return product(activation(product(x_BnD, gate)) * product(x_BnD, up), down)
 
@@ -71,7 +71,7 @@ class FastMLPs(nn.Module):
 
     def __init__(self, model: PreTrainedModel, config: TTTConfig) -> None:
         super().__init__()
-        blocks = backbone(model).layers
+        blocks: Any = backbone(model).layers
         self.config = config
         self.fast_blocks = config.fast_blocks or max(1, round(len(blocks) / 4))
         self.first = len(blocks) - self.fast_blocks
@@ -84,7 +84,7 @@ class FastMLPs(nn.Module):
         self._in_use: list[list[Tensor]] = []
         self._handles = [handle for index, block in enumerate(fast) for handle in self._enter(index, block)]
 
-    def _enter(self, index: int, block: nn.Module) -> list[Any]:
+    def _enter(self, index: int, block: Any) -> list[Any]:
         if self.config.layout == "in_place":
             block.mlp.forward = _InPlace(self, index)
             return []
@@ -100,7 +100,7 @@ class FastMLPs(nn.Module):
     def w0(self) -> list[Tensor]:
         """The initial fast weights, three per fast block (gate, up, down), as they are now."""
         if self.config.layout == "prime":
-            return [weight for prime in self.primes for weight in prime.weights()]
+            return [weight for prime in self.owners for weight in prime.weights()]
         layers = [layer for mlp in self.owners for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
         if any(hasattr(layer, "base_layer") for layer in layers):
             raise UserError(
@@ -122,7 +122,7 @@ class FastMLPs(nn.Module):
         return whole if delta is None else [weight + change for weight, change in zip(whole, delta, strict=True)]
 
     @contextmanager
-    def using(self, weights: list[Tensor]) -> Iterator[None]:
+    def using(self, weights: list[Tensor]) -> Generator[None]:
         """Let the fast MLPs compute with `weights`, three per block, inside the block."""
         outer = self._in_use
         self._in_use = [weights[i : i + 3] for i in range(0, len(weights), 3)]
@@ -159,7 +159,7 @@ class _Series:
     def before(self, norm: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         prime: Any = self.fast.primes[self.index]
         x = arguments[0]
-        self.output = swiglu(prime.norm(x), *self.fast.in_use(self.index), prime.activation)
+        self.output = swiglu(prime.norm(x), self.fast.in_use(self.index), prime.activation)
         return (x + self.output,)
 
     def after(self, block: nn.Module, arguments: Any, output: Any) -> Any:
@@ -174,7 +174,7 @@ class _InPlace:
         self.fast, self.index = fast, index
 
     def __call__(self, x_BnD: Tensor) -> Tensor:
-        return swiglu(x_BnD, *self.fast.in_use(self.index), self.fast.owners[self.index].act_fn)
+        return swiglu(x_BnD, self.fast.in_use(self.index), self.fast.owners[self.index].act_fn)
 
 
 def norm_before_mlp(block: nn.Module) -> str:

@@ -12,6 +12,8 @@ Legend: B rows, n tokens of a chunk, N = B n, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -140,7 +142,7 @@ class _NLL(torch.autograd.Function):
     """nll [N]. Its gradient is an autograd function too, so it can be differentiated again."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
         ctx.rows = rows
         parts = []
@@ -151,9 +153,13 @@ class _NLL(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, c_N: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, targets_N = ctx.saved_tensors
-        return *_NLLGradient.apply(hidden_ND, weight_VD, targets_N, c_N, ctx.rows, ctx.needs_input_grad[1]), None, None
+        return (
+            *_NLLGradient.apply(hidden_ND, weight_VD, targets_N, gradients[0], ctx.rows, ctx.needs_input_grad[1]),
+            None,
+            None,
+        )
 
 
 class _NLLGradient(torch.autograd.Function):
@@ -164,7 +170,9 @@ class _NLLGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, c_N, rows, with_weight):
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, c_N: Tensor, rows: int, with_weight: bool
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, c_N)
         ctx.rows = rows
         ctx.set_materialize_grads(False)
@@ -180,7 +188,8 @@ class _NLLGradient(torch.autograd.Function):
         return to_hidden, None if to_weight is None else to_weight.to(weight_VD.dtype)
 
     @staticmethod
-    def backward(ctx, u_ND, q_VD):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        u_ND, q_VD = gradients
         if u_ND is None and q_VD is None:
             return (None,) * 6
         hidden_ND, weight_VD, targets_N, c_N = ctx.saved_tensors

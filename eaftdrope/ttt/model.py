@@ -65,8 +65,9 @@ def apply_ttt(model: Any, config: TTTConfig | None = None) -> Any:
 
 def _replace_methods(model: PreTrainedModel) -> None:
     backbone(model).forward = _Forward(model)
-    model.generate = types.MethodType(_generate, model)
-    model.save_pretrained = types.MethodType(save_pretrained, model)
+    vars(model).update(
+        generate=types.MethodType(_generate, model), save_pretrained=types.MethodType(save_pretrained, model)
+    )
 
 
 def remove_ttt(model: Any) -> Any:
@@ -134,4 +135,5 @@ def _generate(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         )
     if kwargs.get("past_key_values") is None and kwargs.get("use_cache", True):
         kwargs["past_key_values"] = TTTState(self)
-    return type(self).generate(self, *args, **kwargs)
+    stock: Any = type(self)
+    return stock.generate(self, *args, **kwargs)

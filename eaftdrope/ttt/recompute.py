@@ -88,15 +88,16 @@ def recomputed(
 
 def _trained(model: PreTrainedModel) -> list[nn.Parameter]:
     """The parameters that a chunk depends on: of the fast MLPs, their blocks, the final norm and the head."""
-    fast, base = fast_mlps(model), backbone(model)
-    modules = [fast, *base.layers[fast.first :], base.norm, model.get_output_embeddings()]
+    fast: Any = fast_mlps(model)
+    base: Any = backbone(model)
+    modules: list[Any] = [fast, *base.layers[fast.first :], base.norm, model.get_output_embeddings()]
     found = {id(parameter): parameter for module in modules for parameter in module.parameters()}
     return [parameter for parameter in found.values() if parameter.requires_grad]
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call: _Call, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, call: _Call, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.call, ctx.count = call, count
         ctx.save_for_backward(*tensors)
         # gradients are off inside an autograd function: the chunk drops its graph after the step
@@ -109,7 +110,7 @@ class _Recomputed(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         call, saved = ctx.call, ctx.saved_tensors
         needed = ctx.needs_input_grad[2:]
         inputs = [

@@ -10,7 +10,7 @@ Legend: B rows, n tokens of a piece, D hidden size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class TTTState(Cache):
         fast = fast_mlps(model)
         blocks = fast.first + fast.fast_blocks
         super().__init__(layers=[make_layer(model, fast.config) for _ in range(blocks)])
+        self.layers: list[Any]
         self.model: PreTrainedModel = model
         self.first, self.chunk = fast.first, fast.config.chunk
         self.delta: list[Tensor] | None = None
@@ -130,7 +131,7 @@ class TTTState(Cache):
         self.hidden, self.ids, self._weights = some(self.hidden), some(self.ids), None
         self.kept = [(some(keys), some(values)) for keys, values in self.kept]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         super().reorder_cache(beam_idx)
         self._change_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
@@ -142,7 +143,7 @@ class TTTState(Cache):
         super().batch_select_indices(indices)
         self._change_rows(lambda tensor: tensor[indices])
 
-    def crop(self, *arguments: Any) -> None:
+    def crop(self, *arguments: Any, **named: Any) -> None:
         raise ValueError("what was learned cannot be unlearned: fork the state before, instead of cropping it after.")
 
     # Weights
@@ -229,7 +230,7 @@ def _learn(model: PreTrainedModel, state: TTTState, hidden_BnD: Tensor, targets_
 
 
 @contextmanager
-def learned(model: Any, state: TTTState) -> Iterator[None]:
+def learned(model: Any, state: TTTState) -> Generator[None]:
     """Inside the block, what `state` has learned is part of the model's initial fast weights.
 
     To measure what reading changed in the model itself, apart from the window of what was read.

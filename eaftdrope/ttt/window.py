@@ -52,6 +52,7 @@ class WindowLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
+        assert self.keys is not None and self.values is not None
         keys, values = torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
         seen = keys
         if self.turn is not None:
@@ -75,11 +76,13 @@ def make_layer(
     model: PreTrainedModel, config: TTTConfig, kept: KeysValues = (None, None), length: int = 0
 ) -> CacheLayerMixin:
     """A cache layer for one block, empty or with what was kept after `length` tokens."""
-    own_window = getattr(model.config.get_text_config(), "sliding_window", None)
+    layer: Any
     if config.window is not None:
         layer = WindowLayer(config.window, config.sink)
+    elif has_own_window(model):
+        layer = DynamicSlidingWindowLayer(model.config.get_text_config().sliding_window)
     else:
-        layer = DynamicSlidingWindowLayer(own_window) if has_own_window(model) else DynamicLayer()
+        layer = DynamicLayer()
     keys, values = kept
     if keys is not None and values is not None:
         layer.lazy_initialization(keys, values)
