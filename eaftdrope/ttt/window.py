@@ -119,12 +119,9 @@ def window_mask(
         key = torch.cat([key[: config.sink], key[start - kept + config.sink :]])
     visible = ((key <= query) & ((key > query - config.window) | (key < config.sink)))[None, None]
     if model.config._attn_implementation == "eager":
-        # added to the scores, in float32 as the softmax is
-        return (
-            torch.zeros(visible.shape, device=device)
-            .masked_fill(~visible, torch.finfo(model.dtype).min)
-            .to(model.dtype)
-        )
+        # eager attention adds the mask to its scores
+        hidden = torch.finfo(model.dtype).min
+        return torch.zeros(visible.shape, dtype=model.dtype, device=device).masked_fill(~visible, hidden)
     return visible
 
 
