@@ -12,7 +12,7 @@ Legend: B rows, T tokens of a row, n tokens of a chunk, D hidden size.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,16 +25,16 @@ from eaftdrope.loaded_model import evaluating
 from eaftdrope.loss.fused import linear_loss
 from eaftdrope.loss.gates import NoGate
 from eaftdrope.loss.settings import LossSettings
-from eaftdrope.trainer.head import backbone, gathered_head
+from eaftdrope.trainer.head import Head, backbone, gathered_head
 
-from .fast_mlps import causal_lm, fast_mlps
-from .inner import inner_gradients
+from .fast_mlps import FastMLPs, causal_lm, fast_mlps
+from .inner import inner_gradients, inner_head, stepped
 from .recompute import recomputed
 from .views import run_first, run_last
 from .window import KeysValues, make_layer, trained_limit
 
-# tokens of a row that the first blocks take at once
-_PIECE = 1024
+# least number of tokens of a row that the first blocks take at once
+_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def chunk_step(
     targets_Bn: Tensor | None,
     learns_B: Tensor | None = None,
     *,
+    head: Head | None = None,
     second_order: bool = False,
     per_row: bool = False,
 ) -> tuple[Tensor, list[KeysValues], list[Tensor] | None]:
@@ -68,6 +69,7 @@ def chunk_step(
     Args:
         targets_Bn: the next tokens; None: read without learning.
         learns_B: rows that learn; None: all of them.
+        head: of `inner_head`, so that chunks in first order share it.
         second_order: keep the graph of the step, so that the gradient of a later loss runs through it.
         per_row: compute as a chunk that learns, with weights per row, even if this one does not.
 
@@ -81,7 +83,7 @@ def chunk_step(
         weights = fast.weights(rows, chunk.delta, per_row=learn or per_row)
         if learn and not (outer and all(weight.requires_grad for weight in weights)):
             # a leaf of its own: an expanded parameter made without gradients cannot be differentiated by
-            weights = [w if outer and w.requires_grad else w.detach().clone().requires_grad_() for w in weights]
+            weights = [w if outer and w.requires_grad else _leaf(w, chunk.delta is None) for w in weights]
         layers: list[Any] = [make_layer(model, config, kept, chunk.start) for kept in chunk.kept]
         # attention has a second derivative in its plain form only
         plain = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
@@ -93,23 +95,31 @@ def chunk_step(
         if learns_B is not None:
             targets_Bn = targets_Bn.masked_fill(~learns_B[:, None], -100)
         gradients = inner_gradients(
-            model, config, hidden_BnD, targets_Bn, weights, second_order=second_order, retain_graph=outer
+            model, config, hidden_BnD, targets_Bn, weights, head=head, second_order=second_order, retain_graph=outer
         )
         if not second_order:
             gradients = [gradient.detach() for gradient in gradients]
-        delta = _stepped(fast, gradients, chunk)
+        delta = _step(fast, gradients, chunk, second_order=second_order)
     if outer:
         return hidden_BnD, kept, delta
     detached: list[KeysValues] = [(keys.detach(), values.detach()) for keys, values in kept]
     return hidden_BnD.detach(), detached, [change.detach() for change in delta]
 
 
-def _stepped(fast: Any, gradients: list[Tensor], chunk: Chunk) -> list[Tensor]:
-    rate = fast.config.rate(chunk.start // fast.config.chunk)
-    steps = fast.rule(gradients, fast.config)
-    if chunk.delta is None:
+def _leaf(weight: Tensor, shared: bool) -> Tensor:
+    weight = weight.detach()
+    return (weight.clone() if shared else weight).requires_grad_()
+
+
+def _step(fast: FastMLPs, gradients: list[Tensor], chunk: Chunk, *, second_order: bool) -> list[Tensor]:
+    config, delta = fast.config, chunk.delta
+    rate = config.rate(chunk.start // config.chunk)
+    if fast.rule is None:
+        return stepped(delta, gradients, rate, config, second_order=second_order)
+    steps = fast.rule(gradients, config)
+    if delta is None:
         return [-rate * step for step in steps]
-    return [change - rate * step for change, step in zip(chunk.delta, steps, strict=True)]
+    return [change - rate * step for change, step in zip(delta, steps, strict=True)]
 
 
 def scan(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -138,27 +148,36 @@ def scan(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) 
 
 
 def _scan(model: PreTrainedModel, ids_BT: Tensor, lengths_B: Tensor | None) -> Tensor:
-    fast, grad, total = fast_mlps(model), torch.is_grad_enabled(), ids_BT.shape[1]
-    config = fast.config
+    fast, total = fast_mlps(model), ids_BT.shape[1]
     hidden_BTD = _first_blocks(model, ids_BT)
     longest = total if lengths_B is None else int(lengths_B.max())
     kept: list[KeysValues] = [(None, None)] * fast.fast_blocks
     delta, outputs = None, []
-    for index, start in enumerate(range(0, total, config.chunk)):
-        end = min(start + config.chunk, total)
-        if grad and delta is not None and config.horizon and index % config.horizon == 0:
-            delta = [change.detach() for change in delta]
-        chunk = Chunk(hidden_BTD[:, start:end], kept, delta, start)
-        # learned if it is complete and its last token's target exists
-        learns = config.lr > 0 and end - start == config.chunk and end < longest
-        learns_B = None if lengths_B is None or not learns else lengths_B > end
-        last_of_horizon = config.horizon is not None and (index + 1) % config.horizon == 0
-        second_order = grad and learns and not last_of_horizon
-        step = partial(recomputed, chunk_step) if grad and config.checkpoint else chunk_step
-        targets = ids_BT[:, start + 1 : end + 1] if learns else None
-        out, kept, delta = step(model, chunk, targets, learns_B, second_order=second_order)
-        outputs.append(out)
+    with inner_head(model) as head:
+        for index, hidden_BnD in enumerate(hidden_BTD.split(fast.config.chunk, 1)):
+            start = index * fast.config.chunk
+            end = start + hidden_BnD.shape[1]
+            # learned if it is complete and its last token's target exists
+            learns = fast.config.lr > 0 and end - start == fast.config.chunk and end < longest
+            targets_Bn = ids_BT[:, start + 1 : end + 1] if learns else None
+            learns_B = None if lengths_B is None or not learns else lengths_B > end
+            chunk = Chunk(hidden_BnD, kept, delta, start)
+            out_BnD, kept, delta = _scan_chunk(model, chunk, targets_Bn, learns_B, head)
+            outputs.append(out_BnD)
     return torch.cat(outputs, 1)
+
+
+def _scan_chunk(
+    model: PreTrainedModel, chunk: Chunk, targets_Bn: Tensor | None, learns_B: Tensor | None, head: Head
+) -> tuple[Tensor, list[KeysValues], list[Tensor] | None]:
+    """`chunk_step`, with the gradient through the steps as `config.horizon` sets it."""
+    config, index, grad = fast_mlps(model).config, chunk.start // fast_mlps(model).config.chunk, torch.is_grad_enabled()
+    if grad and chunk.delta is not None and config.horizon and index % config.horizon == 0:
+        chunk = replace(chunk, delta=[change.detach() for change in chunk.delta])
+    ends_horizon = config.horizon is not None and (index + 1) % config.horizon == 0
+    second_order = grad and targets_Bn is not None and not ends_horizon
+    step = partial(recomputed, chunk_step) if grad and config.checkpoint else chunk_step
+    return step(model, chunk, targets_Bn, learns_B, head=head, second_order=second_order)
 
 
 def _first_blocks(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
@@ -167,7 +186,8 @@ def _first_blocks(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     config, limit = fast.config, trained_limit(model)
     beyond = config.sink > 0 and limit is not None and -(-total // config.chunk) * config.chunk > limit
     # the sink is rotated once per chunk where the row is longer than the trained length
-    piece = config.chunk if beyond else config.chunk * max(1, _PIECE // config.chunk)
+    # else in pieces of about a window: longer ones compute scores that the window's mask then hides
+    piece = config.chunk if beyond else config.chunk * max(1, max(_PIECE, config.window or total) // config.chunk)
     recomputes = (
         model.training and torch.is_grad_enabled() and getattr(backbone(model), "gradient_checkpointing", False)
     )

@@ -22,7 +22,6 @@ from eaftdrope.errors import UserError
 from eaftdrope.trainer.head import backbone
 
 from .config import TTTConfig
-from .inner import clipped
 
 ATTRIBUTE = "ttt"
 """The attribute of a causal language model that holds its fast MLPs, and so the prefix of their names in its weights."""
@@ -30,7 +29,7 @@ ATTRIBUTE = "ttt"
 
 def swiglu(x_BnD: Tensor, weights: list[Tensor], activation: Callable[[Tensor], Tensor]) -> Tensor:
     """A gated MLP with one set of weights (gate, up `[F, D]`, down `[D, F]`), or one per row (`[B, F, D]`, ...)."""
-    gate, up, down = (weight.to(x_BnD.dtype) for weight in weights)
+    gate, up, down = weights
     product = nn.functional.linear if gate.ndim == 2 else _rowwise
     return product(activation(product(x_BnD, gate)) * product(x_BnD, up), down)
 
@@ -66,7 +65,8 @@ class FastMLPs(nn.Module):
         config (`TTTConfig`): `lr`, `clip`, `horizon`, `checkpoint`, `inner_gate` and `warmup` may be changed at any time
             (`model.ttt.config = replace(model.ttt.config, lr=0.0)`); the others shape the model.
         primes (`nn.ModuleList`): the added MLPs, empty with the layout in_place.
-        rule (callable): steps from a row's gradients, `rule(gradients, config)`; `chunk.clipped` by default. For research.
+        rule (callable or None): for research, steps in place of clipped gradients: `rule(gradients, config)` gives tensors
+            of the gradients' shapes `[B, ...]`, which are multiplied by the rate.
     """
 
     def __init__(self, model: PreTrainedModel, config: TTTConfig) -> None:
@@ -75,7 +75,7 @@ class FastMLPs(nn.Module):
         self.config = config
         self.fast_blocks = config.fast_blocks or max(1, round(len(blocks) / 4))
         self.first = len(blocks) - self.fast_blocks
-        self.rule: Callable[[list[Tensor], TTTConfig], list[Tensor]] = clipped
+        self.rule: Callable[[list[Tensor], TTTConfig], list[Tensor]] | None = None
         fast: list[Any] = list(blocks[self.first :])
         self.primes = nn.ModuleList(PrimeMLP(block) for block in fast if config.layout == "prime")
         # the MLPs of the layout in_place belong to the model, not to this module
@@ -112,14 +112,19 @@ class FastMLPs(nn.Module):
     def weights(self, rows: int, delta: list[Tensor] | None, *, per_row: bool = False) -> list[Tensor]:
         """The fast weights W0 + delta: one per row, or W0 itself before anything was learned unless `per_row`.
 
-        Per row they are float32 at least: a step in bfloat16 would be lost in rounding.
+        They are added in float32 at least, as a step in bfloat16 would be lost in rounding, and given in the precision of
+        the computation.
         """
         w0 = self.w0()
         if delta is None and not per_row:
             return w0
-        wide = torch.float64 if w0[0].dtype == torch.float64 else torch.float32
-        whole = [weight.to(wide).expand(rows, *weight.shape) for weight in w0]
-        return whole if delta is None else [weight + change for weight, change in zip(whole, delta, strict=True)]
+        device, dtype = w0[0].device.type, w0[0].dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        # the gradient of a new axis is a view, that of a broadcast one a sum over all weights
+        single = [weight[None] for weight in w0]
+        if delta is None:
+            return [weight.to(dtype).expand(rows, -1, -1) for weight in single]
+        return [(weight + change).to(dtype) for weight, change in zip(single, delta, strict=True)]
 
     @contextmanager
     def using(self, weights: list[Tensor]) -> Generator[None]:

@@ -12,6 +12,8 @@ Legend: B rows, n tokens of a chunk, N = B n, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,13 +31,36 @@ _TILE_BYTES = 64 << 20
 _IGNORED = -100
 
 
-def clipped(gradients: list[Tensor], config: TTTConfig) -> list[Tensor]:
-    """Scale each row's gradient, over all tensors `[B, ...]`, to a norm of at most `config.clip`."""
-    squares_B = sum((g.flatten(1).square().sum(1) for g in gradients), start=torch.zeros(()))
-    # the square root has no finite gradient at 0, which a row without a learned token has
-    norm_B = (squares_B + torch.finfo(squares_B.dtype).tiny).sqrt()
-    scale_B = (config.clip / norm_B).clamp(max=1.0)
-    return [g * scale_B.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+def stepped(
+    delta: list[Tensor] | None, gradients: list[Tensor], rate: float, config: TTTConfig, *, second_order: bool
+) -> list[Tensor]:
+    """delta - rate * gradient, each row's gradient over all tensors `[B, ...]` scaled to a norm of at most `config.clip`.
+
+    Fast weights are large, so each is read and written once.
+    """
+    if second_order:
+        squares_B = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+        # the square root has no finite gradient at 0, which a row without a learned token has
+        norm_B = (squares_B + torch.finfo(squares_B.dtype).tiny).sqrt()
+    else:
+        wide = torch.promote_types(gradients[0].dtype, torch.float32)
+        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=wide) for g in gradients]
+        norm_B = torch.linalg.vector_norm(torch.stack(norms), dim=0) + torch.finfo(wide).tiny
+    step_B = -rate * (config.clip / norm_B).clamp(max=1.0)
+    steps = [step_B.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+    if delta is None:
+        return [g * step for g, step in zip(gradients, steps, strict=True)]
+    return [torch.addcmul(d, g, step) for d, g, step in zip(delta, gradients, steps, strict=True)]
+
+
+@contextmanager
+def inner_head(model: PreTrainedModel) -> Generator[Head]:
+    """The head of first-order inner losses, which no gradient passes: gathered, and cast for autocast, once."""
+    with gathered_head(model) as head:
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+        if torch.is_autocast_enabled(weight.device.type):
+            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+        yield Head(weight, bias, head.transform)
 
 
 def inner_gradients(
@@ -45,6 +70,7 @@ def inner_gradients(
     targets_Bn: Tensor,
     weights: list[Tensor],
     *,
+    head: Head | None = None,
     second_order: bool,
     retain_graph: bool,
 ) -> list[Tensor]:
@@ -53,34 +79,41 @@ def inner_gradients(
     Args:
         hidden_BnD: final hidden states, computed with `weights`.
         targets_Bn: the next tokens; -100 in rows that do not learn, whose gradient is 0.
+        head: of `inner_head`, for first order; None: the model's own.
         second_order: keep the graph of the gradients.
     """
-    with gathered_head(model) as head:
+    with nullcontext(head) if head is not None and not second_order else gathered_head(model) as head:
         loss_of = _twice_differentiable if second_order else _fused
+        # rows are independent, so the gradient of a sum over rows is each row's own
         loss, total_B = loss_of(config, head, hidden_BnD, targets_Bn)
         create_graph = second_order and retain_graph
         gradients = torch.autograd.grad(loss, weights, create_graph=create_graph, retain_graph=retain_graph)
-    # rows are independent, so the gradient of the sum is each row's own; the mean is taken here, per row
+    if total_B is None:
+        return list(gradients)
     mean_B = total_B.clamp(min=torch.finfo(total_B.dtype).tiny).reciprocal()
     return [g * mean_B.to(g.dtype).view(-1, *[1] * (g.ndim - 1)) for g in gradients]
 
 
-def _fused(config: TTTConfig, head: Head, hidden_BnD: Tensor, targets_Bn: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the losses, and the sum of the weights per row `[B]`."""
+def _fused(config: TTTConfig, head: Head, hidden_BnD: Tensor, targets_Bn: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The sum over rows of their weighted losses, and the sum of the weights per row `[B]`.
+
+    Without a gate the sum of their mean losses, and None: a row that learns has a target at every token of its chunk.
+    """
     gate = resolve_gate(config.inner_gate)
     bias = None if head.bias is None else head.bias.detach()
+    is_mean = isinstance(gate, NoGate)
     loss, details = linear_loss(
         hidden_BnD,
         head.weight.detach(),
         targets_Bn,
         LossSettings(gate),
         bias=bias,
-        num_items=1,
+        num_items=targets_Bn.shape[1] if is_mean else 1,
         transform=head.transform,
         ignore_index=_IGNORED,
     )
-    if isinstance(gate, NoGate):
-        return loss, (targets_Bn != _IGNORED).sum(1).to(loss.dtype)
+    if is_mean:
+        return loss, None
     weight_N = torch.zeros(targets_Bn.numel(), dtype=details.weight.dtype, device=targets_Bn.device)
     return loss, weight_N.index_copy(0, details.rows, details.weight).view(targets_Bn.shape).sum(1)
 

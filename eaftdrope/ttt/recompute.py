@@ -32,6 +32,7 @@ class _Call:
     chunk: Any
     targets: Tensor | None
     learns: Tensor | None
+    head: Any
     second_order: bool
     device: str
     autocast: bool
@@ -50,6 +51,7 @@ class _Call:
                 chunk,
                 self.targets if learn else None,
                 self.learns,
+                head=self.head,
                 second_order=self.second_order,
                 per_row=self.targets is not None,
             )
@@ -63,6 +65,7 @@ def recomputed(
     targets_Bn: Tensor | None,
     learns_B: Tensor | None = None,
     *,
+    head: Any = None,
     second_order: bool = False,
 ) -> tuple[Tensor, list[Any], list[Tensor] | None]:
     """`step` (`chunk_step`) with its activations recomputed in the backward pass; the same results and gradients."""
@@ -73,6 +76,7 @@ def recomputed(
         replace(chunk, hidden=None, kept=[], delta=None),
         targets_Bn,
         learns_B,
+        head,
         second_order,
         device,
         torch.is_autocast_enabled(device),
