@@ -22,10 +22,10 @@ from torch import Tensor
 
 from eaftdrope.errors import UserError
 from eaftdrope.loss.backends import select_backend
+from eaftdrope.peak_memory import peak_of
 
 from .cases import Case
 from .inputs import errors, make_inputs, reference
-from .memory import peak_of
 from .methods import Loss, methods
 from .pairs import row_slices, summarise, take_pairs, time_on_cpu, time_on_cuda
 

@@ -18,6 +18,7 @@ from .references import (
     DTYPES,
     MODEL_PACKAGES,
     PACKAGE_PREFIX,
+    TTT_CONFIG,
     ModelPackage,
     check_model_reference,
     hub_id_of,
@@ -25,16 +26,30 @@ from .references import (
 )
 
 if TYPE_CHECKING:
-    from .loading import ModelSource, load_config, load_model, load_tokenizer, needs_dequantising, resolve_model
+    from .loading import (
+        ModelSource,
+        load_config,
+        load_model,
+        load_tokenizer,
+        needs_dequantising,
+        refuse_ttt,
+        resolve_model,
+        ttt_config_file,
+    )
 
 _LAZY = dict.fromkeys(
-    ("ModelSource", "load_config", "load_model", "load_tokenizer", "needs_dequantising", "resolve_model"), "loading"
+    (
+        *("ModelSource", "load_config", "load_model", "load_tokenizer", "needs_dequantising"),
+        *("refuse_ttt", "resolve_model", "ttt_config_file"),
+    ),
+    "loading",
 )
 
 __all__ = [
     "DTYPES",
     "MODEL_PACKAGES",
     "PACKAGE_PREFIX",
+    "TTT_CONFIG",
     "ModelPackage",
     "ModelSource",
     "check_model_reference",
@@ -43,8 +58,10 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "needs_dequantising",
+    "refuse_ttt",
     "resolve_model",
     "short_name",
+    "ttt_config_file",
 ]
 
 

@@ -11,15 +11,18 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from eaftdrope.errors import UserError
+from eaftdrope.files import usable_path
 
 from .gguf.copy import copy_folder, dequantised_copy, reading
-from .references import DTYPES, PACKAGE_PREFIX, install_hint, locate, nearest
+from .references import DTYPES, PACKAGE_PREFIX, TTT_CONFIG, install_hint, locate, nearest
 from .tokenizer_file import load_tokenizer_files
 from .weights import check_config, check_room, failure_reason, load_complete, quantization_config_of
 
@@ -139,6 +142,54 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             quantization_config=quantization_config,
+        )
+
+
+def ttt_config_file(reference: str, *, revision: str | None = None) -> Path | None:
+    """Return the ttt_config.json of a checkpoint, from the hub if it is there; None for a model without TTT.
+
+    Raises:
+        UserError: unknown or missing reference.
+    """
+    location = locate(reference)
+    place = location.folder if location.kind != "hub" else location.hub_id
+    return None if place is None else find_file(place, TTT_CONFIG, revision=revision)
+
+
+def find_file(place: str | Path, name: str, **hub: Any) -> Path | None:
+    """Return the path of a file of a folder, or of a repository on the hub; None if it has no such file.
+
+    Args:
+        place (`str` or `Path`): a folder or a hub id.
+        name (`str`): name of the file.
+        hub: `revision`, `token`, `cache_dir` and `local_files_only`, as `from_pretrained` has them.
+    """
+    if Path(place).is_dir():
+        file = Path(place) / name
+        return file if file.is_file() else None
+    found = cached_file(
+        str(place),
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if found is None else Path(found)
+
+
+def refuse_ttt(reference: str, *, revision: str | None = None) -> None:
+    """Check that a model, or a folder with an adapter, has no test-time training, for callers that would leave it out.
+
+    Raises:
+        UserError: it has ttt_config.json, or the reference is unknown or missing.
+    """
+    is_folder = usable_path(reference).is_dir()
+    file = find_file(reference, TTT_CONFIG) if is_folder else ttt_config_file(reference, revision=revision)
+    if file is not None:
+        raise UserError(
+            f"model {reference!r} has a {TTT_CONFIG}: it learns as it reads, and would be used here without that, as another "
+            "model. Measure it with `eaftdrope ttt eval`, train it with stages: [ttt], or use the model it was made from."
         )
 
 

@@ -22,6 +22,8 @@ from eaftdrope.files import usable_path
 
 DTYPES = ("float32", "bfloat16", "auto")
 PACKAGE_PREFIX = "package:"
+TTT_CONFIG = "ttt_config.json"
+"""The file of a checkpoint, or of an adapter, whose model learns while it reads (`eaftdrope.ttt`)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -23,6 +23,7 @@ from eaftdrope.lazy import lazy_names
 _LAZY = {
     "TTTConfig": "config",
     "TTTState": "state",
+    "TTTTrainer": "meta_training",
     "apply_ttt": "model",
     "is_ttt": "fast_mlps",
     "learned": "state",
@@ -36,6 +37,7 @@ _LAZY = {
 __all__ = [
     "TTTConfig",
     "TTTState",
+    "TTTTrainer",
     "apply_ttt",
     "is_ttt",
     "learned",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .config import TTTConfig
     from .fast_mlps import is_ttt
     from .loading import load_ttt
+    from .meta_training import TTTTrainer
     from .model import apply_ttt, remove_ttt
     from .saved import save_ttt
     from .state import TTTState, learned

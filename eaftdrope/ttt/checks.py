@@ -107,7 +107,7 @@ def check_inputs(
     input_ids: Tensor | None,
     attention_mask: Any,
     position_ids: Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     inputs_embeds: Tensor | None,
     kwargs: dict[str, Any],
 ) -> None:
@@ -117,13 +117,13 @@ def check_inputs(
     """
     if input_ids is None or inputs_embeds is not None:
         raise ValueError("a model with TTT learns from token ids: pass input_ids, and no inputs_embeds.")
+    if not input_ids.numel():
+        raise ValueError("input_ids has no tokens.")
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2):
         raise ValueError("a model with TTT builds its own masks: pass attention_mask as [rows, tokens], or none.")
-    if past_key_values is not None and not isinstance(past_key_values, TTTState):
-        raise ValueError(
-            f"a model with TTT keeps what it has read in a TTTState, and not in a {type(past_key_values).__name__}: pass "
-            "past_key_values=TTTState(model)."
-        )
+    if attention_mask is not None and _has_holes(attention_mask):
+        raise ValueError("attention_mask: padding between the tokens of a row. Pad rows at the right or at the left.")
+    check_cache(cache)
     packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(name) is not None]
     if packed or (position_ids is not None and _restarts(position_ids)):
         raise ValueError(
@@ -133,6 +133,43 @@ def check_inputs(
     for name in ("output_hidden_states", "output_attentions"):
         if kwargs.get(name):
             raise ValueError(f"{name}: a model with TTT runs in parts, which do not collect them.")
+
+
+def check_cache(cache: Any) -> None:
+    """
+    Raises:
+        ValueError: a cache that is not a `TTTState`.
+    """
+    if cache is not None and not isinstance(cache, TTTState):
+        raise ValueError(
+            f"a model with TTT keeps what it has read in a TTTState, and not in a {type(cache).__name__}: pass "
+            "past_key_values=TTTState(model)."
+        )
+
+
+def check_prompt(state: TTTState, ids_BT: Tensor, attention_mask: Tensor | None) -> None:
+    """Check that a prompt of `generate` begins with what the state has read: as many of its tokens are skipped.
+
+    Of these the state has only the chunk under way to compare with. A mask for all tokens marks a prompt of new ones.
+
+    Raises:
+        ValueError: the prompt does not begin with what was read, or ends there.
+    """
+    position, total = state.position, ids_BT.shape[1]
+    new_only = attention_mask is not None and attention_mask.shape[1] == position + total
+    # another number of rows is refused where they are read
+    if state.ids is None or new_only or state.rows not in (1, ids_BT.shape[0]):
+        return
+    if total <= position or not bool((ids_BT[:, position - state.pending : position] == state.ids).all()):
+        raise ValueError(
+            f"the state has read {position:,} tokens, which are not the beginning of this prompt. Pass all tokens, those "
+            "that were read and those that follow, or only the latter with attention_mask=torch.ones(rows, all tokens)."
+        )
+
+
+def _has_holes(mask_BT: Tensor) -> bool:
+    """True if a row of a mask changes more than once between tokens and padding."""
+    return bool(((mask_BT[:, 1:] != mask_BT[:, :-1]).sum(1) > 1).any())
 
 
 def _restarts(position_ids: Tensor) -> bool:
@@ -171,7 +208,10 @@ def check_unchanged(model: PreTrainedModel) -> None:
             fast.config = replace(config, window=window, chunk=window, sink=sink, lr=0.0)
             what = "without learning it is not the model under the mask of its window"
             mask = window_mask(model, fast.config, None, 0, total)
-            _compare(name, what, _in_one_piece(model, ids_BT), _stock(model, fast, base, ids_BT, mask))
+            windowed = _stock(model, fast, base, ids_BT, mask)
+            if torch.equal(windowed, _stock(model, fast, base, ids_BT, None)):
+                raise UserError(f"test-time training does not fit {name}: the mask of a window has no effect on it.")
+            _compare(name, what, _in_one_piece(model, ids_BT), windowed)
     finally:
         fast.config = config
 
@@ -227,4 +267,10 @@ def _check_series(model: Any, fast: FastMLPs, ids_BT: Tensor) -> None:
         raise UserError(
             f"test-time training does not fit {type(model).__name__}: its blocks do not compute h + mlp(norm(h)), so no MLP "
             "can stand in series before theirs."
+        )
+    # the layout in_place has replaced the forward of the MLP
+    if not torch.equal(type(block.mlp).forward(block.mlp, seen["input"]), seen["mlp"]):
+        raise UserError(
+            f"test-time training does not fit {type(model).__name__}: its MLP is not down(act(gate(x)) * up(x)), so it "
+            "cannot learn in place. Use the layout prime."
         )

@@ -220,10 +220,20 @@ def sequence_nll(model: Any, ids_BT: Tensor, mask_BT: Tensor | None = None) -> T
     labels = ids_BT[:, 1:]
     if mask_BT is not None:
         labels = labels.masked_fill((mask_BT[:, 1:] * mask_BT[:, :-1]) == 0, -100)
-    with evaluating(model), gathered_head(model) as head:
-        hidden_BTD = scan(model, ids_BT, mask_BT)[:, :-1]
+    with evaluating(model):
+        return token_losses(model, scan(model, ids_BT, mask_BT)[:, :-1], labels)
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The loss of every token: float32 at least, of the shape of `labels`, in nats; 0 where a label is -100.
+
+    Args:
+        hidden: final hidden states `[..., D]` that predict the labels.
+    """
+    with gathered_head(model) as head:
         _, details = linear_loss(
-            hidden_BTD, head.weight, labels, LossSettings(NoGate()), bias=head.bias, transform=head.transform
+            hidden, head.weight, labels, LossSettings(NoGate()), bias=head.bias, transform=head.transform
         )
     nll = torch.zeros(labels.numel(), dtype=details.stats.nll.dtype, device=labels.device)
     return nll.index_copy(0, details.rows, details.stats.nll).view(labels.shape)

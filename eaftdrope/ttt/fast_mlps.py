@@ -62,8 +62,8 @@ class FastMLPs(nn.Module):
     """What a model with TTT has as `model.ttt`.
 
     Attributes:
-        config (`TTTConfig`): `lr`, `clip`, `horizon`, `checkpoint`, `inner_gate` and `warmup` may be changed at any time
-            (`model.ttt.config = replace(model.ttt.config, lr=0.0)`); the others shape the model.
+        config (`TTTConfig`): may be replaced at any time (`model.ttt.config = replace(model.ttt.config, lr=0.0)`), but for
+            `layout` and `fast_blocks`. A state continues only with the `window`, `sink` and `chunk` that it began with.
         primes (`nn.ModuleList`): the added MLPs, empty with the layout in_place.
         rule (callable or None): for research, steps in place of clipped gradients: `rule(gradients, config)` gives tensors
             of the gradients' shapes `[B, ...]`, which are multiplied by the rate.
@@ -72,7 +72,7 @@ class FastMLPs(nn.Module):
     def __init__(self, model: PreTrainedModel, config: TTTConfig) -> None:
         super().__init__()
         blocks: Any = backbone(model).layers
-        self.config = config
+        self._config = config
         self.fast_blocks = config.fast_blocks or max(1, round(len(blocks) / 4))
         self.first = len(blocks) - self.fast_blocks
         self.rule: Callable[[list[Tensor], TTTConfig], list[Tensor]] | None = None
@@ -91,6 +91,25 @@ class FastMLPs(nn.Module):
         hook = _Series(self, index)
         norm = getattr(block, norm_before_mlp(block))
         return [norm.register_forward_pre_hook(hook.before), block.register_forward_hook(hook.after)]
+
+    @property
+    def config(self) -> TTTConfig:
+        return self._config
+
+    @config.setter
+    def config(self, config: TTTConfig) -> None:
+        for name in ("layout", "fast_blocks"):
+            if getattr(config, name) != getattr(self._config, name):
+                raise UserError(
+                    f"{name} cannot change once TTT is applied: call remove_ttt(model) and apply_ttt again."
+                )
+        self._config = config
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """The settings that shape a state."""
+        config = self.config
+        return config.window, config.sink, config.chunk, self.fast_blocks, config.layout
 
     @property
     def owners(self) -> list[Any]:
@@ -200,9 +219,15 @@ def fast_mlps(model: Any) -> FastMLPs:
         UserError: TTT is not applied to the model.
     """
     base_model = causal_lm(model)
-    if not is_ttt(base_model):
+    found = getattr(base_model, ATTRIBUTE, None)
+    if found is not None and not isinstance(found, FastMLPs):
+        raise UserError(
+            f"model.{ATTRIBUTE} is a {type(found).__name__}: modules_to_save has the MLPs that learn, and a copy of them is "
+            f"not the one in the blocks. Leave '{ATTRIBUTE}' out of it; model.{ATTRIBUTE}.requires_grad_(True) trains them."
+        )
+    if found is None:
         raise UserError(f"TTT is not applied to this {type(base_model).__name__}: call apply_ttt(model) first.")
-    return getattr(base_model, ATTRIBUTE)
+    return found
 
 
 def causal_lm(model: Any) -> Any:

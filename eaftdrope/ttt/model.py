@@ -18,8 +18,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from eaftdrope.errors import UserError
 from eaftdrope.trainer.head import backbone
+from eaftdrope.versions import cache_argument
 
-from .checks import check_inputs, check_model, check_unchanged
+from .checks import check_cache, check_inputs, check_model, check_prompt, check_unchanged
 from .chunk import scan
 from .config import TTTConfig
 from .fast_mlps import ATTRIBUTE, FastMLPs, causal_lm, fast_mlps, is_ttt
@@ -101,15 +102,19 @@ class _Forward:
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
-        check_inputs(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, kwargs)
+        # transformers has renamed the argument, and takes the older name for a while
+        cache = past_key_values if cache is None else cache
+        check_inputs(input_ids, attention_mask, position_ids, cache, inputs_embeds, kwargs)
         assert input_ids is not None
-        if isinstance(past_key_values, TTTState):
-            hidden = feed(self.model, past_key_values, input_ids, attention_mask)
+        if isinstance(cache, TTTState):
+            hidden = feed(self.model, cache, input_ids, attention_mask)
         else:
             hidden = scan(self.model, input_ids, attention_mask)
-        output = BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+        fields: dict[str, Any] = {"last_hidden_state": hidden, **cache_argument(cache)}
+        output = BaseModelOutputWithPast(**fields)
         return output if kwargs.get("return_dict", True) is not False else output.to_tuple()
 
 
@@ -117,7 +122,8 @@ def _generate(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     """`generate` of the model's class, with a fresh TTTState unless it is passed one.
 
     Raises:
-        ValueError: assisted decoding, which would have to unread what was learned, or another kind of cache.
+        ValueError: assisted decoding, which would have to unread what was learned, another kind of cache, or a prompt that
+            does not begin with what the state has read.
     """
     given = kwargs.get("generation_config") or self.generation_config
     looks_up, implementation = (
@@ -133,7 +139,13 @@ def _generate(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
             f"cache_implementation={implementation!r}: a model with TTT keeps what it has read in a TTTState. "
             "Leave cache_implementation out."
         )
-    if kwargs.get("past_key_values") is None and kwargs.get("use_cache", True):
-        kwargs["past_key_values"] = TTTState(self)
+    cache = kwargs.pop("past_key_values", None)
+    cache = kwargs.pop("cache", None) if cache is None else cache
+    prompt = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    check_cache(cache)
+    if isinstance(cache, TTTState) and prompt is not None:
+        check_prompt(cache, prompt, kwargs.get("attention_mask"))
+    if cache is None and kwargs.get("use_cache", True):
+        cache = TTTState(self)
     stock: Any = type(self)
-    return stock.generate(self, *args, **kwargs)
+    return stock.generate(self, *args, **kwargs, **({} if cache is None else cache_argument(cache)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +24,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eaftdrope.files import honour_umask, replacing, write_atomically
+from eaftdrope.models import TTT_CONFIG
 
 from .config import TTTConfig
 from .fast_mlps import ATTRIBUTE, causal_lm, fast_mlps
 from .window import make_layer
 
-CONFIG_FILE, WEIGHTS_FILE = "ttt_config.json", "ttt.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = TTT_CONFIG, "ttt.safetensors"
 _CONFIG_VERSION, _STATE_VERSION = 1, 1
 _STATE_FORMAT = "eaftdrope.ttt.state"
 # values of each tensor that identify a model; all of them would take half a minute for 8B parameters
@@ -52,6 +54,14 @@ def _write_ttt(config: TTTConfig, tensors: dict[str, Tensor], folder: Path) -> N
         with replacing(folder / WEIGHTS_FILE) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
         honour_umask(folder)
+
+
+def copy_ttt(source: str | Path, target: str | Path) -> None:
+    """Copy what `save_ttt` wrote to another folder with the same model, such as one with its adapters merged."""
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if (Path(source) / name).is_file():
+            with replacing(Path(target) / name) as partial:
+                shutil.copyfile(Path(source) / name, partial)
 
 
 def save_pretrained(
@@ -126,6 +136,7 @@ def write_state(state: Any, file: Path) -> None:
         "version": str(_STATE_VERSION),
         "position": str(state.position),
         "checksum": _digest(tensors.items(), None),
+        "config": json.dumps(asdict(fast_mlps(model).config)),
         **_identity(model),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +161,30 @@ def _tensors_of(state: Any) -> Iterator[tuple[str, Tensor]]:
             seen.add(id(tensor))
 
 
+def read_state_config(file: Path) -> TTTConfig:
+    """The settings with which a state was read; nothing else of the file is loaded.
+
+    Raises:
+        ValueError: the file is not a state, is damaged, or is of another version.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+    _check_version(file, metadata)
+    return TTTConfig(**json.loads(metadata["config"]))
+
+
+def _check_version(file: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != _STATE_FORMAT:
+        raise ValueError(f"{file} is not a state of test-time training.")
+    if metadata["version"] != str(_STATE_VERSION):
+        raise ValueError(
+            f"{file} has version {metadata['version']}, and this eaftdrope reads version {_STATE_VERSION}."
+        )
+
+
 def read_state(state: Any, file: Path, model: PreTrainedModel) -> Any:
     """Fill an empty `TTTState` of `model` from a file.
 
@@ -157,12 +192,7 @@ def read_state(state: Any, file: Path, model: PreTrainedModel) -> Any:
         ValueError: see `TTTState.load`.
     """
     tensors, metadata = _read(file)
-    if metadata.get("format") != _STATE_FORMAT:
-        raise ValueError(f"{file} is not a state of test-time training.")
-    if metadata["version"] != str(_STATE_VERSION):
-        raise ValueError(
-            f"{file} has version {metadata['version']}, and this eaftdrope reads version {_STATE_VERSION}."
-        )
+    _check_version(file, metadata)
     for name, value in _identity(model).items():
         if metadata.get(name) != value:
             raise ValueError(
@@ -184,8 +214,18 @@ def read_state(state: Any, file: Path, model: PreTrainedModel) -> Any:
     return state
 
 
+# settings of a configuration that change what a model reads without a change of its weights
+_ATTENTION = (
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "no_rope_layers",
+    "max_position_embeddings",
+    "sliding_window",
+)
 _WHAT = {
     "settings": "the settings of test-time training (window, sink, chunk, fast blocks, layout)",
+    "attention": "the rotary embedding or the attention of the configuration",
     "model": "the weights or their precision",
     "w0": "the initial fast weights",
 }
@@ -194,11 +234,16 @@ _WHAT = {
 def _identity(model: PreTrainedModel) -> dict[str, str]:
     """What must be the same where a state is read: the settings that shape it, the model, the initial fast weights."""
     fast = fast_mlps(model)
-    config = fast.config
-    settings = [config.window, config.sink, config.chunk, fast.fast_blocks, config.layout]
+    config = causal_lm(model).config.get_text_config().to_dict()
     own = (pair for pair in causal_lm(model).named_parameters() if not pair[0].startswith(f"{ATTRIBUTE}."))
-    initial = ((str(index), weight) for index, weight in enumerate(fast.w0()))
-    return {"settings": json.dumps(settings), "model": _digest(own, _SAMPLE), "w0": _digest(initial, None)}
+    # prime MLPs with their norms; in place, the weights that learn are the model's
+    initial = list(fast.named_parameters()) or [(str(index), weight) for index, weight in enumerate(fast.w0())]
+    return {
+        "settings": json.dumps(fast.settings),
+        "attention": json.dumps({name: config.get(name) for name in _ATTENTION}, sort_keys=True),
+        "model": _digest(own, _SAMPLE),
+        "w0": _digest(initial, None),
+    }
 
 
 def _digest(tensors: Any, sample: int | None) -> str:

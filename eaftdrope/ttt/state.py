@@ -51,7 +51,7 @@ class TTTState(Cache):
         super().__init__(layers=[make_layer(model, fast.config) for _ in range(blocks)])
         self.layers: list[Any]
         self.model: PreTrainedModel = model
-        self.first, self.chunk = fast.first, fast.config.chunk
+        self.first, self.chunk, self.settings = fast.first, fast.config.chunk, fast.settings
         self.delta: list[Tensor] | None = None
         # the chunk under way: outputs of the first blocks [B, n, D], tokens [B, n], and what the last blocks kept before it
         self.hidden: Tensor | None = None
@@ -165,16 +165,19 @@ def feed(model: PreTrainedModel, state: TTTState, ids_Bn: Tensor, mask: Tensor |
     """Read tokens and learn from every chunk that they complete; return their final hidden states `[B, n, D]`.
 
     Raises:
-        ValueError: padding, a number of rows that is not the state's, or a state of a model of another shape.
+        ValueError: padding, a number of rows that is not the state's, or a state of another model or other settings.
     """
     if mask is not None and not bool(mask.bool().all()):
         raise ValueError(
             "the rows of a TTTState have one length, and attention_mask marks padding. Read or generate rows of different "
             "lengths one by one."
         )
-    fast = fast_mlps(model)
-    if (state.first, state.chunk, len(state.kept)) != (fast.first, fast.config.chunk, fast.fast_blocks):
-        raise ValueError("this TTTState was made for a model with other fast blocks or another chunk.")
+    if state.model is not model:
+        raise ValueError(
+            "this TTTState was made for another model: make one with TTTState(model), or load it for this model."
+        )
+    if state.settings != fast_mlps(model).settings:
+        raise ValueError("this TTTState was made with another window, sink, chunk, layout or number of fast blocks.")
     rows = state.rows
     if rows is not None and rows != ids_Bn.shape[0]:
         if rows != 1:
@@ -185,48 +188,49 @@ def feed(model: PreTrainedModel, state: TTTState, ids_Bn: Tensor, mask: Tensor |
 
 
 def _feed(model: PreTrainedModel, state: TTTState, ids_Bn: Tensor) -> Tensor:
-    outputs = []
-    learns = fast_mlps(model).config.lr > 0
+    fast, outputs = fast_mlps(model), []
+    learns = fast.config.lr > 0
     while ids_Bn.shape[1]:
         if state.pending == state.chunk:
             _learn_pending(model, state, ids_Bn[:, :1], learns=learns)
-        start, room = state.position, state.chunk - state.pending
+        start, pending = state.position, state.pending
+        room = state.chunk - pending
         piece_Bn, ids_Bn = ids_Bn[:, :room], ids_Bn[:, room:]
         hidden_BnD = run_first(model, piece_Bn, state.layers[: state.first], start)
-        last = state.layers[state.first :]
-        if learns and piece_Bn.shape[1] == state.chunk and ids_Bn.shape[1]:
-            # a whole chunk and the token after it: one pass reads and learns
-            targets_Bn = torch.cat([piece_Bn[:, 1:], ids_Bn[:, :1]], 1)
-            output = _learn(model, state, hidden_BnD, targets_Bn, start)
-            config = fast_mlps(model).config
-            end = start + state.chunk
-            state.layers[state.first :] = [make_layer(model, config, kept, end) for kept in state.kept]
+        state.hidden = hidden_BnD if state.hidden is None else torch.cat([state.hidden, hidden_BnD], 1)
+        state.ids = piece_Bn if state.ids is None else torch.cat([state.ids, piece_Bn], 1)
+        if learns and state.pending == state.chunk and ids_Bn.shape[1]:
+            # the chunk is complete, and the token after it here: one pass reads the rest of it and learns all of it
+            output, kept = _learn(model, state, ids_Bn[:, :1], start - pending)
+            output, end = output[:, pending:], start + room
+            state.layers[state.first :] = [make_layer(model, fast.config, pair, end) for pair in kept]
+            state.kept, state.hidden, state.ids = kept, None, None
         else:
-            with fast_mlps(model).using(state.weights(model)):
-                output = run_last(model, hidden_BnD, last, start)
-            state.hidden = hidden_BnD if state.hidden is None else torch.cat([state.hidden, hidden_BnD], 1)
-            state.ids = piece_Bn if state.ids is None else torch.cat([state.ids, piece_Bn], 1)
+            with fast.using(state.weights(model)):
+                output = run_last(model, hidden_BnD, state.layers[state.first :], start)
         outputs.append(output)
     return torch.cat(outputs, 1)
 
 
 def _learn_pending(model: PreTrainedModel, state: TTTState, following_B1: Tensor, *, learns: bool) -> None:
-    """Learn the chunk under way, which is complete; `following_B1` is the token after it."""
-    assert state.ids is not None and state.hidden is not None
+    """Learn the chunk under way, which is complete and was read to its end; `following_B1` is the token after it."""
     # as they were computed when the tokens were read: the same up to rounding
     kept: list[KeysValues] = [(layer.keys, layer.values) for layer in state.layers[state.first :]]
     if learns:
-        targets_Bn = torch.cat([state.ids[:, 1:], following_B1], 1)
-        _learn(model, state, state.hidden, targets_Bn, state.position - state.pending)
+        _learn(model, state, following_B1, state.position - state.pending)
     state.kept, state.hidden, state.ids = kept, None, None
 
 
-def _learn(model: PreTrainedModel, state: TTTState, hidden_BnD: Tensor, targets_Bn: Tensor, start: int) -> Tensor:
-    chunk = Chunk(hidden_BnD, state.kept, state.delta, start)
-    output, state.kept, delta = chunk_step(model, chunk, targets_Bn)
+def _learn(
+    model: PreTrainedModel, state: TTTState, following_B1: Tensor, start: int
+) -> tuple[Tensor, list[KeysValues]]:
+    """Learn the chunk under way, which began at position `start`; return its final hidden states, keys and values."""
+    assert state.ids is not None and state.hidden is not None
+    targets_Bn = torch.cat([state.ids[:, 1:], following_B1], 1)
+    output, kept, delta = chunk_step(model, Chunk(state.hidden, state.kept, state.delta, start), targets_Bn)
     assert delta is not None
     state.take(delta)
-    return output
+    return output, kept
 
 
 @contextmanager

@@ -9,6 +9,8 @@ Legend: B rows, n tokens of a piece, D hidden size.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from eaftdrope.trainer.head import backbone
+from eaftdrope.versions import cache_argument
 
 from .fast_mlps import fast_mlps
 from .window import set_turns, window_mask
@@ -46,13 +49,24 @@ def run_last(model: PreTrainedModel, hidden_BnD: Tensor, layers: list[Any], star
     """
     first = fast_mlps(model).first
     view = _view(model, slice(first, None))
-    view.gradient_checkpointing = False
-    for block in view.layers:
-        # a checkpointed block drops its cache without a word; `TTTConfig.checkpoint` recomputes whole chunks instead
-        block.gradient_checkpointing = False
     # attention indexes the cache by the number of its block, masks read its first layer: one stands in for the first blocks
     every = [layers[0]] * first + layers
-    return _run(model, view, {"inputs_embeds": hidden_BnD}, layers, every, start, hidden_BnD.shape[1])
+    with _without_checkpointing(view):
+        return _run(model, view, {"inputs_embeds": hidden_BnD}, layers, every, start, hidden_BnD.shape[1])
+
+
+@contextmanager
+def _without_checkpointing(view: Any) -> Generator[None]:
+    """A checkpointed block drops its cache without a word; `TTTConfig.checkpoint` recomputes whole chunks instead."""
+    view.gradient_checkpointing = False
+    checkpointed = [block for block in view.layers if getattr(block, "gradient_checkpointing", False)]
+    for block in checkpointed:
+        block.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for block in checkpointed:
+            block.gradient_checkpointing = True
 
 
 def _run(
@@ -69,7 +83,7 @@ def _run(
     mask = window_mask(model, config, layers[0] if layers else None, start, count)
     set_turns(model, config, view.layers, layers, start)
     output = view(
-        **inputs, attention_mask=mask, position_ids=positions, past_key_values=Cache(layers=every), use_cache=True
+        **inputs, **cache_argument(Cache(layers=every)), attention_mask=mask, position_ids=positions, use_cache=True
     )
     return output.last_hidden_state
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.loss.memory import peak_of
 from benchmarks.loss.pairs import Time, row_slices, summarise, take_pairs, time_on_cpu
 from benchmarks.loss.worker import make_floor
+from eaftdrope.peak_memory import peak_of
 
 
 def test_the_ratio_is_the_median_of_the_pairs_ratios():
