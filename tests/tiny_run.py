@@ -146,7 +146,7 @@ def train(
     """`eaftdrope train ...` in a process of its own, forked from one that has the libraries loaded.
 
     Args:
-        moment: a name in `MOMENTS` or `STAGE_MOMENTS`, where the process sends itself `signal_number`.
+        moment: a name in `MOMENTS`, `STAGE_MOMENTS` or `TTT_MOMENTS`, where the process sends itself `signal_number`.
         tty: device to use as its terminal; `out` is then empty.
         killed: called again and again while it runs; the process is killed from outside once it returns true.
         report: draw the report, which takes twice as long as the rest of so small a run; else an empty page stands for it.
@@ -184,7 +184,7 @@ def _train(arguments, moment, signal_number, report):
 
         mock.patch.object(page, "_write", no_report).start()
     if moment:
-        {**MOMENTS, **STAGE_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
+        {**MOMENTS, **STAGE_MOMENTS, **TTT_MOMENTS}[moment][1](lambda: os.kill(os.getpid(), signal_number))
     main(["train", *arguments])
 
 
@@ -310,6 +310,11 @@ STAGE_MOMENTS = {
     "after the recalibration's training": (["recalibrate from 4", "eaft"], _run_function("save_result", _before)),
     "between recalibration and eaft": (["eaft"], _folder_method("finish", _after)),
     "in step 4 of eaft": (["eaft from 2"], _in_step(8)),
+}
+# as the others, of the recipe of tests/run/test_ttt_runs.py with two trainings
+TTT_MOMENTS = {
+    "in step 8": (["ttt from 2"], _in_step(8)),
+    "after the second training": (["ttt from 4"], _run_function("save_result", _before, 2)),
 }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from eaftdrope.data.chat import template_of
+from eaftdrope.ttt import is_ttt
 
 from .likelihood import Progress, batches
 
@@ -73,7 +75,7 @@ def generate_ids(
     )
     answers: list[list[int]] = [[]] * len(prompts)
     done = 0
-    for batch in batches([len(row) + max_new_tokens for row in prompts], batch_tokens):
+    for batch in _batches(model, [len(row) for row in prompts], max_new_tokens, batch_tokens):
         tick = _Tick(progress, done * max_new_tokens, len(batch), len(prompts) * max_new_tokens)
         new = _generate_batch(model, [prompts[i] for i in batch], config, tick)
         for i, row in zip(batch, new):
@@ -83,6 +85,16 @@ def generate_ids(
         if progress is not None:
             progress(done * max_new_tokens, len(prompts) * max_new_tokens)
     return answers
+
+
+def _batches(model: PreTrainedModel, lengths: list[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Yield indices of prompts that are generated together."""
+    for batch in batches([length + max_new_tokens for length in lengths], batch_tokens):
+        if is_ttt(model):
+            # its rows learn from the same chunks, so they have one length; a batch is in order of length
+            yield from (list(group) for _, group in groupby(batch, key=lambda index: lengths[index]))
+        else:
+            yield batch
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -17,7 +17,7 @@ from eaftdrope.evaluate.likelihood import Progress
 from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loaded_model import check_token_ids
 from eaftdrope.loss.gates import Gate, resolve_gate
-from eaftdrope.models import load_config, load_tokenizer
+from eaftdrope.models import load_config, load_tokenizer, refuse_ttt
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.schema import Recipe
 from eaftdrope.run.build import build_model, check_backend, tile_bytes
@@ -71,6 +71,7 @@ def prepare_inspection(recipe: Recipe, *, rows: int | None, on_policy: int) -> I
             f"{', '.join(recipe.stages or [])}."
         )
     check_backend(recipe.model, recipe.loss, recipe.train.precision)
+    refuse_ttt(recipe.model.reference, revision=recipe.model.revision)
     options = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **options)
     found, sources = _training_rows(recipe, tokenizer)

@@ -15,6 +15,7 @@ from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 from .probe_sections import GENERATED
 from .stage_sections import STAGE_SECTIONS, STAGES
 from .suggest import did_you_mean
+from .ttt_section import ttt_problems
 from .yaml_lines import Loc, Problem
 
 
@@ -26,12 +27,16 @@ def combination_problems(raw: Any) -> Iterator[Problem]:
 
 def _all(raw: Any) -> Iterator[tuple[Loc, str]]:
     yield from _training(raw, (), default_gate="eaft")
-    if isinstance(get(raw, "recalibrate"), dict):
-        # a run of its own, with the same sections under other defaults
-        for loc, text in _training(raw["recalibrate"], ("recalibrate",), default_gate="none"):
-            yield ("recalibrate", *loc), text
+    for stage in ("recalibrate", "ttt"):
+        if isinstance(get(raw, stage), dict):
+            # a run of its own, with the same sections under other defaults
+            for loc, text in _training(raw[stage], (stage,), default_gate="none"):
+                yield (stage, *loc), text
     yield from _lora(raw)
     yield from stage_problems(raw)
+    if isinstance(get(raw, "ttt"), dict):
+        for loc, text in ttt_problems(raw["ttt"]):
+            yield ("ttt", *loc), text
 
 
 def _training(raw: Any, at: Loc, *, default_gate: str) -> Iterator[tuple[Loc, str]]:
@@ -146,18 +151,25 @@ def _same_rows(raw: Any) -> Iterator[tuple[Loc, str]]:
 
 
 def _lora(raw: Any) -> Iterator[tuple[Loc, str]]:
-    if _is_set(raw, "lora"):
-        return
-    if get(raw, "model", "quantization") == "4bit":
+    stages = get(raw, "stages")
+    stages = stages if isinstance(stages, list) else ["eaft"]
+    quantized, has_lora = get(raw, "model", "quantization") == "4bit", _is_set(raw, "lora")
+    if quantized and "ttt" in stages and "eaft" not in stages:
+        yield (
+            ("model", "quantization"),
+            "the fast MLPs of the stage ttt are copied from the model's own, which 4-bit weights do not allow. Use none",
+        )
+    elif quantized and not has_lora:
         yield (
             ("model", "quantization"),
             "4-bit weights cannot be trained. Add a lora section (QLoRA), or quantization: none",
         )
-    if get(raw, "output", "merge") is True:
+    section = "ttt.lora" if "ttt" in stages else "lora"
+    if not _is_set(raw, *section.split(".")) and get(raw, "output", "merge") is True:
         yield (
             ("output", "merge"),
-            "no adapters to merge: without a lora section the full weights are written anyway. "
-            "Leave merge out, or add lora",
+            f"no adapters to merge: without a {section} section the full weights are written anyway. "
+            f"Leave merge out, or add {section}",
         )
 
 
@@ -191,14 +203,15 @@ def _order(stages: list[str]) -> Iterator[tuple[Loc, str]]:
         elif STAGES.index(stage) < STAGES.index(before):
             yield (
                 ("stages", index),
-                f"{stage} comes before {before}: a model is dropped, recalibrated and then fine-tuned. "
+                f"{stage} comes before {before}: a model is dropped, recalibrated, fine-tuned and then made to learn "
+                "as it reads. "
                 f"Write [{', '.join(sorted(set(stages), key=STAGES.index))}]",
             )
 
 
 def _sections(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
     written = get(raw, "stages") is not None
-    for name in ("drope", "recalibrate"):
+    for name in ("drope", "recalibrate", "ttt"):
         if get(raw, name) is not None and name not in stages:
             where = "is not in stages" if written else "a recipe without `stages` does not have"
             wanted = sorted({name, *stages}, key=STAGES.index)
@@ -207,22 +220,30 @@ def _sections(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
                 f"this section belongs to the stage {name}, which {where}. "
                 f"Write `stages: [{', '.join(wanted)}]`, or leave the section out",
             )
-    if "recalibrate" in stages and get(raw, "recalibrate") is None:
-        yield (
-            ("stages", stages.index("recalibrate")),
-            "the stage recalibrate has no text to train on. Add `recalibrate: {data: {train: text.jsonl}}`",
-        )
+    for name in ("recalibrate", "ttt"):
+        if name in stages and get(raw, name) is None:
+            yield (
+                ("stages", stages.index(name)),
+                f"the stage {name} has no text to train on. Add `{name}: {{data: {{train: text.jsonl}}}}`",
+            )
     if "eaft" in stages and get(raw, "data") is None:
         yield ("data",), "missing. What to train on, and what to hold out."
     if "eaft" not in stages:
         for name in STAGE_SECTIONS["eaft"]:
             if get(raw, name) is not None:
-                elsewhere = f"For the text to recalibrate on write recalibrate.{name}. " if name != "lora" else ""
+                elsewhere = _elsewhere(name, stages)
                 yield (
                     (name,),
                     f"this section belongs to the stage eaft, which is not in stages. {elsewhere}"
                     "Add eaft to stages, or leave the section out",
                 )
+
+
+def _elsewhere(name: str, stages: list[str]) -> str:
+    """Where a section of eaft belongs in a recipe without that stage."""
+    if "ttt" in stages:
+        return f"For the stage ttt write ttt.{name}. "
+    return f"For the text to recalibrate on write recalibrate.{name}. " if name != "lora" else ""
 
 
 def _budget(raw: Any) -> Iterator[tuple[Loc, str]]:
@@ -247,14 +268,17 @@ def _budget(raw: Any) -> Iterator[tuple[Loc, str]]:
 
 
 def _text_probes(raw: Any) -> Iterator[tuple[Loc, str]]:
-    target = get(raw, "recalibrate", "probes", "target")
-    for index, entry in enumerate(target if isinstance(target, list) else [target]):
-        name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        conversations = name == "function_calls" or (name in GENERATED and get(entry, name, "file") is None)
-        if conversations and get(raw, "recalibrate", "data", "held_out") is not None:
-            loc = ("target", index) if isinstance(target, list) else ("target",)
-            yield (
-                ("recalibrate", "probes", *loc),
-                f"{name} needs conversations, and a recalibration holds out text. Put it under probes.target of "
-                "the stage eaft",
-            )
+    for stage, what in {"recalibrate": "a recalibration", "ttt": "sequences: blocks"}.items():
+        if stage == "ttt" and get(raw, "ttt", "data", "sequences") == "rows":
+            continue
+        target = get(raw, stage, "probes", "target")
+        for index, entry in enumerate(target if isinstance(target, list) else [target]):
+            name = next(iter(entry), None) if isinstance(entry, dict) else entry
+            conversations = name == "function_calls" or (name in GENERATED and get(entry, name, "file") is None)
+            if conversations and get(raw, stage, "data", "held_out") is not None:
+                loc = ("target", index) if isinstance(target, list) else ("target",)
+                yield (
+                    (stage, "probes", *loc),
+                    f"{name} needs conversations, and {what} holds out text. Put it under probes.target of "
+                    "the stage eaft",
+                )

@@ -37,7 +37,7 @@ def _make_relative(data: dict, folder: Path) -> None:
         recovery["original"] = relative(recovery["original"])
     if "files" in recovery:
         recovery["files"] = [relative(path) for path in recovery["files"]]
-    for training in (data, data.get("recalibrate", {})):
+    for training in (data, data.get("recalibrate", {}), data.get("ttt", {})):
         rows = training.get("data", {})
         for sources in (rows.get("train", []), rows.get("held_out")):
             for source in sources if isinstance(sources, list) else []:

@@ -24,7 +24,9 @@ from eaftdrope.files import usable_path
 from .base import describe
 from .combinations import combination_problems
 from .schema import Recipe
+from .stage_sections import STAGES
 from .suggest import FOREIGN_KEYS, did_you_mean, nearest
+from .ttt_section import REFUSED_KEYS
 from .yaml_lines import Document, Loc, Problem, line_of, read_value, read_yaml
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -110,7 +112,7 @@ def _check(document: Document, overrides: list[str], folder: Path) -> tuple[Reci
     except ValidationError as error:
         # read_yaml has already reported the keys that are not text
         reported = "invalid_key" if document.root else ""
-        sections = [name for name in Recipe.model_fields if name in data or name not in ("drope", "recalibrate")]
+        sections = [name for name in Recipe.model_fields if name in data or name not in STAGES]
         problems += [_from_pydantic(entry, sections) for entry in error.errors() if entry["type"] != reported]
     problems += _empty_lora(document, applied)
     wrong = {problem.loc for problem in problems}
@@ -137,13 +139,17 @@ def _halves(data: object) -> Iterator[Loc]:
 
 def _empty_lora(document: Document, applied: dict[Loc, str]) -> list[Problem]:
     """Refuse `lora:` with nothing after it, which reads as null, a full fine-tune: rarely what was meant."""
-    if document.root is None or any(path[0] == "lora" for path in applied):
-        return []
-    line, found, node = line_of(document.root, ("lora",))
-    if not (found and isinstance(node, yaml.ScalarNode) and node.value == ""):
-        return []
-    text = "nothing is set. Write `lora: {}` for adapters with the defaults, or `lora: null` for a full fine-tune"
-    return [Problem(text, ("lora",), line)]
+    problems = []
+    for loc in (("lora",), ("ttt", "lora")):
+        if document.root is None or any(path[: len(loc)] == loc for path in applied):
+            continue
+        line, found, node = line_of(document.root, loc)
+        if found == loc and isinstance(node, yaml.ScalarNode) and node.value == "":
+            text = (
+                "nothing is set. Write `lora: {}` for adapters with the defaults, or `lora: null` for a full fine-tune"
+            )
+            problems.append(Problem(text, loc, line))
+    return problems
 
 
 # Overrides
@@ -249,6 +255,8 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
 def _unknown_key(loc: Loc, sections: list[str]) -> str:
     section, key = section_at(loc[:-1]), str(loc[-1])
     assert section is not None, "the schema found the key in a section"
+    if loc in REFUSED_KEYS:
+        return REFUSED_KEYS[loc]
     keys = list(section.model_fields)
     near = did_you_mean(key, keys)
     elsewhere = [

@@ -13,21 +13,19 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationInfo,
     field_validator,
 )
 
 from eaftdrope.files import usable_path
 
-from .base import STRONGEST, OneOf, Section, describe, existing_model, recipe_folder, require_package
+from .base import OneOf, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
 from .probe_sections import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
-from .suggest import did_you_mean
-from .training_sections import Loss, Train
+from .training_sections import Lora, Loss, Train
+from .ttt_section import MetaTraining
 
 LOGGERS = {
     "tensorboard": "tensorboard",
@@ -72,50 +70,6 @@ class Model(Section):
     def _quantization_available(cls, value: str) -> str:
         if value == "4bit":
             require_package("bitsandbytes", "bitsandbytes", "'4bit' (QLoRA)")
-        return value
-
-
-def _as_target_modules(value: object) -> object:
-    if isinstance(value, str) and value != "all-linear":
-        hint = did_you_mean(value, ["all-linear"]) or f" For this module only, write [{value}]"
-        raise ValueError(f"expected all-linear or a list of module names, found {describe(value)}.{hint}")
-    return value
-
-
-_TargetModules = Annotated[
-    Annotated[Literal["all-linear"], Tag("<name>")] | Annotated[list[str], Tag("<list>"), Field(min_length=1)],
-    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<list>"),
-]
-
-
-class Lora(Section):
-    """Low-rank adapters on the frozen model; leave the section out for a full fine-tune."""
-
-    r: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="Rank.")
-    alpha: float | None = Field(
-        None, gt=0, le=STRONGEST, description="Scaling: the update is multiplied by alpha / r (null: 2 r)."
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
-    target_modules: Annotated[
-        _TargetModules, BeforeValidator(_as_target_modules, json_schema_input_type=Literal["all-linear"] | list[str])
-    ] = Field("all-linear", description="Modules that get an adapter: all-linear (all but the head), or names.")
-    modules_to_save: list[str] = Field([], description="Modules trained in full beside the adapters, such as lm_head.")
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
-    use_dora: bool = Field(False, description="DoRA: separate direction and magnitude.")
-
-    @field_validator("alpha", mode="after")
-    @classmethod
-    def _alpha_default(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return 2.0 * info.data["r"] if value is None and "r" in info.data else value
-
-    @field_validator("target_modules")
-    @classmethod
-    def _head_is_read_directly(cls, value: str | list[str]) -> str | list[str]:
-        if any(name.split(".")[-1] == "lm_head" for name in value if isinstance(value, list)):
-            raise ValueError(
-                "an adapter on lm_head: the fused loss reads the head's weight directly and would not see it. "
-                "Put lm_head in lora.modules_to_save instead"
-            )
         return value
 
 
@@ -179,10 +133,13 @@ class Recipe(Section):
         description="Hub id, local folder or package:NAME; or a mapping with more options."
     )
     stages: Annotated[list[Annotated[str, OneOf(STAGES)]], Field(min_length=1)] | None = Field(
-        None, description="Stages in order: drope, recalibrate, eaft (null: only eaft, in output.dir itself)."
+        None, description="Stages in order: drope, recalibrate, eaft, ttt (null: only eaft, in output.dir itself)."
     )
     drope: Drope | None = Field(None, description="Options of the conversion (null: the defaults).")
     recalibrate: Recalibrate | None = Field(None, description="Data and budget of the recalibration.")
+    ttt: MetaTraining | None = Field(
+        None, description="Conversion to a model that keeps learning as it reads, and its training."
+    )
     data: Data | None = Field(None, description="Training data and held-out data.")
     loss: Loss = Field(Loss(), description="The gate on each token's cross-entropy, and how the loss is computed.")
     lora: Lora | None = Field(None, description="Low-rank adapters; null or left out: full fine-tuning.")
@@ -201,3 +158,16 @@ class Recipe(Section):
     def _recalibration_defaults(cls, value: Recalibrate | None, info: ValidationInfo) -> Recalibrate | None:
         drope = info.data.get("drope")
         return value and value.with_defaults(qk_norm=bool(drope and drope.qk_norm))
+
+    @field_validator("ttt")
+    @classmethod
+    def _ttt_defaults(cls, value: MetaTraining | None) -> MetaTraining | None:
+        return value and value.with_defaults()
+
+    @property
+    def adapters(self) -> Lora | None:
+        """The adapters that the last stage trains; None if it trains weights, or nothing."""
+        last = self.stages[-1] if self.stages else "eaft"
+        if last == "ttt":
+            return self.ttt.lora if self.ttt else None
+        return self.lora if last == "eaft" else None

@@ -1,4 +1,4 @@
-"""The sections of a recipe's other stages: `drope`, the conversion, and `recalibrate`, the training on text after it.
+"""The sections of the stages `drope`, the conversion, and `recalibrate`, the training on text after it.
 
 `recalibrate` has the sections of an ordinary run (data, loss, train, probes) with the defaults of the paper (arXiv
 2512.12167, tables 4 and 11), a budget in tokens, and a measure of how much of the perplexity is recovered.
@@ -21,6 +21,7 @@ STAGE_SECTIONS = {
     "drope": ("drope",),
     "recalibrate": ("recalibrate",),
     "eaft": ("data", "loss", "lora", "train", "probes"),
+    "ttt": ("ttt",),
 }
 """The stages that a recipe can chain, in the only order that they can have -> the sections that each of them reads."""
 
@@ -85,7 +86,7 @@ class TextData(Rows):
 
 
 class TextLoss(Loss):
-    """The loss of a recalibration: plain cross-entropy unless a gate is set."""
+    """The loss of a training on text: plain cross-entropy unless a gate is set."""
 
     gate: Annotated[str, OneOf(GATE_OPTIONS)] = Field(
         "none", description="Gate that weights the tokens; none: plain cross-entropy."

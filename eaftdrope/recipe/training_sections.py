@@ -1,14 +1,15 @@
-"""The sections `loss` and `train`. A recalibration has both too, with other defaults."""
+"""The sections `loss`, `lora` and `train`. Other stages have them too, with other defaults."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
-from .base import LARGEST_RATE, MOST, STRONGEST, OneOf, Positive, Section, Share, require_package
+from .base import LARGEST_RATE, MOST, STRONGEST, OneOf, Positive, Section, Share, describe, require_package
+from .suggest import did_you_mean
 
 OPTIMIZERS = (
     "adamw_torch",
@@ -74,6 +75,50 @@ class Loss(Section):
     def gate_kwargs(self) -> dict[str, object]:
         """The options that the recipe sets for its gate; those left out have the gate's own defaults."""
         return {name: getattr(self, name) for name in ALL_GATE_OPTIONS if getattr(self, name) is not None}
+
+
+def _as_target_modules(value: object) -> object:
+    if isinstance(value, str) and value != "all-linear":
+        hint = did_you_mean(value, ["all-linear"]) or f" For this module only, write [{value}]"
+        raise ValueError(f"expected all-linear or a list of module names, found {describe(value)}.{hint}")
+    return value
+
+
+_TargetModules = Annotated[
+    Annotated[Literal["all-linear"], Tag("<name>")] | Annotated[list[str], Tag("<list>"), Field(min_length=1)],
+    Discriminator(lambda value: "<name>" if isinstance(value, str) else "<list>"),
+]
+
+
+class Lora(Section):
+    """Low-rank adapters on the frozen model; leave the section out for a full fine-tune."""
+
+    r: Annotated[int, Field(ge=1, le=2**16)] = Field(16, description="Rank.")
+    alpha: float | None = Field(
+        None, gt=0, le=STRONGEST, description="Scaling: the update is multiplied by alpha / r (null: 2 r)."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    target_modules: Annotated[
+        _TargetModules, BeforeValidator(_as_target_modules, json_schema_input_type=Literal["all-linear"] | list[str])
+    ] = Field("all-linear", description="Modules that get an adapter: all-linear (all but the head), or names.")
+    modules_to_save: list[str] = Field([], description="Modules trained in full beside the adapters, such as lm_head.")
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+    use_dora: bool = Field(False, description="DoRA: separate direction and magnitude.")
+
+    @field_validator("alpha", mode="after")
+    @classmethod
+    def _alpha_default(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return 2.0 * info.data["r"] if value is None and "r" in info.data else value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _head_is_read_directly(cls, value: str | list[str]) -> str | list[str]:
+        if any(name.split(".")[-1] == "lm_head" for name in value if isinstance(value, list)):
+            raise ValueError(
+                "an adapter on lm_head: the fused loss reads the head's weight directly and would not see it. "
+                "Put lm_head in lora.modules_to_save instead"
+            )
+        return value
 
 
 class Train(Section):

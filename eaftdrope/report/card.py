@@ -1,7 +1,8 @@
 """The model card: README.md of a trained folder, with the before/after table and code that loads the model.
 
 The card is written with huggingface_hub's card classes and without network access. The loading code does not need
-eaftdrope, nor the hub if the base model is local: a test runs it where importing eaftdrope is impossible.
+eaftdrope (but for a model that learns as it reads), nor the hub if the base model is local: a test runs it where importing
+eaftdrope is impossible.
 """
 
 from __future__ import annotations
@@ -42,6 +43,16 @@ folder = "."  # this folder's path or hub id
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder).eval()
 """
+_LOAD_LEARNING = """\
+import torch
+from transformers import AutoTokenizer
+from eaftdrope.ttt import load_ttt
+
+folder = "."  # this folder's path or hub id
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = load_ttt(folder).eval()  # learns as it reads, from nothing at each call
+"""
 _GENERATE_CHAT = """
 messages = [{"role": "user", "content": "Hello!"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -55,6 +66,10 @@ with torch.no_grad():
     answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 """
+_LEARNING = (
+    "eaftdrope loads the model as it was trained. Stock transformers loads the same folder without the fast MLPs and without "
+    "the window: a model that was not measured here."
+)
 _ENGINES = """\
 ## Engines
 
@@ -79,6 +94,7 @@ class CardContent:
         hardware: one line.
         command: the command line that was run.
         is_adapter: the folder contains a PEFT adapter, whose adapter_config.json has the path of the base model.
+        learns: the model learns as it reads (TTT), which needs eaftdrope.
         licence: the hub's name of a licence, such as "apache-2.0".
         datasets: names of the training data; those that are hub ids are also listed in the metadata.
         title: the card's heading; the folder's name by default.
@@ -95,6 +111,7 @@ class CardContent:
     hardware: str
     command: str
     is_adapter: bool
+    learns: bool = False
     licence: str | None = None
     datasets: Sequence[str] = ()
     title: str | None = None
@@ -187,7 +204,9 @@ def _table(before: Sequence[Score], after: Sequence[Score]) -> str:
 def _loading(folder: Path, content: CardContent) -> str:
     text = "Stock transformers is enough; eaftdrope is not needed."
     code = _LOAD_FULL
-    if content.is_adapter:
+    if content.learns:
+        text, code = _LEARNING, _LOAD_LEARNING
+    elif content.is_adapter:
         base, where = _adapter_base(folder)
         code = _LOAD_ADAPTER.replace("{base}", json.dumps(base))
         text = "Stock transformers and peft are enough; eaftdrope is not needed." + where

@@ -2,7 +2,7 @@
 
     run.json       a training run          compare.json   a comparison of gates
     inspect.json   training data           probe.json     how far a context reaches
-    eval.json      models on suites
+    eval.json      models on suites        ttt.json       what learning while reading adds
 
 A page is built from files only, so it can be rendered again, and the same files give the same bytes.
 """
@@ -25,6 +25,7 @@ from .sections.evaluation import eval_page
 from .sections.inspection import inspect_page
 from .sections.run import run_page
 from .sections.side_by_side import runs_page
+from .sections.ttt_eval import ttt_page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ _BUILDERS: dict[str, PageBuilder] = {
     "inspect.json": inspect_page,
     "eval.json": eval_page,
     "probe.json": context_page,
+    "ttt.json": ttt_page,
 }
 
 

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from eaftdrope.loss.settings import LossSettings
 from eaftdrope.processes import process_count
 from eaftdrope.trainer import EAFTConfig, EAFTTrainer
+from eaftdrope.ttt.meta_training import TTTTrainer
 
-from .build import add_stop_tokens, build_model, make_generation_config_saveable, tile_bytes
+from .build import add_stop_tokens, build_model, learning_model, make_generation_config_saveable, tile_bytes
 from .data import RunData
 from .lora import lora_config
 from .machine import training_device
@@ -93,13 +94,16 @@ def build_trainer(
     """The model with its weights in a trainer, ready to train."""
     arguments = build_arguments(settings, checkpoints, data.stats)
     model = build_model(settings.model)
+    if settings.ttt:
+        model = learning_model(model, settings.model, settings.ttt)
     adapters = lora_config(settings.lora, model) if settings.lora else None
     if adapters:
         # peft records the base model's place, but not its commit
         adapters.revision = settings.model.revision
     add_stop_tokens(model, tokenizer, data.report.stop_tokens)
     make_generation_config_saveable(model)
-    trainer = EAFTTrainer(
+    trainer_class = TTTTrainer if settings.ttt else EAFTTrainer
+    trainer = trainer_class(
         model,
         arguments,
         train_dataset=data.train,

@@ -10,10 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Probe, build_probes
 from eaftdrope.loss.backends import VARIABLE, check_backend_name, unavailable
-from eaftdrope.models import hub_id_of, load_model
+from eaftdrope.models import hub_id_of, load_model, resolve_model
+from eaftdrope.models.loading import find_file
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.schema import Model
 from eaftdrope.recipe.training_sections import Loss
+from eaftdrope.ttt import TTTConfig, apply_ttt
+from eaftdrope.ttt.saved import CONFIG_FILE, WEIGHTS_FILE, load_primes
 
 from .data import RunData
 from .lora import freeze_non_text_modules
@@ -34,6 +37,26 @@ def build_model(section: Model) -> PreTrainedModel:
     if hub_id := hub_id_of(section.reference):
         # peft writes it into adapter_config.json, and a package's folder exists on this machine only
         model.name_or_path = model.config._name_or_path = hub_id
+    return model
+
+
+def learning_model(model: PreTrainedModel, section: Model, config: TTTConfig) -> PreTrainedModel:
+    """Let `model` learn as it reads. Where the model it was loaded from does, its fast MLPs are trained further.
+
+    Raises:
+        UserError: the architecture is not supported, or the model has fast MLPs that do not fit `config`.
+    """
+    apply_ttt(model, config)
+    source = resolve_model(section.reference, revision=section.revision)
+    primes = find_file(source.path, WEIGHTS_FILE, revision=source.revision)
+    if primes is not None:
+        try:
+            load_primes(model, primes)
+        except ValueError as error:
+            raise UserError(
+                f"{section.reference} learns as it reads already, with other settings: {error} Set ttt.layout and "
+                f"ttt.fast_blocks as in its {CONFIG_FILE}."
+            ) from error
     return model
 
 

@@ -167,7 +167,7 @@ def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedToken
         return encode_rows(data, sources, tokenizer, seed=seed, max_length=None, **options)
 
     rows, report = encode(data.train_sources(), enough=enough if steps else None)
-    # a recalibration trains no answers, so it does not change where generation stops
+    # text has no answers, so it does not change where generation stops
     report.stop_tokens.clear()
     held_out = None
     if share:
@@ -180,7 +180,8 @@ def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedToken
         try:
             return text_blocks(rows, length=settings.max_length, eos=tokenizer.eos_token_id, boundaries=boundaries)
         except DataError as error:
-            raise DataError(f"recalibrate.data.{name}: {error}") from error
+            stage = "ttt" if settings.ttt else "recalibrate"
+            raise DataError(f"{stage}.data.{name}: {error}") from error
 
     trained = blocks(rows, "train", boundaries=settings.separate_documents)
     return RunData(trained, report, None if held_out is None else blocks(held_out, "held_out"), [])

@@ -14,8 +14,9 @@ from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, comparison
 from eaftdrope.report import page
 from eaftdrope.report.card import CardContent, write_model_card
+from eaftdrope.ttt.saved import copy_ttt
 
-from .folder import CAPTURE_FILE, RunFolder
+from .folder import CAPTURE_FILE, MERGED, RunFolder
 from .interrupts import LOCK_FILE
 from .machine import precision_line, training_device
 from .result import loaded_by_one_process
@@ -30,6 +31,7 @@ class Card:
         base_model: reference of the model that the result is based on.
         title: None for the folder's name.
         sections: markdown sections of its kind.
+        learns: the model learns as it reads.
     """
 
     base_model: str
@@ -38,6 +40,7 @@ class Card:
     title: str | None
     tags: list[str]
     sections: list[str]
+    learns: bool = False
 
 
 def about_run(settings: TrainingSettings, method: str, command: str) -> dict[str, str]:
@@ -74,7 +77,7 @@ def finish(
     Raises:
         UserError: the adapters cannot be merged, or the result cannot be uploaded.
     """
-    merged = folder.path / "merged"
+    merged = folder.path / MERGED
     _write_card(folder, card, before, after)
     if merge and not merged.is_dir():
         with loaded_by_one_process():
@@ -84,6 +87,9 @@ def finish(
             highlight=False,
             markup=False,
         )
+    if merge and card.learns:
+        # also after a kill between the two
+        copy_ttt(folder.path, merged)
     show_result(console)
     if after:
         console.print()
@@ -112,13 +118,14 @@ def _write_card(folder: RunFolder, card: Card, before: list[Score], after: list[
         title=card.title,
         tags=card.tags,
         sections=card.sections,
+        learns=card.learns,
     )
     write_model_card(folder.path, content)
 
 
 def _upload(folder: RunFolder, repository: str, *, private: bool) -> None:
     """Upload the result, without files that only a resumed run or this machine needs."""
-    excluded = ["checkpoints/*", "merged/*", "run.json"]
+    excluded = ["checkpoints/*", f"{MERGED}/*", "run.json"]
     try:
         api = HfApi()
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id

@@ -26,6 +26,7 @@ from eaftdrope.evaluate import Score, scores_from_json, scores_to_json
 from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
 from eaftdrope.processes import process_count
 from eaftdrope.recipe.schema import Recipe
+from eaftdrope.ttt.saved import WEIGHTS_FILE
 
 from .checkpoints import MANIFEST, Checkpoints, Found
 from .interrupts import LOCK_FILE
@@ -44,6 +45,8 @@ from .record import (
 
 CAPTURE_FILE = "agreement.safetensors"
 """The base model's predictions, which the probe agreement compares with; deleted once the run is finished."""
+MERGED = "merged"
+"""The folder of the model with its adapters merged, inside the run folder."""
 WAYS_OUT = (
     "Nothing was changed: choose another folder with output.dir=..., or pass --overwrite to delete it and start over."
 )
@@ -78,7 +81,9 @@ class RunFolder:
         self._notes: list[str] = []
         self._overwrite = overwrite
         self._recipe = dumped(recipe)
-        self._merges = recipe.output.merge and recipe.lora is not None
+        self._merges = recipe.output.merge and recipe.adapters is not None
+        learns = recipe.ttt if recipe.stages and recipe.stages[-1] == "ttt" else None
+        self._has_fast_mlps = learns is not None and learns.layout == "prime"
         self.uploads = uploads
         self._schema = type(recipe)
         # their number changes the steps, as a key of the recipe does
@@ -152,6 +157,8 @@ class RunFolder:
         """The part of the result or its scores that is missing although run.json records it as done; None without any."""
         if not any(file for pattern in _WEIGHTS for file in self.path.glob(pattern)):
             return "weights"
+        if self._has_fast_mlps and not (self.path / WEIGHTS_FILE).is_file():
+            return "fast MLPs"
         scores = [f"probes_{when}.json" for when in ("before", "after")]
         if any((self.path / name).exists() for name in scores):
             return next((f"readable {name}" for name in scores if self.load_scores(name[7:-5]) is None), None)
@@ -265,8 +272,8 @@ class RunFolder:
         if not self._run or not self._run["data"] or self._lost():
             return []
         lacks = [name for name in ("README.md", "report.html") if not (self.path / name).is_file()]
-        if self._merges and not (self.path / "merged").is_dir():
-            lacks.append("merged/")
+        if self._merges and not (self.path / MERGED).is_dir():
+            lacks.append(f"{MERGED}/")
         if self.uploads and self._run.get("uploaded") != self.uploads:
             lacks.append(f"upload to {self.uploads}")
         return lacks

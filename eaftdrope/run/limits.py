@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from eaftdrope.errors import UserError
 from eaftdrope.recipe.stage_sections import TextData
+from eaftdrope.ttt.config import TTTConfig
 
 from .machine import Device, format_bytes, slow_in_bfloat16, weights_dtype
 from .memory import Memory
@@ -46,6 +47,24 @@ def check_positions(model: nn.Module, config: PretrainedConfig, longest: int) ->
         )
 
 
+def check_sink(settings: TrainingSettings, config: PretrainedConfig) -> None:
+    """Refuse rows beyond the trained length whose sink cannot be kept within it: that needs the cache, which gradient
+    checkpointing drops.
+
+    Raises:
+        UserError: such rows.
+    """
+    ttt, limit = settings.ttt, getattr(config.get_text_config(), "max_position_embeddings", None)
+    if ttt is None or not ttt.sink or not limit or not settings.train.gradient_checkpointing:
+        return
+    if math.ceil(settings.max_length / ttt.chunk) * ttt.chunk > limit:
+        raise UserError(
+            f"ttt.data.max_length {settings.max_length:,} with gradient checkpointing: beyond the {limit:,} tokens that the "
+            "model was trained on, the sink needs the cache that gradient checkpointing drops. Use shorter rows, ttt.sink=0, "
+            "or ttt.checkpoint=true with ttt.train.gradient_checkpointing=false."
+        )
+
+
 def notes(
     settings: TrainingSettings,
     config: PretrainedConfig,
@@ -62,6 +81,8 @@ def notes(
     if data and data.truncated:
         share = data.truncated / data.rows
         yield f"{data.truncated} of {data.rows} rows ({share:.0%}) are truncated at data.max_length."
+    if settings.ttt:
+        yield from _reading(settings, settings.ttt)
     yield from _precision(settings, config, device)
     yield from _memory(settings, memory, device)
     if settings.merge and settings.lora:
@@ -99,6 +120,22 @@ def _text(settings: TrainingSettings, data: DataStats | None) -> Iterator[str]:
         )
 
 
+def _reading(settings: TrainingSettings, ttt: TTTConfig) -> Iterator[str]:
+    """Settings of a model that learns as it reads which a row of full length cannot use."""
+    length, chunks = settings.max_length, settings.max_length // ttt.chunk
+    if ttt.window is not None and length <= ttt.window + ttt.sink:
+        yield (
+            f"Every row fits into the window of {ttt.window:,} tokens, so the model is not trained to remember what it no "
+            f"longer sees. Use rows of several windows."
+        )
+    if ttt.horizon is not None and ttt.horizon > chunks:
+        yield f"ttt.horizon {ttt.horizon}: a row has at most {chunks} chunks, so this is the same as all."
+    if ttt.warmup >= chunks:
+        yield f"ttt.warmup {ttt.warmup}: a row has at most {chunks} chunks, so the inner rate never reaches ttt.lr."
+    if ttt.lr == 0:
+        yield "ttt.lr 0: nothing is learned while reading. This trains the model with its window, the control of TTT."
+
+
 def _precision(settings: TrainingSettings, config: PretrainedConfig, device: Device) -> Iterator[str]:
     chosen = weights_dtype(settings.model.dtype, device)
     weights = str(config.dtype).removeprefix("torch.") if chosen == "auto" else chosen
@@ -115,6 +152,10 @@ def _memory(settings: TrainingSettings, memory: Memory, device: Device) -> Itera
     ways = ["a smaller train.batch_size (raise train.accumulation as much)", "a smaller data.max_length"]
     if not settings.train.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: true")
+    if settings.ttt:
+        ways.append("fewer ttt.fast_blocks")
+        if not settings.ttt.checkpoint:
+            ways.insert(0, "ttt.checkpoint: true")
     if not settings.lora:
         ways.append("lora")
     yield (

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from eaftdrope.recipe.schema import Lora
+from eaftdrope.recipe.training_sections import Lora
+from eaftdrope.ttt.fast_mlps import ATTRIBUTE
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -35,13 +36,14 @@ def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
 
 
 def non_text_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the modules with parameters of their own that no text passes through."""
+    """Names of the modules with parameters of their own that no text passes through. Text passes through fast MLPs."""
     language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     read = {id(parameter) for part in language if part is not None for parameter in part.parameters()}
     return [
         name
         for name, module in model.named_modules()
-        if any(id(parameter) not in read for parameter in module.parameters(recurse=False))
+        if name.split(".")[0] != ATTRIBUTE
+        and any(id(parameter) not in read for parameter in module.parameters(recurse=False))
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate.utils import str_to_bool
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.loss import products
 from eaftdrope.processes import process_count
@@ -109,6 +112,15 @@ def wait_for_everyone() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=training_device().kind == "cpu").wait_for_everyone()
+
+
+def sharding_engine() -> str | None:
+    """The engine that the launcher chose to shard the weights with; None if each process has all of them."""
+    if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        return "FSDP"
+    if is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        return "DeepSpeed ZeRO-3"
+    return None
 
 
 # Precision

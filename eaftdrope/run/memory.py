@@ -1,6 +1,6 @@
 """Memory of a training step on one device, estimated from shapes before anything is loaded; and GPUs that it fits on.
 
-    total = weights + gradients + optimizer + activations + loss tile
+    total = weights + gradients + optimizer + activations + loss tile (+ fast weights, see fast_weights.py)
 
 Not counted: the process itself (Python, torch, a CUDA context: 0.5 to 1 GB), short-lived buffers and fragmentation.
 
@@ -28,8 +28,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from eaftdrope.loss.compute import default_tile_bytes
-from eaftdrope.recipe.schema import Lora
+from eaftdrope.recipe.training_sections import Lora
 
+from .fast_weights import FastWeights, fast_weights
 from .machine import format_bytes
 from .settings import TrainingSettings
 
@@ -49,6 +50,7 @@ class Memory:
     optimizer: int
     activations: int
     loss_tile: int
+    fast_weights: int = 0
 
     @property
     def total(self) -> int:
@@ -67,16 +69,37 @@ def estimate(
     """
     train, tokens = settings.train, settings.train.batch_size * settings.max_length
     recompute, quantized = train.gradient_checkpointing, settings.model.quantization == "4bit"
-    element = 2 if autocast else _element(model)
+    element = 2 if autocast else element_size(model)
+    fast = fast_weights_of(settings, config, model, autocast=autocast)
+    layers = config.get_text_config().num_hidden_layers - fast.blocks if fast else None
     return Memory(
         weights=weight_bytes(model, autocast=autocast, quantized=quantized, recompute=recompute),
         gradients=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
         optimizer=optimizer_bytes(train.optimizer, model),
         activations=activation_bytes(
-            config, model, tokens=tokens, lora=settings.lora, autocast=autocast, recompute=recompute
-        ),
+            config,
+            model,
+            tokens=tokens,
+            lora=settings.lora,
+            autocast=autocast,
+            recompute=recompute,
+            layers=layers,
+        )
+        + (fast.activation_bytes if fast else 0),
         loss_tile=loss_tile_bytes(config, tokens=tokens, tile_mb=settings.loss.tile_mb, device=device, element=element),
+        fast_weights=fast.bytes if fast else 0,
     )
+
+
+def fast_weights_of(
+    settings: TrainingSettings, config: PretrainedConfig, model: PreTrainedModel, *, autocast: bool
+) -> FastWeights | None:
+    """The fast weights of a training; None for a model that does not learn as it reads."""
+    if settings.ttt is None:
+        return None
+    layer = layer_bytes(config, model, autocast=autocast, lora=settings.lora)
+    element = 2 if autocast else element_size(model)
+    return fast_weights(settings, config, model, layer=layer, element=element, autocast=autocast)
 
 
 def weight_bytes(model: PreTrainedModel, *, autocast: bool, quantized: bool = False, recompute: bool = False) -> int:
@@ -131,6 +154,7 @@ def activation_bytes(
     autocast: bool,
     lora: Lora | None = None,
     recompute: bool = False,
+    layers: int | None = None,
 ) -> int:
     """Tensors that the forward keeps for the backward, for a decoder with RMSNorm, SwiGLU and attention that does not store
     its N x N weights.
@@ -150,10 +174,18 @@ def activation_bytes(
     and its mask (2 e x), on bfloat16 weights the cast to the adapter's float32 (4 x, under autocast 2 x).
 
     With gradient checkpointing (`recompute`) each layer keeps its input, e_w D, and one layer at a time is recomputed in
-    full. The last norm adds (4 + e_w) D.
+    full. The last norm adds (4 + e_w) D. With `layers` only so many of them are counted.
     """
-    text = config.get_text_config()
-    element_w = _element(model)
+    text, element_w = config.get_text_config(), element_size(model)
+    layers = text.num_hidden_layers if layers is None else layers
+    layer = layer_bytes(config, model, autocast=autocast, lora=lora)
+    kept = layers * element_w * text.hidden_size + layer if recompute else layers * layer
+    return int(tokens * (kept + (4 + element_w) * text.hidden_size))
+
+
+def layer_bytes(config: PretrainedConfig, model: nn.Module, *, autocast: bool, lora: Lora | None = None) -> float:
+    """Bytes per token of one layer, as `activation_bytes` counts them."""
+    text, element_w = config.get_text_config(), element_size(model)
     element = 2 if autocast else element_w
     hidden, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or hidden // heads
@@ -173,9 +205,7 @@ def activation_bytes(
         if changed:
             inputs, feed_forward = 0, 3 * element * inner
         adapters = element * rank + changed * width
-    layer = norms + inputs + attention + feed_forward + adapters
-    kept = layers * element_w * hidden + layer if recompute else layers * layer
-    return int(tokens * (kept + (4 + element_w) * hidden))
+    return norms + inputs + attention + feed_forward + adapters
 
 
 def loss_tile_bytes(config: PretrainedConfig, *, tokens: int, tile_mb: int | None, device: str, element: int) -> int:
@@ -191,7 +221,7 @@ def loss_tile_bytes(config: PretrainedConfig, *, tokens: int, tile_mb: int | Non
     return rows * row + tokens * text.hidden_size * element
 
 
-def _element(model: nn.Module) -> int:
+def element_size(model: nn.Module) -> int:
     """Bytes per element of the weights, frozen or trained: of the type that most parameters have."""
     sizes: dict[int, int] = {}
     for parameter in model.parameters():
@@ -226,12 +256,12 @@ def fits(
 ) -> tuple[Fit, ...]:
     """One entry per number of devices, up to the first for which the smallest GPU is enough.
 
-    A base model in 4 bits is never sharded: FSDP does not shard bitsandbytes' bytes.
+    A base model in 4 bits is never sharded: FSDP does not shard bitsandbytes' bytes. Nor is one with fast weights.
     """
     whole = estimate(settings, config, model, device="cuda", autocast=autocast)
     gathered = gathered_bytes(model, autocast=autocast)
     found: list[Fit] = []
-    for devices in COUNTS if settings.model.quantization == "none" else (1,):
+    for devices in COUNTS if settings.model.quantization == "none" and not settings.ttt else (1,):
         needed = whole.total if devices == 1 else sharded_bytes(whole, gathered, devices)
         found.append(Fit(devices, needed, smallest(needed)))
         if found[-1].size == SIZES[0]:

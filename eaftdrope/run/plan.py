@@ -18,13 +18,16 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from eaftdrope.errors import UserError
 from eaftdrope.processes import process_count
-from eaftdrope.recipe.schema import Lora, Model
-from eaftdrope.recipe.training_sections import Loss
+from eaftdrope.recipe.schema import Model
+from eaftdrope.recipe.training_sections import Lora, Loss
+from eaftdrope.ttt import TTTConfig, apply_ttt
+from eaftdrope.ttt.fast_mlps import ATTRIBUTE, fast_mlps
 
 from . import limits
+from .fast_weights import FastWeights
 from .lora import freeze_non_text_modules, lora_config
 from .machine import Device, format_bytes, precision_line, training_device, weights_dtype
-from .memory import Fit, Memory, estimate, fit_lines, fits
+from .memory import Fit, Memory, estimate, fast_weights_of, fit_lines, fits
 from .record import DataStats
 from .settings import TrainingSettings
 
@@ -56,6 +59,7 @@ class StagePlan:
     folder: str
     files: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    reading: FastWeights | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -81,11 +85,13 @@ def make_plan(
         longest: tokens of the longest row, where the rows have been read.
 
     Raises:
-        UserError: peft cannot put such an adapter on the model, or a row is longer than its table of positions.
+        UserError: peft cannot put such an adapter on the model, a row is longer than its table of positions, or the model
+            cannot learn as it reads with these settings.
     """
+    limits.check_sink(settings, config)
     device = device or training_device()
     train, lora, processes = settings.train, settings.lora, process_count()
-    model = meta_model(settings.model, lora, config, device)
+    model = meta_model(settings.model, lora, config, device, settings.ttt)
     rows = train.batch_size * train.accumulation * processes
     mean = min(settings.max_length, data.tokens / max(1, data.rows)) if data else settings.max_length
     if settings.packing:
@@ -93,10 +99,11 @@ def make_plan(
     else:
         limits.check_positions(model, config, longest)
     memory = estimate(settings, config, model, device=device.kind, autocast=autocast)
+    reading = fast_weights_of(settings, config, model, autocast=autocast)
     return StagePlan(
         model=settings.model.reference,
         architecture=architecture(config),
-        parameters=sum(p.numel() for n, p in model.named_parameters() if not _is_adapter(n)),
+        parameters=sum(p.numel() for n, p in model.named_parameters() if not _is_added(n)),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         method=f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
         gate=_gate(settings.loss),
@@ -112,6 +119,7 @@ def make_plan(
         folder=settings.folder,
         files=_files(settings, model, memory.optimizer),
         notes=tuple(limits.notes(settings, config, model, data, memory, device, longest)),
+        reading=reading,
     )
 
 
@@ -121,13 +129,20 @@ def architecture(config: PretrainedConfig) -> str:
 
 
 def meta_model(
-    section: Model, lora: Lora | None, config: PretrainedConfig, device: Device | None = None
+    section: Model,
+    lora: Lora | None,
+    config: PretrainedConfig,
+    device: Device | None = None,
+    ttt: TTTConfig | None = None,
 ) -> PreTrainedModel:
-    """The model on the meta device, with its adapters, and with the types and `requires_grad` of a training on `device`."""
+    """The model on the meta device, with its adapters and fast MLPs, and with the types and `requires_grad` of a training
+    on `device`."""
     dtype = getattr(torch, weights_dtype(section.dtype, device), None) or config.dtype or torch.float32
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code)
         freeze_non_text_modules(model)
+        if ttt:
+            apply_ttt(model, ttt)
         if lora:
             from peft import get_peft_model
 
@@ -138,6 +153,8 @@ def meta_model(
                     model = get_peft_model(model, lora_config(lora, model))
                 except ValueError as error:
                     raise UserError(_no_adapter(lora, str(error))) from error
+            if ttt:
+                fast_mlps(model).requires_grad_(True)
     return model
 
 
@@ -167,6 +184,10 @@ def _is_adapter(name: str) -> bool:
     return "lora_" in name or "modules_to_save" in name
 
 
+def _is_added(name: str) -> bool:
+    return _is_adapter(name) or ATTRIBUTE in name.split(".")
+
+
 def _gate(loss: Loss) -> str:
     options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
     tail = ", sparse tail" if loss.tail == "sparse" else ""
@@ -177,9 +198,10 @@ def _gate(loss: Loss) -> str:
 def _files(settings: TrainingSettings, model: PreTrainedModel, optimizer: int) -> tuple[tuple[str, str], ...]:
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if not _is_adapter(n))
+    written = "the adapters" if settings.lora else "the model's weights"
     train, checkpoint = settings.train, weights + optimizer
     files = [
-        ("the adapters" if settings.lora else "the model's weights", f"about {format_bytes(weights)}"),
+        (f"{written} and the fast MLPs" if settings.ttt else written, f"about {format_bytes(weights)}"),
         ("tokenizer with its chat template, model card, resolved recipe, metrics.jsonl", "small"),
         (
             f"checkpoints every {train.save_every} steps, {train.keep_checkpoints} kept",
@@ -196,11 +218,12 @@ def _files(settings: TrainingSettings, model: PreTrainedModel, optimizer: int) -
 
 def plan_lines(plan: StagePlan) -> Lines:
     """The plan as (name, text) lines."""
-    share = plan.trained_parameters / plan.parameters
+    share = plan.trained_parameters / (plan.parameters + (plan.reading.added if plan.reading else 0))
     most = "" if plan.data else "at most "
     lines: Lines = [
         ("model", f"{plan.model} ({plan.architecture}, {plan.parameters:,} parameters)"),
         ("trained", f"{plan.trained_parameters:,} parameters ({share:.2%}), {plan.method}"),
+        *_reading_lines(plan),
         ("loss", f"gate {plan.gate}"),
         ("precision", plan.precision),
     ]
@@ -227,12 +250,28 @@ def plan_lines(plan: StagePlan) -> Lines:
         ("  activations", f"{format_bytes(m.activations)} (when every row has the full length)"),
         ("  loss tile", format_bytes(m.loss_tile)),
     ]
+    if plan.reading:
+        kept = format_bytes(plan.reading.kept_bytes)
+        lines.append(("  fast MLPs", f"{format_bytes(m.fast_weights)}, {kept} of it kept from chunk to chunk"))
     table = fit_lines(plan.gpus)
     lines += [("fits on", table[0]), *(("", line) for line in table[1:])]
     lines.append(("writes", f"{plan.folder}/"))
     lines += [("", f"{what}: {size}") for what, size in plan.files]
     lines += [("note", note) for note in plan.notes]
     return lines
+
+
+def _reading_lines(plan: StagePlan) -> Lines:
+    """How a model learns as it reads."""
+    reading = plan.reading
+    if reading is None:
+        return []
+    share = reading.parameters / (plan.parameters + reading.added)
+    added = f", {reading.added:,} parameters added" if reading.added else ""
+    return [
+        ("learns", f"{reading.parameters:,} fast weights ({share:.1%}) in the last {reading.blocks} blocks{added}"),
+        ("", f"{reading.chunks} chunks per row of full length, {format_bytes(reading.row_bytes)} per row"),
+    ]
 
 
 def print_plan(lines: Lines, console: Console) -> None:

@@ -120,9 +120,14 @@ def differences(old: dict, new: dict, *, free: bool = False) -> str:
     """
     changed = files.differences(old, new)
     if free:
-        changed = {key: pair for key, pair in changed.items() if key.removeprefix("recalibrate.") not in _FREE_KEYS}
+        changed = {key: pair for key, pair in changed.items() if _in_section(key) not in _FREE_KEYS}
     shown = [f"{key}: {_text(then)} then, {_text(now)} now" for key, (then, now) in list(changed.items())[:6]]
     return "; ".join(shown) + ("; ..." if len(changed) > 6 else "")
+
+
+def _in_section(key: str) -> str:
+    """The key without the stage that has the section."""
+    return key.removeprefix("recalibrate.").removeprefix("ttt.")
 
 
 def _text(value: object) -> str:

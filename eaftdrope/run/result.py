@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from transformers.integrations import deepspeed
 from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
 from eaftdrope.trainer import EAFTTrainer
+from eaftdrope.ttt.fast_mlps import fast_mlps
+from eaftdrope.ttt.saved import WEIGHTS_FILE
 
-from .folder import RunFolder
+from .folder import MERGED, RunFolder
 from .settings import TrainingSettings
 
 
@@ -38,7 +40,8 @@ def save_result(
     """Write the adapter or the weights, with the files that stock loaders read beside them. For every process.
 
     Raises:
-        UserError: in the main process, stock loaders would not find the trained weights (`check_weights`, `check_adapter`).
+        UserError: in the main process, stock loaders would not find the trained weights (`check_weights`, `check_adapter`,
+            `check_fast_mlps`).
     """
     if trainer.is_fsdp_enabled:
         # the Trainer itself writes nothing under SHARDED_STATE_DICT
@@ -53,11 +56,13 @@ def save_result(
     # pickled trainer arguments: useless to anyone who loads the result
     (folder.path / "training_args.bin").unlink(missing_ok=True)
     # of an earlier result of this run
-    shutil.rmtree(folder.path / "merged", ignore_errors=True)
+    shutil.rmtree(folder.path / MERGED, ignore_errors=True)
     if settings.lora is None:
         check_weights(folder.path, trust_remote_code=settings.model.trust_remote_code)
     else:
         check_adapter(folder.path, trainer.accelerator.unwrap_model(trainer.model))
+    if settings.ttt:
+        check_fast_mlps(folder.path, trainer.model)
 
 
 @contextmanager
@@ -106,14 +111,29 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(_incomplete(folder, "adapter_config.json is missing"))
+    _check_tensors(folder, "adapter_model.safetensors", get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def check_fast_mlps(folder: Path, model: nn.Module) -> None:
+    """Look up every tensor of the fast MLPs, which a layout in place does not have, in their saved file.
+
+    Raises:
+        UserError: the file or a tensor is missing, or a tensor is empty.
+    """
+    expected = fast_mlps(model).state_dict()
+    if expected:
+        _check_tensors(folder, WEIGHTS_FILE, expected)
+
+
+def _check_tensors(folder: Path, name: str, expected: Iterable[str]) -> None:
     try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        with safe_open(folder / name, framework="pt") as file:
+            shapes = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(_incomplete(folder, f"adapter_model.safetensors: {error}")) from error
-    for name in get_peft_model_state_dict(model, save_embedding_layers=False):
-        if 0 in shapes.get(name, [0]):
-            raise UserError(_incomplete(folder, f"the weight {name} is {'empty' if name in shapes else 'missing'}"))
+        raise UserError(_incomplete(folder, f"{name}: {error}")) from error
+    for tensor in expected:
+        if 0 in shapes.get(tensor, [0]):
+            raise UserError(_incomplete(folder, f"the weight {tensor} is {'empty' if tensor in shapes else 'missing'}"))
 
 
 def _incomplete(folder: Path, reason: str) -> str:

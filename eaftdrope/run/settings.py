@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from eaftdrope.processes import process_count
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import Probes
-from eaftdrope.recipe.schema import Lora, Model, Recipe
+from eaftdrope.recipe.schema import Model, Recipe
 from eaftdrope.recipe.stage_sections import TextData
-from eaftdrope.recipe.training_sections import Loss, Train
+from eaftdrope.recipe.training_sections import Lora, Loss, Train
+from eaftdrope.ttt.config import TTTConfig
 
 from .machine import uses_bfloat16
 
@@ -29,6 +30,7 @@ class TrainingSettings:
         lora: None for a full fine-tune.
         merge: also write the model with the adapters merged.
         report_to: experiment trackers.
+        ttt: settings of the conversion to a model that learns as it reads; None for one that does not.
     """
 
     model: Model
@@ -41,6 +43,7 @@ class TrainingSettings:
     lora: Lora | None = None
     merge: bool = False
     report_to: tuple[str, ...] = ()
+    ttt: TTTConfig | None = None
 
     @property
     def autocast(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor]
 _SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
 # No sensible gate has a mean near this; a mistyped constant or divisor has.
 _EXTREME_GATE = 1e6
+_POSITION = "nll_"
 _LANDSCAPE_METRICS = ("high_entropy_", "low_entropy_", "gate_hist_")
 
 
@@ -33,17 +35,25 @@ class Latest(NamedTuple):
 
 class Meter:
     """Accumulates [`LossDetails`]; `pop` returns the means over trained tokens and resets. `pop_landscape` does the same for
-    the landscape, over an interval of its own."""
+    the landscape, over an interval of its own.
 
-    def __init__(self) -> None:
+    Args:
+        edges (`tuple[int, ...]`, *optional*): positions in a row, rising from 0 to one that no row reaches, that bound the
+            bins of the loss by position; without any it is not kept.
+    """
+
+    def __init__(self, edges: tuple[int, ...] = ()) -> None:
+        self._edges = edges
+        # tokens and sum of nll in each bin
+        self._positions: Tensor | None = None
         self._sums: Tensor | None = None
         self._latest: Tensor | None = None
         # since the last pop, and since the last pop_landscape
         self._logged: Landscape | None = None
         self._window: Landscape | None = None
 
-    def add(self, details: LossDetails) -> None:
-        """Add one call of the loss."""
+    def add(self, details: LossDetails, length: int) -> None:
+        """Add one call of the loss, on rows of `length` tokens."""
         stats, weight_T = details.stats, details.weight
         parts = (
             torch.ones_like(weight_T),
@@ -61,6 +71,9 @@ class Meter:
         sums = torch.stack([part.sum(dtype=torch.float32) for part in parts])
         self._latest = sums
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
+        if self._edges:
+            positions = _by_position(details, length, self._edges)
+            self._positions = positions if self._positions is None else self._positions + positions
         landscape = Landscape.of(stats, weight_T, details.trained)
         self._logged = landscape if self._logged is None else self._logged + landscape
         self._window = landscape if self._window is None else self._window + landscape
@@ -78,7 +91,8 @@ class Meter:
 
         Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate`, `low_gate` (share of
         tokens whose gate is below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
-        confident conflicts), `correct` (token accuracy), and those of [`Landscape.log_values`].
+        confident conflicts), `correct` (token accuracy), those of [`Landscape.log_values`], and with edges `nll_0_512`, ...
+        (mean nll of the labels of the tokens at positions 0 to 511; left out if no token is there).
         """
         if self._sums is None or self._logged is None:
             return {}
@@ -88,7 +102,15 @@ class Meter:
         values = dict(zip(_SUMS, sums.tolist(), strict=True))
         tokens = values.pop("tokens")
         means = {name: value / max(tokens, 1) for name, value in values.items()}
-        return {"tokens": tokens, **means, **landscape.log_values()}
+        return {"tokens": tokens, **means, **landscape.log_values(), **self._pop_positions(reduce)}
+
+    def _pop_positions(self, reduce: Reduce | None) -> dict[str, float]:
+        if self._positions is None:
+            return {}
+        positions = self._positions if reduce is None else reduce(self._positions)
+        self._positions = None
+        bins = zip(pairwise(self._edges), positions.T.tolist(), strict=True)
+        return {f"{_POSITION}{start}_{end}": nll / tokens for (start, end), (tokens, nll) in bins if tokens}
 
     def pop_landscape(self, reduce: Reduce | None = None) -> Landscape | None:
         """Return the landscape since the last call, None if there was none of `add`."""
@@ -96,11 +118,24 @@ class Meter:
         return landscape if landscape is None or reduce is None else landscape.reduced(reduce)
 
 
+def _by_position(details: LossDetails, length: int, edges: tuple[int, ...]) -> Tensor:
+    """Tokens and sum of nll by position in the row, `[2, bins]`."""
+    nll_T, position_T = details.stats.nll, details.rows % length
+    # a comparison with the few edges and not bucketize, which would need them on the device first
+    bin_T = sum((position_T >= edge).long() for edge in edges[1:-1]) + torch.zeros_like(position_T)
+    counted_T = torch.ones_like(nll_T)
+    if details.trained is not None:
+        nll_T, counted_T = (torch.where(details.trained, part, 0) for part in (nll_T, counted_T))
+    values = torch.stack([counted_T, nll_T]).float()
+    return torch.zeros(2, len(edges) - 1, device=nll_T.device).index_add(1, bin_T, values)
+
+
 def log_names(metrics: dict[str, float]) -> dict[str, float]:
     """Return the metrics under their names in the logs; `entropy` and `mean_token_accuracy` are TRL's."""
     if not metrics:
         return {}
     landscape = {f"eaft/{name}": value for name, value in metrics.items() if name.startswith(_LANDSCAPE_METRICS)}
+    positions = {f"position/{name}": value for name, value in metrics.items() if name.startswith(_POSITION)}
     return {
         "eaft/weighted_loss": metrics["weighted"],
         "eaft/cross_entropy": metrics["nll"],
@@ -111,6 +146,7 @@ def log_names(metrics: dict[str, float]) -> dict[str, float]:
         "eaft/conflict_share": metrics["conflict"],
         "mean_token_accuracy": metrics["correct"],
         **landscape,
+        **positions,
     }
 
 

@@ -162,6 +162,11 @@ def pop_meter(model: nn.Module, *, training: bool, reduce: Reduce | None = None)
     return metrics
 
 
+def log_positions(model: nn.Module, edges: tuple[int, ...]) -> None:
+    """Let the metrics of a patched model include its loss by position in the row, in the bins of [`Meter`]'s `edges`."""
+    getattr(_base(model), _ATTRIBUTE).meter = {training: Meter(edges) for training in (True, False)}
+
+
 def gate_of(model: nn.Module) -> Gate:
     """The gate of a patched model."""
     return getattr(_base(model), _ATTRIBUTE).settings.gate
@@ -297,7 +302,7 @@ def _forward_with_loss(
         assert labels is not None
         shift_labels = shift_left(labels)
     loss, details = _gated_loss(model, state, outputs.last_hidden_state, shift_labels, kwargs, num_items)
-    state.meter[model.training].add(details)
+    state.meter[model.training].add(details, shift_labels.shape[-1])
     logits = None
     if not (model.training if skip_logits is None else skip_logits):
         logits = _logits(model, outputs.last_hidden_state)

@@ -239,7 +239,8 @@ class EAFTTrainer(SFTTrainer):
             if mode == "eval":
                 # the mean over tokens, not over batches, so that the batch size does not change it
                 logs.update({key: metrics["nll"] for key in logs if key.endswith("_loss")})
-                names = {key: names[key] for key in ("entropy", "mean_token_accuracy", "eaft/conflict_share")}
+                kept = ("entropy", "mean_token_accuracy", "eaft/conflict_share")
+                names = {key: value for key, value in names.items() if key in kept or key.startswith("position/")}
                 names["num_tokens"] = (
                     self._total("num_tokens") + self._clock.tokens(self._sum_over_ranks) / self.get_tp_size()
                 )

@@ -22,6 +22,27 @@ def test_batched_equals_one_at_a_time(tiny_llama, byte_tokenizer):
     assert len(set(alone)) == len(PROMPTS)
 
 
+def test_a_model_that_learns_as_it_reads_generates_for_prompts_of_one_length(tiny_llama, byte_tokenizer, monkeypatch):
+    """Each answer is that of its prompt on its own; prompts of the same length are generated together."""
+    from eaftdrope.evaluate import generation
+    from eaftdrope.ttt import TTTConfig, apply_ttt
+
+    apply_ttt(tiny_llama, TTTConfig(window=16, chunk=8, fast_blocks=1, lr=2.0))
+    prompts = [*PROMPTS, "Hello  here", "b"]
+    alone = [
+        generate(tiny_llama, byte_tokenizer, [prompt], max_new_tokens=24, batch_tokens=10_000)[0] for prompt in prompts
+    ]
+    sizes, plain = [], generation._generate_batch
+    monkeypatch.setattr(
+        generation, "_generate_batch", lambda model, rows, *rest: sizes.append(len(rows)) or plain(model, rows, *rest)
+    )
+    assert generate(tiny_llama, byte_tokenizer, prompts, max_new_tokens=24, batch_tokens=10_000) == alone
+    assert sizes == [1, 1, 2, 2]
+    # it does learn: the same weights without learning answer the long prompt otherwise
+    tiny_llama.ttt.config = TTTConfig(window=16, chunk=8, fast_blocks=1, lr=0.0)
+    assert generate(tiny_llama, byte_tokenizer, prompts[3:4], max_new_tokens=24, batch_tokens=10_000) != alone[3:4]
+
+
 def greedy(model, ids, count):
     """The next `count` tokens, each from a forward over everything before it."""
     new = []

@@ -11,6 +11,7 @@ from tests.tiny_run import train
 
 SHIPPED = shipped_recipes()
 TEXT = "drope/smollm2_135m"
+READER = "ttt/smollm2_135m"
 ROWS = ("quickstart", "math_cpu", "medical_cpu", "tool_use_cpu")
 # a step of one row
 STEP = ("train.epochs=null", "train.steps=1", "train.batch_size=1", "train.accumulation=1", "data.max_length=256")
@@ -25,7 +26,7 @@ MEASURED = (
 
 def test_these_are_all_that_need_no_gpu():
     small = {name for name in SHIPPED if "smollm2-135m" in load_recipe(SHIPPED[name]).model.reference}
-    assert small == {*ROWS, TEXT}
+    assert small == {*ROWS, TEXT, READER}
 
 
 def losses(folder):
@@ -72,3 +73,26 @@ def test_the_recipe_with_text_recalibrates_on_the_novels(tmp_path, monkeypatch):
     # dropped, it has lost most; two steps bring some of it back
     assert points[0]["recovery"] < 0.5 and math.isfinite(points[-1]["perplexity"])
     assert load_recipe(SHIPPED[TEXT]).recalibrate.data.train[0].path == "package:novels"
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_of_test_time_training_reads_the_novels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    smaller = {
+        "data.train": [{"path": "package:novels", "limit": 3}],
+        "data.held_out": 0.34,
+        "data.max_length": 256,
+        "window": 128,
+        "chunk": 64,
+        "fast_blocks": 2,
+        "train.steps": 1,
+    }
+    settings = [f"ttt.{key}={json.dumps(value)}" for key, value in smaller.items()]
+    nothing = [f"ttt.{entry}" for entry in NOTHING_MEASURED]
+    ended = train(SHIPPED[READER], *settings, *nothing, f"output.dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.out
+    run = tmp_path / "run" / "ttt"
+    (loss,) = losses(run)
+    # of a pretrained model, on novels
+    assert 2 < loss < 6
+    assert (run / "ttt.safetensors").is_file() and (run / "model.safetensors").is_file()

@@ -88,7 +88,7 @@ def sections():
 
 def test_every_key_is_described():
     seen = sections()
-    assert len({section.__name__ for section in seen}) == 26
+    assert len({section.__name__ for section in seen}) == 29
     for section in seen:
         for name, field in section.model_fields.items():
             assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
@@ -121,6 +121,8 @@ def base(**sections):
         base(output={"dir": "x", "report_to": "none"}),
         base(stages=["drope", "eaft"], drope={"layers": [0, 2], "max_length": 4096}),
         base(stages=["drope", "eaft"], drope={"layers": 0.5}),
+        base(stages=["eaft", "ttt"], ttt={"data": {"train": "text.jsonl"}, "horizon": "all", "lora": {"r": 4}}),
+        base(stages=["eaft", "ttt"], ttt={"data": {"train": "text.jsonl"}, "horizon": 2, "window": None}),
         {
             "model": "org/model",
             "stages": ["drope", "recalibrate"],
@@ -142,6 +144,9 @@ def test_json_schema_accepts_what_we_accept(recipe, validator):
         base(stages=[]),
         base(stages=["drope", "eaft"], drope={"layers": "some"}),
         base(stages=["recalibrate", "eaft"], recalibrate={"tokens": 1e6}),
+        base(stages=["eaft", "ttt"], ttt={"chunk": 64}),
+        base(stages=["eaft", "ttt"], ttt={"data": {"train": "text.jsonl"}, "horizon": "none"}),
+        base(stages=["eaft", "ttt"], ttt={"data": {"train": "text.jsonl"}, "layout": "series"}),
         base(los={}),
         base(loss={"gate": "eatf"}),
         base(train={"learning_rate": -1}),
@@ -176,6 +181,9 @@ def test_the_shipped_recipes():
         "drope/smollm2_135m",
         "drope/smollm2_360m",
         "pipelines/drope_then_eaft",
+        "ttt/llama3.1_8b",
+        "ttt/qwen3_4b",
+        "ttt/smollm2_135m",
     ]
 
 

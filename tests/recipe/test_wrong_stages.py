@@ -51,7 +51,7 @@ def without(text, first, last):
 CASES = {
     "a stage that is none": (
         swap("[drope, recalibrate,", "[drope, recalibrte,"),
-        [(2, "stages[1]: 'recalibrte' is not one of drope, recalibrate, eaft. Did you mean `recalibrate`?")],
+        [(2, "stages[1]: 'recalibrte' is not one of drope, recalibrate, eaft, ttt. Did you mean `recalibrate`?")],
     ),
     "no stage": (swap("[drope, recalibrate, eaft]", "[]"), [(2, "stages: must not be empty")]),
     "stages as text": (
@@ -63,7 +63,7 @@ CASES = {
         [
             (
                 2,
-                "stages[1]: drope comes before recalibrate: a model is dropped, recalibrated and then fine-tuned. Write ",
+                "stages[1]: drope comes before recalibrate: a model is dropped, recalibrated, fine-tuned and then made to ",
             )
         ],
     ),

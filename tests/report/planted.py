@@ -297,10 +297,71 @@ def probe_folder(folder: Path) -> Path:
     return folder
 
 
+# nats per token of each bin by arm: full attention is best, TTT between it and the window with its sink
+TTT_ARMS = {
+    "full": (4.0, 3.4, 3.2),
+    "window": (4.0, 4.2, 3.9),
+    "sink": (4.0, 3.5, 3.3),
+    "naive": (4.0, 3.48, 3.27),
+    "ttt": (3.9, 3.45, 3.25),
+}
+
+
+def ttt_folder(folder: Path) -> Path:
+    """Five arms over four passages, a fit, needles, latency at three positions, and retention."""
+
+    def cell(probe: str, result: object, arm: str = "", at: str = "", index: int = 0) -> dict:
+        return {"probe": probe, "arm": arm, "at": at, "index": index, "seconds": 1.0, "result": result}
+
+    cells = []
+    for number, (arm, means) in enumerate(TTT_ARMS.items()):
+        for index in range(4):
+            # the passages differ by tenths, the arms' differences by thousandths
+            own = 0.1 * index + 0.002 * number * (0, 1, -1, 0)[index]
+            bins = [[(mean + own) * count, count] for mean, count in zip(means, (256, 256, 511), strict=True)]
+            cells.append(cell("loss", bins, arm, "", index))
+        for where, nats in (("inside", 2.0), ("outside", 2.0 if arm == "full" else 22.0)):
+            cells += [cell("needle", [nats + 0.2 * i, nats < 3 and i < 3], arm, where, i) for i in range(4)]
+    cells += [cell("fit", loss, "naive", rate) for rate, loss in (("0.1", 3.31), ("0.3", 3.3), ("1", 3.4))]
+    for position, full in ((512, 0.08), (2048, 0.16), (8192, 0.48)):
+        costs = {
+            reader: {"chunk_seconds": seconds, "token_seconds": seconds / 10, "nbytes": size}
+            for reader, seconds, size in (
+                ("full", full, 9000 * position),
+                ("window", 0.08, 10**6),
+                ("ttt", 0.16, 3 * 10**6),
+            )
+        }
+        cells.append(cell("latency", costs, at=str(position)))
+    cells += [cell("retention", rows_of(scores(shift)), "ttt", state) for state, shift in (("fresh", 0), ("read", 0.1))]
+    named = {"reference": f"runs/{NASTY}", "name": NASTY, "checkpoint": "0"}
+    settings = {
+        "model": named,
+        "base": named,
+        "control": None,
+        "trained": True,
+        "ttt": {"window": 256, "sink": 4, "chunk": 128, "layout": "prime", "lr": 0.3, "clip": 1.0},
+        "window": 256,
+        "arms": list(TTT_ARMS),
+        "text": {"name": NASTY},
+        "fit_text": None,
+        "edges": [0, 256, 512, 1024],
+        "length": 1024,
+        "fit_passages": 1,
+        "read": 16384,
+        "dtype": "float32",
+    }
+    absent = {"control": f"no --control {NASTY}", "control-naive": "no --control"}
+    document = {"schema": 1, "settings": settings, "about": ABOUT, "command": "eaftdrope ttt eval", "absent": absent}
+    write(folder / "ttt.json", document | {"notes": [f"a note {NASTY}"], "planned": len(cells), "cells": cells})
+    return folder
+
+
 FOLDERS = {
     "run": run_folder,
     "inspect": inspect_folder,
     "compare": compare_folder,
     "eval": eval_folder,
     "probe": probe_folder,
+    "ttt": ttt_folder,
 }

@@ -174,6 +174,33 @@ def test_a_package_base_is_written_as_its_hub_id(tmp_path, written):
     ) in card.text
 
 
+def test_a_model_that_learns_as_it_reads_is_loaded_by_eaftdrope(tmp_path, monkeypatch):
+    """The loading code gives the model with its fast MLPs, also from an adapter of a local base."""
+    from eaftdrope.ttt import TTTConfig, apply_ttt, is_ttt, save_ttt
+
+    _model(tmp_path / "base", None)
+    base = apply_ttt(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), TTTConfig(window=8, chunk=4, fast_blocks=1)
+    )
+    torch.nn.init.normal_(base.ttt.primes[0].down)
+    adapter = tmp_path / "adapter"
+    adapted = get_peft_model(
+        base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    )
+    adapted.save_pretrained(adapter)
+    save_ttt(adapted, adapter)
+    _tokenizer(None).save_pretrained(adapter)
+    card = _card(adapter, is_adapter=True, learns=True, base_model=str(tmp_path / "base"))
+    assert "Stock transformers loads the same folder without the fast MLPs" in card.text
+    monkeypatch.chdir(adapter)
+    names = {}
+    exec(card.text.split("```python\n")[1].split("```")[0], names)
+    assert is_ttt(names["model"])
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(names["model"](input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)
+
+
 def test_no_place_of_the_machine_is_in_a_card(tmp_path):
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)

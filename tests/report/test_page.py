@@ -184,6 +184,23 @@ def test_a_recalibration_shows_its_recovery(tmp_path):
     assert "11.02 at the end; the original model with its rotary embedding has 7.39" in page.sections["recovery"]
 
 
+def test_test_time_training_shows_its_loss_by_position(tmp_path):
+    folder = run_folder(tmp_path / "run", nasty="m")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line |= {"position/nll_128_256": 3.0 - 0.1 * index, "position/nll_0_128": 4.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Read(write_report(folder).read_text(encoding="utf-8"))
+    part = len(lines) // 4
+    first = sum(3.0 - 0.1 * index for index in range(part)) / part
+    last = sum(3.0 - 0.1 * index for index in range(len(lines) - part, len(lines))) / part
+    text = " ".join(page.sections["positions"].split())
+    assert "0 to 127 4.000 4.000" in text
+    assert f"128 to 255 {first:.3f} {last:.3f}" in text
+    assert "loss_by_position" in str(sorted(path.name for path in (folder / "figures").iterdir()))
+    assert "positions" not in Read(write_report(run_folder(tmp_path / "other", nasty="m")).read_text()).sections
+
+
 # ---- the others ----
 
 
@@ -260,6 +277,25 @@ def test_a_long_context(pages):
     page = pages["probe"]
     assert "plain finds 50 % of the needles at 2,048 tokens (2x)" in page.sections[""]
     assert ["as is", "1,024 (1x)", "20.09", "100 (51–100)"] in page.rows
+    assert f"a note {NASTY}" in page.sections["run"]
+
+
+def test_time_training(pages):
+    page = pages["ttt"]
+    summary = (
+        "TTT beyond the window, in nats per token: -0.050 ± 0.002 against window + sink, +0.050 ± 0.003 against full"
+    )
+    assert summary in page.sections[""] and "reads faster from about 2,000 tokens" in page.sections[""]
+    assert ["TTT", "4.050", "3.600", "3.400", "3.467 ± 0.064"] in page.rows
+    # by passage 50, 58, 42 and 50 thousandths more than full attention: their mean, and their deviation / sqrt(4)
+    assert ["TTT", "-0.100 ± 0.003", "+0.050 ± 0.003", "+0.050 ± 0.003"] in page.rows
+    assert ["TTT − window + sink", "-0.050 ± 0.002", "4 of 4"] in page.rows
+    assert ["naive TTT", "3.310", "3.300", "3.400", "0.3"] in page.rows
+    assert ["TTT", "2.30 ± 0.13", "3/4 (30–95 %)", "22.30 ± 0.13", "0/4 (0–49 %)"] in page.rows
+    assert ["2,048", "160 / 80 / 160", "16.0 / 8.0 / 16.0", "18.4 / 1 / 3"] in page.rows
+    assert ["perplexity ↓", "23.34", "23.57", "+0.23 ± 0.01", "worse"] in page.rows
+    assert ["fine-tuned without TTT", f"no --control {NASTY}"] in page.rows
+    assert "it does not recall it" in page.sections["outcome"] and "The first 128 tokens" in page.sections["outcome"]
     assert f"a note {NASTY}" in page.sections["run"]
 
 

@@ -157,6 +157,23 @@ def probes_over_time(name: str, points: Sequence[tuple[int, float, float | None]
     return figure
 
 
+def position_figure(rows: Sequence[tuple[str, float, float]]) -> Figure:
+    """Draw the loss over the position in the row, in the first and in the last quarter of the training.
+
+    Args:
+        rows: (positions, loss at first, loss at last), in order.
+    """
+    labels, first, last = zip(*rows)
+    with styled():
+        figure, axes = new_figure()
+        for name, losses, colour in (("first quarter", first, MUTED), ("last quarter", last, BLUE)):
+            axes.plot(range(len(labels)), losses, color=colour, label=name, marker="o", markersize=3.5)
+        axes.set_xticks(range(len(labels)), [label.split()[0] for label in labels])
+        axes.set(xlabel="position, from", ylabel="nats per token")
+        legend_above(axes)
+    return figure
+
+
 def _step_axis(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

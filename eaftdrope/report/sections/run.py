@@ -8,10 +8,11 @@ from pathlib import Path
 from eaftdrope.evaluate.scores import Score, scores_from_json
 from eaftdrope.files import read_json, read_lines
 
-from ..blocks import Facts, Folded, Gallery, Page, PageSection, Picture, Sample, Samples, Text
-from ..figures.curves import CURVES, curve_figure, gate_over_time, probes_over_time
+from ..blocks import Facts, Folded, Gallery, Page, PageSection, Picture, Sample, Samples, TableBlock, Text
+from ..figures.curves import CURVES, curve_figure, gate_over_time, position_figure, probes_over_time
 from ..figures.landscape import gate_figure, landscape_figure, merge_windows
 from ..figures.recovery import recovery_figure
+from ..positions import position_rows
 from ..render import FigureWriter
 from ..words import arrowed, clip, left_out, number, plural, score_of
 from .changes import Pair, change_pictures, change_sentence, change_table, pairs_of, probe_section
@@ -32,6 +33,7 @@ def run_page(folder: Path, writer: FigureWriter) -> Page:
     sections = [
         *_outcome(pairs, writer),
         *_recovery(folder, writer),
+        *_positions(metrics, writer),
         *_curves(folder, metrics, writer),
         *_landscape(folder, writer),
         *conflict_sections(read_json(folder / "inspect.json")),
@@ -73,6 +75,27 @@ def _recovery(folder: Path, writer: FigureWriter) -> list[PageSection]:
         f"embedding has {original:.2f}."
     )
     return [PageSection("recovery", "Recovery", [Gallery([writer.picture("recovery", figure, label)])])]
+
+
+def _positions(metrics: list[dict], writer: FigureWriter) -> list[PageSection]:
+    rows = position_rows(metrics)
+    if not rows:
+        return []
+    words = (
+        "Cross-entropy of the training batches by position in the row. In the first bin, one chunk, the model has learned "
+        "nothing from the row yet; the bins after it double. Later tokens are easier for any model that sees the earlier "
+        "ones: how much of the difference is learned at test time only a measurement beside the same model without learning "
+        "shows."
+    )
+    label = "Loss by position in the first and in the last quarter of the training."
+    table = TableBlock(
+        "Nats per token by position in the row",
+        ("Position", "First quarter of the training", "Last quarter"),
+        [(name, number(first, 3), number(last, 3)) for name, first, last in rows],
+        numeric=(1, 2),
+    )
+    picture = writer.picture("loss_by_position", position_figure(rows), label)
+    return [PageSection("positions", "Loss by position", [Text(words), Gallery([picture]), table])]
 
 
 def _curves(folder: Path, metrics: list[dict], writer: FigureWriter) -> list[PageSection]:
@@ -164,7 +187,7 @@ def _provenance(folder: Path, run: dict, metrics: list[dict]) -> PageSection:
         ("Command", about.get("command")),
         ("Finished", about.get("date")),
         ("Hardware", about.get("device")),
-        ("Seed", str(recipe["train"]["seed"])),
+        ("Seed", str(_training(recipe)["train"]["seed"])),
         ("Model", recipe["model"]["reference"]),
         ("Method", about.get("method")),
         ("Data", _data_text(data)),
@@ -179,6 +202,12 @@ def _provenance(folder: Path, run: dict, metrics: list[dict]) -> PageSection:
         "How it was run",
         [Facts([(name, value) for name, value in pairs if value]), Folded("Full recipe", text.strip())],
     )
+
+
+def _training(recipe: dict) -> dict:
+    """The sections of the run's training: those of its last stage."""
+    last = (recipe.get("stages") or ["eaft"])[-1]
+    return recipe if last == "eaft" else recipe.get(last) or recipe
 
 
 def _data_text(data: dict) -> str | None:

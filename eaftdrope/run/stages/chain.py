@@ -2,7 +2,8 @@
 
     output.dir/drope            the converted checkpoint
     output.dir/recalibrate      the recalibrated one, with the records of its training
-    output.dir/eaft             adapters or weights, with theirs
+    output.dir/eaft             adapters or weights, with theirs; where a stage follows, adapters are also merged
+    output.dir/ttt              adapters or weights, and the fast MLPs
 
 A recipe without `stages` is one eaft stage in `output.dir` itself. A stage's folder keeps, and is compared by, the recipe
 up to that stage: later stages do not change it, and any change of an earlier one does.
@@ -22,8 +23,9 @@ from .drope import DropeStage
 from .eaft import EaftStage
 from .recalibrate import RecalibrateStage
 from .stage import Stage
+from .ttt import TTTStage
 
-KINDS: dict[str, type[Stage]] = {kind.name: kind for kind in (DropeStage, RecalibrateStage, EaftStage)}
+KINDS: dict[str, type[Stage]] = {kind.name: kind for kind in (DropeStage, RecalibrateStage, EaftStage, TTTStage)}
 
 
 def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
@@ -87,9 +89,15 @@ def _check_order(name: str, folder: RunFolder, later: tuple[RunFolder, ...]) -> 
 
 
 def _up_to(recipe: Recipe, stages: list[str]) -> Recipe:
-    """The recipe with `stages` only. Sections of other stages get their defaults, which nothing reads."""
+    """The recipe with `stages` only. Sections of other stages get their defaults, which nothing reads.
+
+    Adapters that a later stage starts from are merged, whatever the recipe sets for those of the last one.
+    """
     dropped = [key for stage, keys in STAGE_SECTIONS.items() if stage not in stages for key in keys]
     defaults = {key: Recipe.model_fields[key].default for key in dropped}
     if "probes" in defaults:
         defaults["probes"] = Probes().with_defaults(held_out=False)
-    return recipe.model_copy(update={"stages": stages, **defaults})
+    record = recipe.model_copy(update={"stages": stages, **defaults})
+    is_last = len(stages) == len(recipe.stages or [])
+    merge = record.adapters is not None and (recipe.output.merge or not is_last)
+    return record.model_copy(update={"output": recipe.output.model_copy(update={"merge": merge})})

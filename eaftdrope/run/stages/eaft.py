@@ -8,8 +8,7 @@ from transformers import PretrainedConfig
 
 from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.recipe.data_section import Data
-from eaftdrope.recipe.schema import Lora
-from eaftdrope.recipe.training_sections import Loss, Train
+from eaftdrope.recipe.training_sections import Lora, Loss, Train
 
 from ..settings import TrainingSettings, eaft_settings
 from .training import TrainingStage

@@ -94,12 +94,17 @@ class Stage(ABC, Generic[P]):
         """The model that this stage starts from; the one of another stage exists once that is finished."""
         if self.before is None:
             return self.record.model
-        return self.record.model.model_copy(update={"reference": str(self.before.folder.path), "revision": None})
+        return self.record.model.model_copy(update={"reference": str(self.before.model_folder), "revision": None})
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the model that a later stage starts from."""
+        return self.folder.path
 
     @property
     def readable_model(self) -> Model:
         """A model that can be read now, with the tokenizer and (nearly) the configuration of `model`."""
-        if self.before is None or self.before.folder.finished:
+        if self.before is None or (self.before.folder.finished and not self.before.folder.missing):
             return self.model
         return self.before.readable_model
 

@@ -12,18 +12,18 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from eaftdrope.evaluate import Probe, Score
-from eaftdrope.models import load_config, load_tokenizer, needs_dequantising
+from eaftdrope.models import load_config, load_tokenizer, needs_dequantising, refuse_ttt
 from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.dump import dump_recipe
-from eaftdrope.recipe.schema import Lora
 from eaftdrope.recipe.stage_sections import TextData, TextTrain
-from eaftdrope.recipe.training_sections import Loss, Train
+from eaftdrope.recipe.training_sections import Lora, Loss, Train
 from eaftdrope.trainer import EAFTTrainer
 from eaftdrope.trainer.callbacks.landscape import LandscapeFileCallback
 from eaftdrope.trainer.callbacks.metrics import MetricsFileCallback
@@ -37,7 +37,7 @@ from ..checkpoints import SealCheckpoints
 from ..data import RunData, build_data, check_vocabulary, print_audit
 from ..fingerprint import fingerprints
 from ..finish import Card, about_run, finish
-from ..folder import RunFolder
+from ..folder import MERGED, RunFolder
 from ..machine import versions
 from ..plan import Lines, make_plan, plan_lines, print_plan
 from ..probing import RunProbes
@@ -89,6 +89,15 @@ class TrainingStage(Stage[Prepared]):
         """True if the model with its adapters merged is written too."""
         return False
 
+    @property
+    def learns(self) -> bool:
+        """True if the model that this stage leaves learns as it reads."""
+        return False
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder.path / MERGED if self.lora else self.folder.path
+
     @abstractmethod
     def settings(self, config: PretrainedConfig) -> TrainingSettings:
         """The settings of the training, for a model of this configuration."""
@@ -130,6 +139,8 @@ class TrainingStage(Stage[Prepared]):
         config = load_config(
             readable.reference, revision=readable.revision, trust_remote_code=readable.trust_remote_code
         )
+        if not self.learns:
+            refuse_ttt(readable.reference, revision=readable.revision)
         settings = self.settings(config)
 
         # data and probes
@@ -266,6 +277,7 @@ class TrainingStage(Stage[Prepared]):
             title=f"{self.folder.path.resolve().parent.name}: {self.name}" if self.heading else None,
             tags=self.card_tags(),
             sections=self.card_sections(),
+            learns=self.learns,
         )
         merge, private = self.merge and is_adapter, self.record.output.private
         finish(self.folder, card, before, after, console, merge=merge, private=private, show_result=self.show_result)
