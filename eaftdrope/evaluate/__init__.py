@@ -20,6 +20,7 @@ Reading order:
     lm_eval.py       lm-eval's tasks on a loaded model (one_bos.py: its model, with the BOS token exactly once)
     long_context/    how far a context reaches: `eaftdrope context`
     suites/          models side by side: `eaftdrope eval`
+    ttt/             what learning while reading adds: `eaftdrope ttt eval`
 """
 
 from typing import TYPE_CHECKING

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from eaftdrope.drope.config import trained_length
 from eaftdrope.errors import UserError, raise_problems
-from eaftdrope.models import check_model_reference, load_config, load_tokenizer, resolve_model, short_name
+from eaftdrope.models import check_model_reference, load_config, load_tokenizer, refuse_ttt, resolve_model, short_name
 
 from ..texts import SHIPPED, read_texts, shipped_text
 from .lengths import parse_lengths
@@ -120,6 +120,7 @@ def make_plan(options: ContextOptions, problems: Sequence[str] = ()) -> ContextP
     for reference in options.models:
         if check_model_reference(reference) is None:
             try:
+                refuse_ttt(reference)
                 configs[reference] = load_config(reference)
             except UserError as error:
                 problems.append(str(error))
@@ -189,8 +190,8 @@ def _missing_suites(suites: tuple[str, ...]) -> list[str]:
     return []
 
 
-def read_given_texts(file: Path | None) -> list[str]:
-    """Read the documents of --text; without a file, the shipped novel.
+def read_given_texts(file: Path | None, option: str = "--text") -> list[str]:
+    """Read the documents of the file of an option; without a file, the shipped novel.
 
     Raises:
         UserError: no such file, not text, or empty.
@@ -198,13 +199,13 @@ def read_given_texts(file: Path | None) -> list[str]:
     if file is None:
         return [shipped_text()]
     if not file.is_file():
-        raise UserError(f"--text {file}: no such file.")
+        raise UserError(f"{option} {file}: no such file.")
     try:
-        texts = read_texts(file, "--text")
+        texts = read_texts(file, option)
     except UnicodeDecodeError as error:
-        raise UserError(f"--text {file}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        raise UserError(f"{option} {file}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     if not any(text.strip() for text in texts):
-        raise UserError(f"--text {file}: the file is empty. Use a file with some pages of text.")
+        raise UserError(f"{option} {file}: the file is empty. Use a file with some pages of text.")
     return texts
 
 

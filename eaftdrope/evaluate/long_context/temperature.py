@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from eaftdrope.drope.config import RECORD, trained_length
 from eaftdrope.drope.temperature import scaled_queries
 from eaftdrope.errors import UserError, raise_problems
-from eaftdrope.models import load_config, load_model, load_tokenizer
+from eaftdrope.models import load_config, load_model, load_tokenizer, refuse_ttt
 
 from ..likelihood import Progress
 from ..scores import Score, change_stderr, verdict
@@ -202,6 +202,7 @@ def plan_temperature(
     except UserError as error:
         problems.append(str(error))
     try:
+        refuse_ttt(model)
         config = load_config(model)
         trained = trained or trained_length(config)
         folded = (getattr(config, RECORD, None) or {}).get("temperature", 1.0)

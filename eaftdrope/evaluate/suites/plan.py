@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaftdrope.errors import UserError, raise_problems
-from eaftdrope.models import short_name
+from eaftdrope.models import refuse_ttt, short_name
 
 from .. import lm_eval as harness
 from ..probes.agreement import AgreementProbe
@@ -167,6 +167,7 @@ def _find_subjects(options: EvaluationOptions, problems: list[str]) -> dict[str,
     found = {}
     for reference in dict.fromkeys((*options.models, *filter(None, [options.base]))):
         try:
+            refuse_ttt(reference)
             found[reference] = find_subject(reference)
         except UserError as error:
             problems.append(str(error))
