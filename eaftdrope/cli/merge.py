@@ -45,16 +45,25 @@ def merge(
     the logits. OUTPUT_DIR is written only if they agree. --share interpolates between the base model and the trained one:
     `compare --match target` reports the share at which a run has gained as much as another, and forgotten less."""
     from eaftdrope.checkpoints.merge import draw_back, merge_adapter
+    from eaftdrope.ttt.saved import CONFIG_FILE, copy_ttt
 
     silence_libraries(bars=sys.stdout.isatty())
     if base is None and revision is not None:
         raise UserError("--revision belongs to --base, which is not set; an adapter records its base model.")
+    learns = (trained / CONFIG_FILE).is_file()
+    if learns and (share != 1 or base is not None):
+        raise UserError(
+            f"{trained} learns as it reads, and its fast MLPs have no counterpart in the base model, so it cannot go a part "
+            "of the way. Leave --share and --base out."
+        )
     if base is None:
         report = merge_adapter(trained, output, dtype=dtype, share=share)
         typer.echo(f"merged     {trained} into {report.base_model}")
     else:
         report = draw_back(trained, base, output, share=share, dtype=dtype, revision=revision)
         typer.echo(f"read       {trained} and {report.base_model}")
+    if learns:
+        copy_ttt(trained, output)
     if share != 1:
         typer.echo(f"share      {share:g} of the way from the base model")
     typer.echo(f"written    {report.output_dir}: {report.parameters / 1e6:,.1f} M parameters in {report.dtype}")

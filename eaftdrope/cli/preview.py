@@ -38,12 +38,13 @@ def preview(
     marks = not console.is_terminal or console.no_color
     for stage, shown in stage_previews(loaded, recipe, rows=rows, scan=scan):
         if loaded.stages:
-            console.print(stage_heading(stage), highlight=False, markup=False)
+            console.print(stage_heading(stage, loaded), highlight=False, markup=False)
         console.print(preview_text(shown, marks=marks), soft_wrap=True)
 
 
-def stage_heading(stage: str) -> str:
-    joined = " (documents are joined and cut into blocks; here each is cut)" if stage == "recalibrate" else ""
+def stage_heading(stage: str, loaded: Recipe) -> str:
+    in_blocks = stage == "recalibrate" or (stage == "ttt" and loaded.ttt.data.sequences == "blocks")
+    joined = " (documents are joined and cut into blocks; here each is cut)" if in_blocks else ""
     return f"=== stage {stage}{joined}"
 
 
@@ -64,6 +65,7 @@ def stage_previews(
     trained = {
         "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train),
         "eaft": loaded.data and (loaded.data, loaded.train),
+        "ttt": loaded.ttt and (loaded.ttt.data.resolved(), loaded.ttt.train),
     }
     stages = [stage for stage in loaded.stages or ["eaft"] if trained.get(stage)]
     if not stages:

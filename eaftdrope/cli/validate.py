@@ -13,6 +13,7 @@ from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.stage_sections import Drope, Recalibrate
 from eaftdrope.recipe.training_sections import Loss, Train
+from eaftdrope.recipe.ttt_section import MetaTraining
 
 
 def validate(
@@ -51,7 +52,7 @@ def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
     bad = 0
     for stage, shown in stage_previews(loaded, recipe, rows=0, scan=scan, held_out=True):
         if loaded.stages:
-            typer.echo(stage_heading(stage))
+            typer.echo(stage_heading(stage, loaded))
         typer.echo(report_text(shown).plain)
         bad += shown.report.skipped_rows if shown.on_bad_row == "stop" else 0
     return bad
@@ -59,21 +60,25 @@ def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
 
 def summary(recipe: Recipe) -> str:
     """The recipe in a few lines of plain text."""
-    lines = {"model": recipe.model.reference}
+    lines = [("model", recipe.model.reference)]
     if recipe.stages:
-        lines["stages"] = ", ".join(recipe.stages)
+        lines.append(("stages", ", ".join(recipe.stages)))
     for stage in recipe.stages or ["eaft"]:
         if stage == "drope":
-            lines["drope"] = _drope(recipe.drope or Drope())
-        elif stage == "recalibrate":
-            # the lines of a training, set off where another one follows
-            lines["recalibrate"] = ""
-            lines |= {f" {name}": text for name, text in _recalibration(recipe.recalibrate).items()}
+            lines.append(("drope", _drope(recipe.drope or Drope())))
+        elif stage == "eaft":
+            lines += _fine_tuning(recipe).items()
         else:
-            lines |= _fine_tuning(recipe)
-    lines["output"] = recipe.output.dir
-    width = max(9, *(len(name) for name in lines))
-    return "\n".join(f"  {name:{width}} {text}".rstrip() for name, text in lines.items())
+            # the lines of a training, set off where another one follows
+            heading, training = (
+                (_reading(recipe.ttt), _meta_training(recipe.ttt))
+                if stage == "ttt"
+                else ("", _recalibration(recipe.recalibrate))
+            )
+            lines += [(stage, heading), *((f" {name}", text) for name, text in training.items())]
+    lines.append(("output", recipe.output.dir))
+    width = max(9, *(len(name) for name, _ in lines))
+    return "\n".join(f"  {name:{width}} {text}".rstrip() for name, text in lines)
 
 
 def _drope(drope: Drope) -> str:
@@ -97,6 +102,29 @@ def _recalibration(section: Recalibrate) -> dict[str, str]:
         "held out": _held_out(data),
         "loss": _loss(section.loss),
         "length": f"{length}, {_pace(train)}{stop}",
+        "probes": _probes(section.probes),
+    }
+
+
+def _reading(section: MetaTraining) -> str:
+    window = "the model's own window" if section.window is None else f"a window of {section.window} tokens"
+    sink = f" and the first {section.sink}" if section.window is not None and section.sink else ""
+    blocks = (
+        "the last quarter of the blocks" if section.fast_blocks is None else f"the last {section.fast_blocks} blocks"
+    )
+    return f"{window}{sink}, chunks of {section.chunk}, {blocks} learn at rate {section.lr:g} ({section.layout})"
+
+
+def _meta_training(section: MetaTraining) -> dict[str, str]:
+    data, lora, span = section.data.resolved(), section.lora, section.horizon
+    what = "blocks of" if section.data.sequences == "blocks" else f"loss on {data.train_on}, at most"
+    order = "first order" if span == 1 else f"a meta-gradient over {span} chunks"
+    return {
+        "method": f"{f'LoRA r {lora.r}, alpha {lora.alpha:g}' if lora else 'full fine-tune'}, {order}",
+        "train": f"{_paths(data.train)} ({what} {data.max_length} tokens)",
+        "held out": _held_out(data),
+        "loss": _loss(section.loss),
+        "length": f"{_length(section.train)} of {_pace(section.train)}",
         "probes": _probes(section.probes),
     }
 

@@ -161,6 +161,25 @@ def test_validate_prints_a_summary(path, capsys):
     ]
 
 
+def test_validate_prints_the_stages(path, capsys):
+    settings = ("stages=[eaft, ttt]", "ttt.data.train=org/text", "ttt.lora={}", "ttt.window=512", "ttt.horizon=2")
+    code, out, err = run("validate", str(path), *settings, "ttt.train.steps=5", capsys=capsys)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[2] == "  stages    eaft, ttt"
+    assert lines[9:] == [
+        "  ttt       a window of 512 tokens and the first 4, chunks of 512, the last quarter of the blocks learn at rate 0.3 "
+        "(prime)",
+        "   method   LoRA r 16, alpha 32, a meta-gradient over 2 chunks",
+        "   train    org/text (blocks of 4096 tokens)",
+        "   held out nothing",
+        "   loss     gate none",
+        "   length   5 steps of 1 rows per device, learning rate 0.0001, cosine",
+        "   probes   perplexity, multiple_choice",
+        "  output    runs/x",
+    ]
+
+
 def test_schema_is_json(capsys):
     code, out, _ = run("schema", capsys=capsys)
     schema = json.loads(out)
