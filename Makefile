@@ -69,7 +69,8 @@ test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT
 
 # The oldest and the newest supported versions of what eaftdrope stands on.
 ENDS := tests/drope/test_identity.py tests/trainer/test_patch.py tests/trainer/test_trainer.py \
-  tests/evaluate/long_context/test_perplexity.py tests/evaluate/long_context/test_attention.py
+  tests/evaluate/long_context/test_perplexity.py tests/evaluate/long_context/test_attention.py \
+  tests/ttt/test_reading.py tests/ttt/test_generate.py tests/ttt/test_state.py tests/ttt/test_compose.py
 
 test-floors test-newest: test-%: $(COMPAT)/%/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=. $(COMPAT)/$*/bin/python -m pytest $(AT_ONCE) -m "not slow and not engines" $(ENDS) $(ARGS)
