@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate.utils import str_to_bool
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.loss import products
@@ -116,6 +115,9 @@ def wait_for_everyone() -> None:
 
 def sharding_engine() -> str | None:
     """The engine that the launcher chose to shard the weights with; None if each process has all of them."""
+    # imported here: a measurement reads this file too, beside few packages
+    from accelerate.utils import str_to_bool
+
     if str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         return "FSDP"
     if is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
