@@ -14,7 +14,7 @@ import torch
 from eaftdrope.checkpoints.adapters import attach
 from eaftdrope.evaluate import run_probes
 from eaftdrope.evaluate.probes.agreement import AgreementProbe
-from eaftdrope.models import load_config, load_tokenizer
+from eaftdrope.models import load_config, load_tokenizer, refuse_ttt
 from eaftdrope.run.build import add_stop_tokens, build_model, build_run_probes, check_backend
 from eaftdrope.run.data import RunData, build_data, check_vocabulary
 from eaftdrope.run.machine import training_device, uses_bfloat16
@@ -116,6 +116,7 @@ def open_measurement(plan: ComparisonPlan) -> Measurement:
     """
     recipe = plan.recipe
     check_backend(recipe.model, recipe.loss, recipe.train.precision)
+    refuse_ttt(recipe.model.reference, revision=recipe.model.revision)
     how = {"revision": recipe.model.revision, "trust_remote_code": recipe.model.trust_remote_code}
     tokenizer = load_tokenizer(recipe.model.reference, **how)
     config = load_config(recipe.model.reference, **how)

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
-from eaftdrope.trainer.head import backbone
+from eaftdrope.trainer.head import backbone, logits_transform
 
 from .chunk import scan
 from .config import TTTConfig
 from .fast_mlps import FastMLPs, fast_mlps, norm_before_mlp
+from .inner import TWICE_REFUSED
 from .state import TTTState
 from .window import MASKED_ATTENTION, has_own_window, window_mask
 
@@ -49,6 +50,9 @@ def check_model(model: PreTrainedModel, config: TTTConfig) -> None:
     for number, block in enumerate(blocks[first:], first):
         _check_block(name, number, block)
     _check_attention(model, config, text)
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if config.horizon != 1 and (bias is not None or logits_transform(model.config).softcap is not None):
+        raise UserError(f"horizon={config.horizon}: {TWICE_REFUSED}")
 
 
 def _check_block(name: str, number: int, block: Any) -> None:
@@ -125,7 +129,7 @@ def check_inputs(
         raise ValueError("attention_mask: padding between the tokens of a row. Pad rows at the right or at the left.")
     check_cache(cache)
     packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(name) is not None]
-    if packed or (position_ids is not None and _restarts(position_ids)):
+    if packed or (position_ids is not None and _restarts(position_ids, attention_mask)):
         raise ValueError(
             "packed rows: what was learned from one sequence would be used in the next one of the row. Train with one "
             "sequence per row (packing=False, padding_free=False)."
@@ -172,12 +176,14 @@ def _has_holes(mask_BT: Tensor) -> bool:
     return bool(((mask_BT[:, 1:] != mask_BT[:, :-1]).sum(1) > 1).any())
 
 
-def _restarts(position_ids: Tensor) -> bool:
-    """True if positions fall within a row; those of padding, which may be anything constant, do not."""
-    steps = position_ids[..., 1:] - position_ids[..., :-1]
-    # a left-padded row begins with a constant (0 or 1) before it counts from 0
-    falls = (steps < 0) & (position_ids[..., 1:] == 0) & (position_ids[..., :-1] > 1)
-    return bool(falls.any())
+def _restarts(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
+    """True if the positions of a row fall, or stay, where no padding explains it."""
+    rising = position_ids[..., 1:] > position_ids[..., :-1]
+    if attention_mask is None:
+        return not bool(rising.all())
+    # the positions of padding may be anything
+    mask = attention_mask[:, -position_ids.shape[-1] :].bool()
+    return bool((~rising & mask[:, 1:] & mask[:, :-1]).any())
 
 
 @torch.no_grad()

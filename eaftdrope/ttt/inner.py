@@ -29,6 +29,7 @@ from .config import TTTConfig
 
 _TILE_BYTES = 64 << 20
 _IGNORED = -100
+TWICE_REFUSED = "a head with a bias or a softcap has no loss here that is differentiable twice. Use horizon=1."
 
 
 def stepped(
@@ -123,9 +124,7 @@ def _twice_differentiable(
 ) -> tuple[Tensor, Tensor]:
     """`_fused`, differentiable twice, also with respect to the head."""
     if head.bias is not None or head.transform.softcap is not None:
-        raise ValueError(
-            "horizon: a head with a bias or a softcap has no loss here that is differentiable twice. Use horizon=1."
-        )
+        raise ValueError(TWICE_REFUSED)
     learned_Bn = targets_Bn != _IGNORED
     weight_Bn = learned_Bn.to(torch.promote_types(hidden_BnD.dtype, torch.float32))
     if config.inner_gate != "none":

@@ -140,9 +140,19 @@ def test_settings_that_shape_the_model_cannot_be_replaced():
 
 def test_packed_rows():
     model, ids = tiny(), random_ids(1)
-    positions = torch.cat([torch.arange(10), torch.arange(13)])[None]
-    with pytest.raises(ValueError, match="packed"):
-        model(ids, position_ids=positions)
+    for first in (1, 2, 10):
+        positions = torch.cat([torch.arange(first), torch.arange(23 - first)])[None]
+        for mask in (None, torch.ones_like(ids)):
+            with pytest.raises(ValueError, match="packed"):
+                model(ids, position_ids=positions, attention_mask=mask)
+
+
+def test_second_order_through_a_head_with_a_bias_is_refused_before_anything_runs():
+    model = stock_model("llama")
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size, dtype=model.dtype))
+    with pytest.raises(UserError, match="horizon=2: a head with a bias"):
+        apply_ttt(model, TTTConfig(window=6, chunk=5, horizon=2))
+    assert not hasattr(model, "ttt")
 
 
 def test_positions_that_are_those_of_the_rows_are_accepted():

@@ -19,7 +19,8 @@ def run(
     text: Annotated[Path, typer.Option(help="Training text: .jsonl rows with `text`, some hundred pages.")],
     test_text: Annotated[Path, typer.Option(help="Test text of another source.")],
     output: Output = HERE / "results",
-    work: Annotated[Path, typer.Option(help="Folder for trained weights and interrupted trainings.")] = HERE / "work",
+    work: Annotated[Path, typer.Option(help="Folder for trained weights and interrupted trainings.")] = HERE
+    / "trainings",
     minutes: Annotated[float, typer.Option(min=0.1, help="Stop after about this time; repeat to resume.")] = 9.5,
     parts: Annotated[str, typer.Option(help=f"Which parts to run: {', '.join(PARTS)}.")] = ",".join(PARTS[:3]),
 ) -> None:

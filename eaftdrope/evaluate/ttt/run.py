@@ -61,7 +61,7 @@ def run_plan(
 
 
 def weights_of(cell: TTTEvalCell) -> str:
-    """Return which weights a cell is measured on; the latency depends on shapes only."""
+    """Return the weights that a cell is measured on; latency depends on shapes only."""
     return ARMS[cell.arm].weights if cell.arm else "base"
 
 
