@@ -63,9 +63,9 @@ def stage_previews(
     from eaftdrope.models import load_config, load_tokenizer
 
     trained = {
-        "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate.train),
-        "eaft": loaded.data and (loaded.data, loaded.train),
-        "ttt": loaded.ttt and (loaded.ttt.data.resolved(), loaded.ttt.train),
+        "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate),
+        "eaft": loaded.data and (loaded.data, loaded),
+        "ttt": loaded.ttt and (loaded.ttt.data.resolved(), loaded.ttt),
     }
     stages = [stage for stage in loaded.stages or ["eaft"] if trained.get(stage)]
     if not stages:
@@ -75,7 +75,7 @@ def stage_previews(
     tokenizer = load_tokenizer(model.reference, **how)
     vocabulary = load_config(model.reference, **how).get_text_config().vocab_size
     for stage in stages:
-        data, train = trained[stage]
+        data, training = trained[stage]
         yield (
             stage,
             make_preview(
@@ -86,7 +86,8 @@ def stage_previews(
                 train_on=data.train_on,
                 max_length=data.max_length or _DOCUMENT,
                 on_bad_row=data.on_bad_row,
-                seed=data.data_seed(train.seed),
+                seed=data.data_seed(training.train.seed),
+                exempt=training.loss.exempt,
                 scan=scan,
                 vocabulary=vocabulary,
             ),

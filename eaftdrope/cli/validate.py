@@ -155,7 +155,8 @@ def _held_out(data: Rows) -> str:
 
 def _loss(loss: Loss) -> str:
     options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
-    return f"gate {loss.gate}" + (f" ({options})" if options else "")
+    exempt = f", not on {', '.join(map(repr, loss.exempt))}" if loss.exempt else ""
+    return f"gate {loss.gate}" + (f" ({options})" if options else "") + exempt
 
 
 def _length(train: Train) -> str:

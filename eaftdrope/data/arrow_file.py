@@ -26,6 +26,8 @@ from .encoding import IGNORED
 if TYPE_CHECKING:
     from datasets import Dataset
 
+WEIGHTS = "token_weights"
+"""The column of the weights of the tokens (`weights.py`), as the trainer reads it."""
 # A batch is written when it has this many rows, or tokens: rows of text can be whole books.
 _ROWS, _TOKENS = 1000, 1_000_000
 _PREFIX, _LOCK = "eaftdrope-data-", "in_use"
@@ -38,13 +40,15 @@ def write_rows(rows: Iterator[dict[str, Any]], columns: tuple[str, ...]) -> Data
 
     Args:
         rows (`Iterator[dict]`): the rows; `input_ids` is required.
-        columns (`tuple[str, ...]`): their columns; `origin` is text, any other a list of whole numbers.
+        columns (`tuple[str, ...]`): their columns; `origin` is text, `token_weights` a list of numbers or None, any other a
+            list of whole numbers.
     """
     import pyarrow as pa
     from datasets import Dataset
 
     numbers = pa.list_(pa.int32())
-    schema = pa.schema({name: pa.string() if name == "origin" else numbers for name in columns})
+    types = {"origin": pa.string(), WEIGHTS: pa.list_(pa.float32())}
+    schema = pa.schema({name: types.get(name, numbers) for name in columns})
     path = str(_own_folder() / "rows.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         batch: list[dict[str, Any]] = []
@@ -103,7 +107,7 @@ def text_blocks(rows: Dataset, *, length: int, eos: int | None, boundaries: bool
     if the row's last token is.
 
     Args:
-        rows (`Dataset`): with `input_ids` and `labels`.
+        rows (`Dataset`): with `input_ids` and `labels`, and `token_weights` if tokens have weights.
         length (`int`): tokens per block.
         eos (`int`, *optional*): the end-of-sequence token.
         boundaries (`bool`): add `seq_lengths`: the tokens of each (part of a) document in the block, as TRL's collator reads
@@ -117,40 +121,42 @@ def text_blocks(rows: Dataset, *, length: int, eos: int | None, boundaries: bool
             "the tokenizer has no end-of-sequence token, so documents cannot be told apart. Set `eos_token` in its "
             "tokenizer_config.json."
         )
-    columns = ("input_ids", "labels", *(["seq_lengths"] if boundaries else []))
-    blocks = write_rows(_blocks(_documents(rows, eos), length, boundaries), columns)
+    names = ["input_ids", "labels", *([WEIGHTS] if WEIGHTS in rows.column_names else [])]
+    columns = (*names, *(["seq_lengths"] if boundaries else []))
+    blocks = write_rows(_blocks(_documents(rows, names, eos), names, length, boundaries), columns)
     if len(blocks) == 0:
-        tokens = sum(len(ids) for ids, _ in _documents(rows, eos))
+        tokens = sum(len(document[0]) for document in _documents(rows, names, eos))
         raise DataError(
             f"the text has {tokens:,} tokens, not enough for one block of {length}. Bring more text, or lower max_length."
         )
     return blocks
 
 
-def _documents(rows: Dataset, eos: int) -> Iterator[tuple[list[int], list[int]]]:
-    for batch in rows.select_columns(["input_ids", "labels"]).iter(_BATCH):
-        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+def _documents(rows: Dataset, names: list[str], eos: int) -> Iterator[list[list[Any]]]:
+    """Yield the columns of each row, with the end-of-sequence token."""
+    for batch in rows.select_columns(names).iter(_BATCH):
+        for ids, labels, *weights in zip(*(batch[name] for name in names), strict=True):
             if not ids or ids[-1] != eos:
                 trained = not labels or labels[-1] != IGNORED
                 ids, labels = [*ids, eos], [*labels, eos if trained else IGNORED]
-            yield ids, labels
+                weights = [[*values, abs(values[-1]) if values else 1.0] for values in weights]
+            yield [ids, labels, *weights]
 
 
 def _blocks(
-    documents: Iterable[tuple[list[int], list[int]]], length: int, boundaries: bool
+    documents: Iterable[list[list[Any]]], names: list[str], length: int, boundaries: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield complete blocks; a document that does not fit continues in the next one, as a part of its own."""
-    ids: list[int] = []
-    labels: list[int] = []
+    block: list[list[Any]] = [[] for _ in names]
     parts: list[int] = []
-    for document, document_labels in documents:
-        start = 0
-        while start < len(document):
-            end = min(len(document), start + length - len(ids))
-            ids += document[start:end]
-            labels += document_labels[start:end]
+    for document in documents:
+        start, size = 0, len(document[0])
+        while start < size:
+            end = min(size, start + length - len(block[0]))
+            for column, values in zip(block, document, strict=True):
+                column += values[start:end]
             parts.append(end - start)
             start = end
-            if len(ids) == length:
-                yield {"input_ids": ids, "labels": labels, **({"seq_lengths": parts} if boundaries else {})}
-                ids, labels, parts = [], [], []
+            if len(block[0]) == length:
+                yield {**dict(zip(names, block, strict=True)), **({"seq_lengths": parts} if boundaries else {})}
+                block, parts = [[] for _ in names], []

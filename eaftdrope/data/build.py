@@ -1,4 +1,5 @@
-"""The tokenised dataset of a mixture of sources: columns `input_ids`, `labels`, `origin`, and a report of its rows.
+"""The tokenised dataset of a mixture of sources: columns `input_ids`, `labels`, `origin`, and a report of its rows; and
+`token_weights`, if a token has a weight other than 1 (`weights.py`).
 
 - Constant memory: rows go to an Arrow file in batches, the dataset is a memory map of it. Nested fields
   are never stored in Arrow.
@@ -15,11 +16,11 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
 
-from .arrow_file import write_rows
+from .arrow_file import WEIGHTS, write_rows
 from .counts import DataReport, SourceReport, StopTokens, choose, content_key, groups_of, repeated_rows
 from .encoding import Encoded, encode
 from .formats import Example, normalise
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+_COLUMNS = ("input_ids", "labels", "origin")
 _BATCH = 1000
 _REASONS_KEPT = 100
 
@@ -42,6 +44,7 @@ def build_dataset(
     max_length: int | None = 1024,
     on_bad_row: str = "stop",
     seed: int = 0,
+    exempt: Sequence[str] = (),
     enough: Callable[[int, int], bool] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Dataset, DataReport]:
@@ -55,6 +58,7 @@ def build_dataset(
         max_length (`int`, *optional*): longer rows lose their end; None keeps all.
         on_bad_row (`str`): "stop" raises at the first bad row, "skip" leaves it out and counts it.
         seed (`int`): chooses the rows of a fractional weight.
+        exempt (`Sequence[str]`): strings whose tokens are exempt from the gate.
         enough (`Callable[[int, int], bool]`, *optional*): called with the rows and tokens read from a source so far; the
             rest of it is not read once this returns true.
         progress (`Callable[[int], None]`, *optional*): called with the number of rows read, every 1,000 rows.
@@ -67,6 +71,7 @@ def build_dataset(
         raise DataError(f"on_bad_row {on_bad_row!r} is not one of stop, skip.")
     names = _names(sources)
     report = DataReport(by_source={name: SourceReport() for name in names})
+    report.weights.exempt = dict.fromkeys(exempt, 0)
     stops = StopTokens()
     lengths, trained, keys = array("I"), array("I"), array("Q")
 
@@ -79,16 +84,19 @@ def build_dataset(
                     break
                 if progress is not None and report.read % _BATCH == 0:
                     progress(report.read)
-                encoded = _encode_row(row, report, name, on_bad_row, tokenizer, read, train_on, max_length)
+                options = {"train_on": train_on, "max_length": max_length, "exempt": exempt}
+                encoded = _encode_row(row, report, name, on_bad_row, tokenizer, read, options)
                 if encoded is not None:
                     stops.add(encoded)
+                    report.weights.add(encoded)
                     lengths.append(len(encoded.input_ids))
                     trained.append(encoded.trained_tokens)
                     keys.append(content_key(encoded.input_ids))
                     rows, tokens = rows + 1, tokens + lengths[-1]
-                    yield {"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": row.origin}
+                    columns = {"input_ids": encoded.input_ids, "labels": encoded.labels, "origin": row.origin}
+                    yield {**columns, WEIGHTS: encoded.weights.values}
 
-    dataset = write_rows(encoded_rows(), ("input_ids", "labels", "origin"))
+    dataset = _complete(write_rows(encoded_rows(), (*_COLUMNS, WEIGHTS)), report)
     _refuse_empty(report, names, train_on, max_length)
     indices = _mixture(report, sources, seed)
     _count(report, indices, lengths, trained)
@@ -97,12 +105,27 @@ def build_dataset(
     report.warnings += filter(None, map(left_out, sources))
     report.warnings += _copies(keys, dataset)
     stops.report_to(report, tokenizer, max_length)
+    report.warn_of_weights()
     report.warn_of_ignored_fields()
     for text in report.warnings:
         warnings.warn(text, UserWarning, stacklevel=2)
     if all(source.weight == 1.0 for source in sources):
         return dataset, report
     return dataset.select([index for part in indices for index in part]), report
+
+
+def _complete(dataset: Dataset, report: DataReport) -> Dataset:
+    """Return the rows without the column of weights if no row has any, else with weights for every row."""
+    if not report.weights.rows:
+        return dataset.remove_columns(WEIGHTS)
+    if report.weights.rows == len(dataset):
+        return dataset
+
+    def rows() -> Iterator[dict[str, object]]:
+        for row in dataset:
+            yield {**row, WEIGHTS: row[WEIGHTS] or [1.0] * len(row["input_ids"])}
+
+    return write_rows(rows(), (*_COLUMNS, WEIGHTS))
 
 
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -207,8 +230,7 @@ def _encode_row(
     on_bad_row: str,
     tokenizer: PreTrainedTokenizerBase,
     read: Callable[..., Example],
-    train_on: str,
-    max_length: int | None,
+    options: dict[str, Any],
 ) -> Encoded | None:
     """Encode a row and update its source's counts; None if it is left out."""
     counts = report.by_source[name]
@@ -219,7 +241,7 @@ def _encode_row(
         try:
             example = read(row.data, origin=row.origin)
             counts.add_fields(example)
-            encoded = encode(example, tokenizer, train_on=train_on, max_length=max_length)
+            encoded = encode(example, tokenizer, **options)
             counts.add_dropped(encoded.dropped)
         except MemoryError:
             raise

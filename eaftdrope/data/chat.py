@@ -49,12 +49,12 @@ class Span:
 
     Args:
         pieces (`tuple[tuple[int, int], ...]`): its stretches of text in order, characters [start, end) each.
-        trained (`bool`): the turn is trained.
+        weight (`float`): the turn's weight in the loss; 0 for context, which is not trained.
         stop (`str`, *optional*): the token that ends it.
     """
 
     pieces: tuple[tuple[int, int], ...]
-    trained: bool
+    weight: float
     stop: str | None
 
 
@@ -241,7 +241,7 @@ class _Talk:
         elif run:
             end = len(self.text) - len(behind) + len(run)
             stop = self.template.stop_at_end(run)
-        return Span(self._pieces(index, start, end), self.messages[index].get("weight", 1) != 0, stop or None)
+        return Span(self._pieces(index, start, end), self.messages[index].get("weight", 1), stop or None)
 
     def _stop_behind(self, behind: str) -> str:
         """Return what ends a turn at the beginning of `behind`, the text after it; or ""."""

@@ -7,6 +7,7 @@ are counted, and never on both sides of a held-out share.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from array import array
@@ -18,7 +19,7 @@ import numpy as np
 
 from eaftdrope.errors import LostTextError
 
-from .encoding import Encoded
+from .encoding import IGNORED, Encoded
 from .fields import is_metadata
 from .formats import Example
 from .template import template_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _PATHS_KEPT = 200
 _OTHER_PATHS = "(other fields)"
 _NAMES_WARNED_OF = 6
+# A mean weight outside of it is a change of the learning rate, or no weight at all.
+_USUAL_MEAN = (0.1, 10.0)
 
 
 @dataclass
@@ -101,6 +104,43 @@ def _count(counts: dict[str, int], paths: Iterable[str]) -> None:
 
 
 @dataclass
+class WeightCounts:
+    """The weights of trained tokens, over the rows as they were encoded.
+
+    Args:
+        rows (`int`): rows in which a token has a weight other than 1, or is exempt from the gate.
+        tokens (`int`): trained tokens of all rows.
+        sum, smallest, largest (`float`): of their weights, without the sign of the exempt ones.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    sum: float = 0.0
+    smallest: float = math.inf
+    largest: float = 0.0
+    exempt: dict[str, int] = field(default_factory=dict)
+
+    def add(self, encoded: Encoded) -> None:
+        self.tokens += encoded.trained_tokens
+        for string, count in encoded.weights.exempt.items():
+            self.exempt[string] = self.exempt.get(string, 0) + count
+        values, labels = encoded.weights.values, encoded.labels
+        weights = [1.0]
+        if values is None:
+            self.sum += encoded.trained_tokens
+        else:
+            self.rows += 1
+            weights = [abs(value) for value, label in zip(values[1:], labels[1:], strict=True) if label != IGNORED]
+            self.sum += sum(weights)
+        self.smallest = min(self.smallest, *weights)
+        self.largest = max(self.largest, *weights)
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.tokens if self.tokens else 1.0
+
+
+@dataclass
 class DataReport:
     """The report of a data set.
 
@@ -109,6 +149,7 @@ class DataReport:
         skipped (`list[tuple[str, str]]`): origin and reason of the bad rows left out, the first 100 of them.
         stop_token_trained (`bool`): every row that is not truncated ends its last answer in a trained stop token.
         stop_tokens (`list[str]`): the stop tokens found, such as `["<|im_end|>"]`.
+        weights ([`WeightCounts`]): of the trained tokens.
         warnings (`list[str]`): what may go wrong in training, with its consequence and what to do.
     """
 
@@ -116,6 +157,7 @@ class DataReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     stop_token_trained: bool = False
     stop_tokens: list[str] = field(default_factory=list)
+    weights: WeightCounts = field(default_factory=WeightCounts)
     warnings: list[str] = field(default_factory=list)
 
     def _sum(self, name: str) -> int:
@@ -161,6 +203,19 @@ class DataReport:
     def truncated_share(self) -> float:
         """Return the share of the encoded rows that were truncated."""
         return self.truncated / self.encoded if self.encoded else 0.0
+
+    def warn_of_weights(self) -> None:
+        """Add a warning for each exempt string that no trained token belongs to, and for weights that change the scale."""
+        for string, count in self.weights.exempt.items():
+            if not count:
+                self.warnings.append(
+                    f"loss.exempt: {string!r} occurs in no trained text, so it exempts nothing. Check its spelling."
+                )
+        if not _USUAL_MEAN[0] <= self.weights.mean <= _USUAL_MEAN[1]:
+            self.warnings.append(
+                f"the weights of rows and messages have a mean of {self.weights.mean:.3g}, which scales the loss and its "
+                "gradients. If `weight` is a measurement, rename the column; otherwise divide the weights by their mean."
+            )
 
     def warn_of_ignored_fields(self) -> None:
         """Add one warning per source that has fields that are not read and may be more than metadata."""

@@ -10,12 +10,15 @@ them are trained. A token that covers a trained character is trained, also if it
 | `last_assistant` | the last assistant turn, if its weight is not 0    | the completion        | everything |
 | `completion`     | the assistant turns after the last user turn       | the completion        | everything |
 | `all`            | everything                                         | everything            | everything |
+
+`weights.py` has the weights of the trained tokens.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +26,7 @@ from eaftdrope.errors import DataError
 
 from .chat import render_conversation, render_prompt
 from .formats import Example
+from .weights import Extent, TokenWeights, check_exempt, weigh_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +48,7 @@ class Encoded:
         is_conversation (`bool`): the chat template wrote it.
         dropped (`tuple[str, ...]`): paths that the template leaves out by design, `messages[1].reasoning_content`: the
             reasoning of earlier turns, which the model does not see at inference either.
+        weights ([`TokenWeights`]): of the tokens.
     """
 
     input_ids: list[int]
@@ -52,11 +57,26 @@ class Encoded:
     stop: str | None
     is_conversation: bool
     dropped: tuple[str, ...] = ()
+    weights: TokenWeights = field(default_factory=TokenWeights)
 
     @property
     def trained_tokens(self) -> int:
         """Number of labels that count in the loss: the first token is predicted from nothing, so its label never does."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A whole row: its text, its ids, their labels, the characters that each covers, the pieces of its text that have a
+    weight of their own (begin, end, weight), and position and text of the last trained answer's stop token."""
+
+    text: str
+    input_ids: list[int]
+    labels: list[int]
+    extents: list[Extent]
+    pieces: list[tuple[int, int, float]]
+    stop_at: int | None = None
+    stop: str | None = None
 
 
 def encode(
@@ -65,8 +85,10 @@ def encode(
     *,
     train_on: str = "assistant",
     max_length: int | None = 1024,
+    exempt: Sequence[str] = (),
 ) -> Encoded:
-    """Encode `example` as ids and labels; the table above lists what is trained.
+    """Encode `example` as ids and labels; the table above lists what is trained. `exempt` are strings whose tokens are
+    exempt from the gate.
 
     A prompt-completion or text example ends in the tokenizer's end-of-sequence token, which is trained.
 
@@ -77,16 +99,22 @@ def encode(
     """
     if train_on not in TRAIN_ON:
         raise DataError(f"train_on {train_on!r} is not one of {', '.join(TRAIN_ON)}.")
+    check_exempt(exempt)
     dropped: tuple[str, ...] = ()
     if example.messages is not None:
-        input_ids, labels, stop_at, stop, dropped = _encode_messages(example, tokenizer, train_on)
+        row, dropped = _encode_messages(example, tokenizer, train_on)
     else:
-        input_ids, labels, stop_at, stop = _encode_text(example, tokenizer, train_on)
+        row = _encode_text(example, tokenizer, train_on, needs_extents=bool(exempt))
+    input_ids, labels = row.input_ids, row.labels if example.weight else [IGNORED] * len(row.labels)
     truncated = max_length is not None and len(input_ids) > max_length
     if truncated:
         input_ids, labels = input_ids[:max_length], labels[:max_length]
-    stop_kept = stop_at is not None and stop_at < len(labels) and labels[stop_at] != IGNORED
-    return Encoded(input_ids, labels, truncated, stop if stop_kept else None, example.messages is not None, dropped)
+    stop_kept = row.stop_at is not None and row.stop_at < len(labels) and labels[row.stop_at] != IGNORED
+    weights = weigh_tokens(
+        labels, row.extents, row.text, weight=example.weight, pieces=row.pieces, exempt=list(dict.fromkeys(exempt))
+    )
+    stop = row.stop if stop_kept else None
+    return Encoded(input_ids, labels, truncated, stop, example.messages is not None, dropped, weights)
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -107,8 +135,8 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
 
 def _encode_messages(
     example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
-) -> tuple[list[int], list[int], int | None, str | None, tuple[str, ...]]:
-    """Return ids, labels, position and text of the last trained answer's stop token, and what the template leaves out."""
+) -> tuple[_Tokens, tuple[str, ...]]:
+    """Return a conversation, and what the template leaves out of it."""
     messages = example.messages
     assert messages is not None
     rendered = render_conversation(messages, example.tools, tokenizer)
@@ -120,21 +148,34 @@ def _encode_messages(
         roles = [message["role"] for message in messages]
         last_user = len(roles) - roles[::-1].index("user") if "user" in roles else 0
         spans = spans[len(spans) - roles[last_user:].count("assistant") :]
-    chosen = spans if train_on == "all" else [span for span in spans if span.trained]
+    chosen = spans if train_on == "all" else [span for span in spans if span.weight]
+    if train_on == "all":
+        _refuse_weights(messages)
+    pieces = [(*piece, span.weight) for span in chosen for piece in span.pieces if span.weight]
     trained = [(0, len(text))] if train_on == "all" else [piece for span in chosen for piece in span.pieces]
     labels = _labels(input_ids, extents, trained)
     last = chosen[-1] if chosen else None
+    row = _Tokens(text, input_ids, labels, extents, pieces)
     if last is None or last.stop is None:
-        return input_ids, labels, None, None, rendered.dropped
+        return row, rendered.dropped
     stop_end = last.pieces[-1][1]
     stop_at = next(position for position, (_, end) in enumerate(extents) if end >= stop_end)
-    return input_ids, labels, stop_at, last.stop, rendered.dropped
+    return replace(row, stop_at=stop_at, stop=last.stop), rendered.dropped
+
+
+def _refuse_weights(messages: list[dict[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if message.get("weight", 1) not in (0, 1):
+            raise DataError(
+                f"messages[{index}] has weight {message['weight']:g}, and train_on: all trains every token alike. Use "
+                "train_on: assistant, or leave the weight out"
+            )
 
 
 def _encode_text(
-    example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str
-) -> tuple[list[int], list[int], int | None, str | None]:
-    """Return ids, labels, and position and text of the end-of-sequence token.
+    example: Example, tokenizer: PreTrainedTokenizerBase, train_on: str, *, needs_extents: bool
+) -> _Tokens:
+    """Return a row of strings.
 
     If the text itself begins or ends with the token that the tokenizer would add, only one is kept; white space after a
     text's own end-of-sequence token is left out, because no model generates it.
@@ -147,20 +188,24 @@ def _encode_text(
     end = getattr(tokenizer, "eos_token", None)
     has_end = end is not None and len(stripped := text.rstrip()) > len(prompt) and stripped.endswith(end)
     text = stripped if has_end else text
-    input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=True, offsets=not everything)
+    input_ids, extents = _tokenise(tokenizer, text, add_special_tokens=True, offsets=needs_extents or not everything)
     labels = list(input_ids) if everything else _labels(input_ids, extents, [(len(prompt), len(text))])
     eos = tokenizer.eos_token_id
     doubled = _doubled_start(input_ids, text, tokenizer)
-    input_ids, labels = input_ids[doubled:], labels[doubled:]
+    input_ids, labels, extents = input_ids[doubled:], labels[doubled:], extents[doubled:]
     if eos is None:
-        return input_ids, labels, None, None
+        return _Tokens(text, input_ids, labels, extents, [])
     if has_end and input_ids[-2:] == [eos, eos]:
         input_ids, labels = input_ids[:-1], labels[:-1]
     if input_ids and input_ids[-1] == eos:
         labels[-1] = eos
     else:
         input_ids, labels = [*input_ids, eos], [*labels, eos]
-    return input_ids, labels, len(labels) - 1, tokenizer.eos_token
+    if extents and not has_end:
+        # the token that was added has its characters at the end of the text
+        extents = [*extents[: len(input_ids) - 1], (len(text), len(text) + len(end))]
+        text += end
+    return _Tokens(text, input_ids, labels, extents, [], len(labels) - 1, end)
 
 
 def _doubled_start(input_ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> int:

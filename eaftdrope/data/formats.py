@@ -17,6 +17,7 @@ and those of published data sets, in `published.py`. Other columns, under these 
 | `reasoning`, `thinking`, `cot`         | reasoning of the answer, where question and answer are columns             |
 | `context`, `options`, `choices`        | part of the question, where `question` is a column                         |
 | `images`, `audio`, `videos`, `<image>` | refused: only text is trained                                              |
+| `weight` of a row                      | factor on its loss; 0: left out                                            |
 | `train`, `loss_mask`, ... of a row     | refused, if the row is not to be trained                                   |
 | any other                              | reported: `Example.fields_ignored`, the table of `eaftdrope preview`, and a |
 |                                        | warning unless it only describes the row's origin (`id`, `source`, ...)    |
@@ -44,7 +45,7 @@ from .messages import (
     read_messages,
     read_turns,
     refuse_empty,
-    refuse_marked_row,
+    row_weight,
     spoken,
     string,
     with_system,
@@ -87,12 +88,13 @@ class Example:
     Args:
         messages (`list[dict]`, *optional*): role, content (always a string) and, if given, tool_calls (each
             `{"type": "function", "function": {"name": str, "arguments": dict}}`, with `id` if it had one), name,
-            tool_call_id, reasoning_content, and weight (0: this turn is context and never trained).
+            tool_call_id, reasoning_content, and weight (of this turn in the loss; 0: context, never trained).
         tools (`list[dict]`, *optional*): `{"type": "function", "function": {"name": ..., ...}}` each.
         prompt (`str`, *optional*): text before the completion.
         completion (`str`, *optional*): text to train.
         text (`str`, *optional*): a document, trained whole.
         ground_truth (`list[dict]`, *optional*): accepted values of each argument, per call: `{name: {argument: [...]}}`.
+        weight (`float`): of the row in the loss; 0: nothing of it is trained.
         origin (`str`): the row's file and line, for messages.
         fields_read (`tuple[str, ...]`): paths of the row's keys that were read, indices left out (`messages[].role`).
         fields_ignored (`tuple[str, ...]`): paths of the row's keys that were not read (`id`, `messages[].name`).
@@ -104,6 +106,7 @@ class Example:
     completion: str | None = None
     text: str | None = None
     ground_truth: list[dict[str, Any]] | None = None
+    weight: float = 1.0
     origin: str = ""
     fields_read: tuple[str, ...] = ()
     fields_ignored: tuple[str, ...] = ()
@@ -183,7 +186,7 @@ def normalise(row: dict[str, Any], format: str = "auto", *, reasoning: bool = Tr
 
 def _normalise(fields: Fields, format: str, reasoning: bool, origin: str) -> Example:
     _refuse_media(fields)
-    refuse_marked_row(fields)
+    weight = row_weight(fields)
     parts = _READERS[format](fields)
     if "messages" in parts:
         parts.setdefault("tools", read_tools(fields))
@@ -195,7 +198,7 @@ def _normalise(fields: Fields, format: str, reasoning: bool, origin: str) -> Exa
     else:
         _refuse_chat_columns(fields, format)
     read, ignored = fields.paths()
-    return Example(**parts, origin=origin, fields_read=read, fields_ignored=ignored)
+    return Example(**parts, weight=weight, origin=origin, fields_read=read, fields_ignored=ignored)
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ def _from_prompt_completion(row: Fields) -> dict[str, Any]:
     # The prompt is not trained in this format, its assistant turns included.
     context = read_messages(prompt, row, "prompt")
     for index, message in enumerate(context):
-        if message.get("weight") == 1:
+        if message.get("weight"):
             raise DataError(f"prompt[{index}] is marked as trained, but nothing of the prompt is. Use `messages`")
     return {
         "messages": [{**message, "weight": 0} for message in context] + read_messages(completion, row, "completion")

@@ -6,14 +6,16 @@
 - Reasoning is under `reasoning_content`, `reasoning`, `thinking` and similar names; it becomes `reasoning_content`.
 - Content that would be lost (pictures, sounds, a refusal, a prefix) is refused; other keys are reported.
 
-A turn is trained or not, under the names that data sets and trainers have for it:
+A turn has a weight in the loss, or is trained or not, under the names that data sets and trainers have for it:
 
 | meaning                             | keys                                                                           |
 |-------------------------------------|--------------------------------------------------------------------------------|
-| 1 or true: trained, 0 or false: not | `weight`, `train`, `trainable`, `training`, `loss`, `loss_mask`, `loss_scale`... |
+| factor on the loss, 0: not trained  | `weight`, `loss_weight`, `loss_scale`, `train_weight`, `training_weight`       |
+| 1 or true: trained, 0 or false: not | `train`, `trainable`, `training`, `loss`, `loss_mask`...                       |
 | true: not trained, false: trained   | `mask`, `masked`, `is_masked`, `ignore`, `ignore_loss`...                      |
 
-A value between, or a part of a turn (`train_detail`), cannot be honoured and is refused.
+A row may have a factor too, under the same names and `sample_weight`. A part of a turn (`train_detail`) cannot be honoured
+and is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from eaftdrope.errors import DataError
 
 from .fields import MEDIA, REASONING, SYSTEM, TOOLS, Fields, from_json, is_empty, plain_name, to_json
 from .tools import read_call
+from .weights import LARGEST, is_weight
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _OLDER_ROLES = {"function": "tool", "ipython": "tool"}
@@ -273,9 +276,9 @@ def string(value: Any, where: str) -> str:
 # --- weights of turns -------------------------------------------------------------------------------------------------
 
 _TRAINED = frozenset(
-    {"weight", "weights", "train", "trained", "trainable", "training", "istrained", "istrainable", "trainonturn"}
-    | {"trainon", "trainthis", "trainturn", "trainmask", "trainweight", "trainingweight", "shouldtrain", "learn"}
-    | {"loss", "lossmask", "lossweight", "lossweights", "lossscale", "computeloss", "calculateloss", "hasloss"}
+    {"train", "trained", "trainable", "training", "istrained", "istrainable", "trainonturn"}
+    | {"trainon", "trainthis", "trainturn", "trainmask", "shouldtrain", "learn"}
+    | {"loss", "lossmask", "computeloss", "calculateloss", "hasloss"}
     | {"useloss", "lossonturn", "inloss", "includeinloss", "supervise", "supervised"}
 )
 _CONTEXT = frozenset(
@@ -287,26 +290,32 @@ _PARTS = frozenset(
     {"traindetail", "trainingdetail", "traindetails", "trainspans", "trainablespans", "trainedspans", "lossspans"}
     | {"maskspans", "maskedspans"}
 )
-MARKS = _TRAINED | _CONTEXT | _PARTS
-# Those that have only this meaning on a whole row: a row's `weight` or `loss` may be a measurement.
-_OF_ROWS = MARKS - {"weight", "weights", "loss", "training", "trainon", "learn", "ignored", "supervised"}
+_FACTORS = frozenset({"weight", "lossweight", "lossscale", "trainweight", "trainingweight"})
+# Lists of numbers in most data sets.
+_PLURAL = frozenset({"weights", "lossweights"})
+MARKS = _TRAINED | _CONTEXT | _PARTS | _FACTORS | _PLURAL
+# Those that have only this meaning on a whole row: a row's `loss` may be a measurement.
+_OF_ROWS = MARKS - _FACTORS - {"weights", "loss", "training", "trainon", "learn", "ignored", "supervised"}
 
 
-def turn_weight(turn: Fields, role: str) -> int | None:
-    """Return 1 (trained) or 0 (context) if the turn is marked, else None.
+def turn_weight(turn: Fields, role: str) -> float | None:
+    """Return the factor on the loss of the turn (0: context) if it has one or is marked, else None.
 
     Raises:
-        DataError: a value between or of another type, two keys that disagree, a part of a turn, or a turn of another
-            role that is marked as trained.
+        DataError: a value that is no weight or of another type, two keys that disagree, a part of a turn, or a turn of
+            another role that is marked as trained.
     """
-    found: tuple[str, int] | None = None
+    found: tuple[str, float] | None = None
     for key, value in turn.among(MARKS):
-        weight = _weight(plain_name(key), value, turn.place(key))
+        name = plain_name(key)
+        weight = _weight(name, value, turn.place(key))
         if weight is None:
             continue
-        if found and found[1] != weight:
+        # a mark agrees with every factor above 0
+        agree = found is None or bool(found[1]) == bool(weight)
+        if found and (not agree or (1 not in (found[1], weight) and found[1] != weight)):
             raise DataError(f"{turn.place(found[0])} and {turn.place(key)} disagree on whether the turn is trained")
-        found = key, weight
+        found = found if found and weight == 1 else (key, weight)
     if found is None:
         return None
     if found[1] and role != "assistant":
@@ -317,15 +326,29 @@ def turn_weight(turn: Fields, role: str) -> int | None:
     return found[1]
 
 
-def refuse_marked_row(row: Fields) -> None:
-    """Refuse a row that is itself marked as not trained: leaving it out of the file is clearer.
+def row_weight(row: Fields) -> float:
+    """Return the factor on the loss of the row, 1 without any.
+
+    A `weight` that is text is left alone: it is a measurement, and reported as not read.
 
     Raises:
-        DataError: the row is marked as not trained, or carries one mark for each turn or token.
+        DataError: a factor that is no weight, or two that differ; the row is marked as not trained (leaving it out of the
+            file is clearer), or carries one mark for each turn or token.
     """
+    found: tuple[str, float] | None = None
     for key, value in row.values.items():
         name = plain_name(str(key))
-        if name not in MARKS or is_empty(value):
+        if name not in MARKS | {"sampleweight"} or is_empty(value):
+            continue
+        if isinstance(value, int | float) and name in _FACTORS | {"sampleweight"}:
+            weight = _factor(row.get(key), row.place(key))
+            if found and found[1] != weight:
+                raise DataError(
+                    f"{row.place(found[0])} and {row.place(key)} are both the weight of the row, and differ"
+                )
+            found = key, weight
+            continue
+        if isinstance(value, str) and name in _FACTORS | {"sampleweight"}:
             continue
         if isinstance(value, list | tuple | dict):
             raise DataError(
@@ -337,15 +360,25 @@ def refuse_marked_row(row: Fields) -> None:
         if _weight(name, value, row.place(key)) == 0:
             raise DataError(f"{row.place(key)} marks the whole row as not trained: leave the row out")
         row.get(key)
+    return found[1] if found else 1.0
 
 
-def _weight(name: str, value: Any, where: str) -> int | None:
+def _factor(value: Any, where: str) -> float:
+    if not is_weight(value):
+        raise DataError(f"{where} is {value!r}; it must be a number from 0 (not trained) to {LARGEST:g}")
+    return float(value)
+
+
+def _weight(name: str, value: Any, where: str) -> float | None:
     if name in _PARTS:
         if is_empty(value):
             return None
         raise DataError(
-            f"{where} marks parts of a turn, which is not read: a turn is trained whole or not at all (weight: 1 or 0)"
+            f"{where} marks parts of a turn, which is not read: a turn is trained whole (`weight`: a factor on its loss) or "
+            "not at all (0)"
         )
+    if name in _FACTORS:
+        return _factor(value, where)
     if name in _CONTEXT:
         # A mask of 1 means "trained" in some data sets and "left out" in others.
         if not isinstance(value, bool):

@@ -17,6 +17,7 @@ from rich.text import Text
 from eaftdrope.errors import printable
 from eaftdrope.loaded_model import check_token_ids
 
+from .arrow_file import WEIGHTS
 from .build import build_dataset
 from .counts import DataReport
 from .encoding import IGNORED
@@ -32,12 +33,15 @@ _REASONS_SHOWN = 5
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row: its text in stretches (text, trained), in order; together they are the decoded row."""
+    """One row: its text in stretches (text, trained), in order; together they are the decoded row. `weights` are the
+    smallest and the largest of its trained tokens, `exempt` how many of them are exempt from the gate."""
 
     origin: str
     stretches: list[tuple[str, bool]]
     tokens: int
     trained_tokens: int
+    weights: tuple[float, float] = (1.0, 1.0)
+    exempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def make_preview(
     max_length: int | None = 1024,
     on_bad_row: str = "stop",
     seed: int = 0,
+    exempt: Sequence[str] = (),
     scan: int | None = 2000,
     vocabulary: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -88,6 +93,7 @@ def make_preview(
             max_length=max_length,
             on_bad_row="skip",
             seed=seed,
+            exempt=exempt,
             progress=progress,
         )
     if vocabulary is not None:
@@ -115,7 +121,9 @@ def _row(row: dict, tokenizer: PreTrainedTokenizerBase) -> PreviewRow:
         text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         stretches.append((text[len(before) :], is_trained))
         before = text
-    return PreviewRow(row["origin"], stretches, len(ids), sum(trained[1:]))
+    weights = [w for w, counts in zip(row.get(WEIGHTS, [])[1:], trained[1:]) if counts] or [1.0]
+    extremes = min(map(abs, weights)), max(map(abs, weights))
+    return PreviewRow(row["origin"], stretches, len(ids), sum(trained[1:]), extremes, sum(w < 0 for w in weights))
 
 
 def preview_text(preview: Preview, *, marks: bool) -> Text:
@@ -125,13 +133,20 @@ def preview_text(preview: Preview, *, marks: bool) -> Text:
         full = " (max_length reached)" if row.tokens == preview.max_length else ""
         text.append(f"--- row {number}: {printable(row.origin)}\n", style="bold")
         text.append(
-            f"    {row.tokens} tokens{full}, {row.trained_tokens} trained ({_share(row.trained_tokens, row.tokens)})\n"
+            f"    {row.tokens} tokens{full}, {row.trained_tokens} trained ({_share(row.trained_tokens, row.tokens)})"
+            f"{_weights(row)}\n"
         )
         for stretch, is_trained in row.stretches:
             shown = printable(stretch, lines=True)
             text.append(f"[[{shown}]]" if marks and is_trained else shown, style=_TRAINED if is_trained else _CONTEXT)
         text.append("\n\n")
     return text.append_text(report_text(preview))
+
+
+def _weights(row: PreviewRow) -> str:
+    low, high = row.weights
+    weights = "" if low == high == 1 else f", weight {low:g}" if low == high else f", weights {low:g} to {high:g}"
+    return weights + (f", {row.exempt} exempt from the gate" if row.exempt else "")
 
 
 def report_text(preview: Preview) -> Text:
@@ -204,6 +219,15 @@ def _summary(preview: Preview) -> list[str]:
         lines.append(f"left out, no trained token: {report.fully_masked:,} rows")
     if report.stop_token_trained:
         lines.append(f"stop token: {', '.join(report.stop_tokens)} is trained at the end of every complete row")
+    weights = report.weights
+    if (weights.smallest, weights.largest) != (1.0, 1.0):
+        lines.append(
+            f"weights of trained tokens: {weights.smallest:g} to {weights.largest:g}, mean {weights.mean:.3g}; "
+            "the loss is divided by their number"
+        )
+    if weights.exempt:
+        strings = ", ".join(f"{string!r} {count:,}" for string, count in weights.exempt.items())
+        lines.append(f"tokens exempt from the gate: {strings}")
     if report.skipped_rows:
         stops = " (training stops at the first: on_bad_row is stop)" if preview.on_bad_row == "stop" else " (left out)"
         lines.append(f"bad rows: {report.skipped_rows:,}{stops}")

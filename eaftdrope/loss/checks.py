@@ -15,7 +15,9 @@ def check_label_smoothing(label_smoothing: float) -> None:
         )
 
 
-def check_shapes(rows: Tensor, labels: Tensor, sequence_ids: Tensor | None = None) -> None:
+def check_shapes(
+    rows: Tensor, labels: Tensor, sequence_ids: Tensor | None = None, token_weights: Tensor | None = None
+) -> None:
     """Check that labels `[...]` belong to rows `[..., V]` or `[..., D]`."""
     if tuple(rows.shape[:-1]) != tuple(labels.shape):
         raise ValueError(
@@ -29,6 +31,12 @@ def check_shapes(rows: Tensor, labels: Tensor, sequence_ids: Tensor | None = Non
         raise ValueError(
             f"sequence_ids of shape {tuple(sequence_ids.shape)} must have the shape of labels, {tuple(labels.shape)}."
         )
+    if token_weights is not None and token_weights.shape != labels.shape:
+        raise ValueError(
+            f"token_weights of shape {tuple(token_weights.shape)} must have the shape of labels, {tuple(labels.shape)}."
+        )
+    if token_weights is not None and not token_weights.is_floating_point():
+        raise ValueError(f"token_weights must be floating-point numbers, got {token_weights.dtype}.")
 
 
 def check_labels(labels_N: Tensor, vocab_size: int, ignore_index: int) -> None:

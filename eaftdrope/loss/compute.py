@@ -83,6 +83,7 @@ def compute_loss(
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
+    token_weight_N: Tensor | None,
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
@@ -92,7 +93,7 @@ def compute_loss(
 
     Computes in the dtype of `hidden_ND`; a wider head is rounded to it, and its gradient is then float32.
     """
-    rows = trained_rows(labels_N, sequence_N, ignore_index, weight_VD.shape[0])
+    rows = trained_rows(labels_N, sequence_N, token_weight_N, ignore_index, weight_VD.shape[0])
     if rows.is_static and not settings.gate.row_local:
         raise RuntimeError(
             f"the gate {settings.gate.formula} compares tokens with each other and cannot be captured in a CUDA graph, where "
@@ -215,7 +216,7 @@ class LossPass:
 
     def gate(self, tile_stats: list[TileStats], rows: Tensor | slice) -> Tensor:
         """Weights of some of the T rows, 0 where a row is not trained."""
-        return self.rows.mask(evaluate_gate(self.settings.gate, self.token_stats(tile_stats, rows)), rows)
+        return self.rows.weigh(evaluate_gate(self.settings.gate, self.token_stats(tile_stats, rows)), rows)
 
     def add_tile(
         self,

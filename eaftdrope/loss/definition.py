@@ -6,6 +6,8 @@
     w_t     = gate(nll_t, H_t, ...)                 detached: no gradient flows through the gate
     loss    = sum_t w_t * nll_t / num_items
 
+and with a weight u_t of the token itself, w_t = u_t * gate(...), or |u_t| where u_t < 0: a token without a gate.
+
 Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. It holds the full logits in float32 (float64 for float64 logits):
 for training use `fused_linear_eaft`.
 
@@ -73,6 +75,15 @@ def evaluate_gate(gate: Gate, stats: TokenStats) -> Tensor:
     return weight_N.detach().to(stats.nll.dtype)
 
 
+def weigh(gate_N: Tensor, token_weight_N: Tensor | None) -> Tensor:
+    """Return the weights `[N]` of tokens in the loss: the gate times the token's own weight; a negative one replaces the
+    gate by its absolute value."""
+    if token_weight_N is None:
+        return gate_N
+    token_weight_N = token_weight_N.to(gate_N.dtype)
+    return torch.where(token_weight_N < 0, -token_weight_N, gate_N * token_weight_N)
+
+
 def eaft_loss(
     logits: Tensor,
     labels: Tensor,
@@ -81,6 +92,7 @@ def eaft_loss(
     num_items: int | float | Tensor | None = None,
     ignore_index: int = -100,
     sequence_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Entropy-gated cross-entropy of logits and labels that are already aligned (nothing is shifted).
@@ -92,6 +104,8 @@ def eaft_loss(
             Maps [`TokenStats`] to one weight per token.
         num_items (*optional*): divisor of the sum; defaults to the number of labels that are not ignored.
         sequence_ids (`Tensor` `[...]`, *optional*): sequence of each row, used only by the `talr` gate.
+        token_weights (`Tensor` `[...]`, *optional*): factor on the gate of each row; a negative one replaces the gate (see
+            [`weigh`]). Rows of weight 0 count in `num_items`.
 
     Returns:
         Scalar loss, float32 (float64 for float64 logits). A batch without a trained token gives a zero with a graph.
@@ -100,17 +114,18 @@ def eaft_loss(
         ValueError: shapes that do not match, labels outside `[0, V)`, label smoothing, a gate of the wrong shape.
     """
     check_label_smoothing(label_smoothing)
-    check_shapes(logits, labels, sequence_ids)
+    check_shapes(logits, labels, sequence_ids, token_weights)
     gate = resolve_gate(gate)
     keep = labels.reshape(-1) != ignore_index
     labels_N = labels.reshape(-1)[keep]
     check_labels(labels_N, logits.shape[-1], ignore_index)
     logits_NV = logits.reshape(-1, logits.shape[-1])[keep]
     sequence_N = None if sequence_ids is None else sequence_ids.reshape(-1)[keep]
+    token_weight_N = None if token_weights is None else token_weights.reshape(-1)[keep]
 
     stats = token_statistics(logits_NV, labels_N, k=gate.topk, sequence=sequence_N)
     with torch.no_grad():
-        weight_N = evaluate_gate(gate, stats)
+        weight_N = weigh(evaluate_gate(gate, stats), token_weight_N)
     # not a plain product: a token whose gate is closed stays out even if its label is impossible (0 * inf)
     loss = torch.where(weight_N == 0, 0, weight_N * stats.nll).sum()
     if num_items is None:

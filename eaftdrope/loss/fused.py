@@ -36,11 +36,12 @@ class LossDetails:
 
     Args:
         stats ([`TokenStats`]): their statistics.
-        weight (`Tensor` `[T]`): their gate.
-        closed (`Tensor` `[T]`, bool): rows that took no part in the gradient: the gate is 0 or below `gate_threshold`.
+        weight (`Tensor` `[T]`): their weight in the loss: the gate, times the token's own weight where it has one.
+        closed (`Tensor` `[T]`, bool): rows that took no part in the gradient: the weight is 0 or below `gate_threshold`.
         rows (`Tensor` `[T]`, int64): their indices among the flattened rows of the call.
         trained (`Tensor` `[T]`, bool, or `None`): inside a compiled model or a CUDA graph T is all rows of the call, and
             this is the mask of those that are trained; the others have a weight of 0.
+        token_weight (`Tensor` `[T]` or `None`): the tokens' own weights, as they were passed.
     """
 
     stats: TokenStats
@@ -48,6 +49,7 @@ class LossDetails:
     closed: Tensor
     rows: Tensor
     trained: Tensor | None = None
+    token_weight: Tensor | None = None
 
 
 def fused_linear_eaft(
@@ -62,6 +64,7 @@ def fused_linear_eaft(
     softcap: float | None = None,
     ignore_index: int = -100,
     sequence_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
     backend: str = "auto",
     tile_bytes: int | None = None,
     tail: str = "exact",
@@ -97,6 +100,9 @@ def fused_linear_eaft(
             Label of rows that are not trained.
         sequence_ids (`Tensor` `[...]`, *optional*):
             Sequence of each row, used only by the `talr` gate.
+        token_weights (`Tensor` `[...]`, *optional*):
+            Factor on the gate of each row; a negative one replaces the gate by its absolute value, so that the gate does not
+            apply where it is -1. `num_items` counts rows whatever their weight.
         backend (`str`, *optional*, defaults to `"auto"`):
             Implementation of the work on a tile: `"cpu"` (C++), `"triton"`, `"cuda"` (C++), `"torch"`, or the fastest
             that works on the device. The environment variable `EAFTDROPE_LOSS_BACKEND` replaces `"auto"`.
@@ -108,8 +114,8 @@ def fused_linear_eaft(
         tail_threshold (`float`, *optional*, defaults to 2^-12):
             Gradients with respect to a logit, gate included, that `tail="sparse"` drops.
         gate_threshold (`float`, *optional*, defaults to 0.0):
-            Rows whose gate is smaller take no part in the gradient (`LossDetails.closed` is their mask); the loss keeps
-            their term.
+            Rows whose gate (times the token's weight) is smaller take no part in the gradient (`LossDetails.closed` is
+            their mask); the loss keeps their term.
         recompute (`bool`, *optional*, defaults to `False`):
             Form the gradient in a second pass, by slices of the vocabulary: a third more FLOPs, but no float32 sum of
             weight gradients, for any number of rows.
@@ -146,6 +152,7 @@ def fused_linear_eaft(
         transform=LogitsTransform(float(logit_scale), None if softcap is None else float(softcap)),
         ignore_index=ignore_index,
         sequence_ids=sequence_ids,
+        token_weights=token_weights,
     )
     return (loss, details) if return_details else loss
 
@@ -161,21 +168,26 @@ def linear_loss(
     transform: LogitsTransform = PLAIN,
     ignore_index: int = -100,
     sequence_ids: Tensor | None = None,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, LossDetails]:
     """[`fused_linear_eaft`] with its settings in one value; returns the loss and its details."""
-    check_shapes(hidden, labels, sequence_ids)
+    check_shapes(hidden, labels, sequence_ids, token_weights)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     _check_operands(hidden, weight, bias)
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
-    sequence_N = None if sequence_ids is None else sequence_ids.reshape(-1).to(hidden.device)
+    per_row = (labels_N, _flat(sequence_ids, hidden), _flat(token_weights, hidden))
     compute = _compiled if torch.compiler.is_compiling() else _eager
-    loss_sum, details = compute(hidden_ND, weight, bias, labels_N, sequence_N, settings, transform, ignore_index)
+    loss_sum, details = compute(hidden_ND, weight, bias, *per_row, settings, transform, ignore_index)
     if num_items is None:
         trained = details.trained
         num_items = max(details.rows.numel(), 1) if trained is None else trained.sum().clamp_min(1)
     loss = loss_sum / (num_items.to(loss_sum.device) if isinstance(num_items, Tensor) else num_items)
     return loss, details
+
+
+def _flat(values: Tensor | None, hidden: Tensor) -> Tensor | None:
+    return None if values is None else values.detach().reshape(-1).to(hidden.device)
 
 
 def _eager(
@@ -184,6 +196,7 @@ def _eager(
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
+    token_weight_N: Tensor | None,
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
@@ -191,7 +204,7 @@ def _eager(
     grad_enabled = torch.is_grad_enabled()  # read here: inside an autograd function gradients are always off
     details: list[LossDetails] = []
     options = (settings, transform, ignore_index, grad_enabled, details)
-    loss = _FusedLinearEAFT.apply(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, *options)
+    loss = _FusedLinearEAFT.apply(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, *options)
     return loss, details[0]
 
 
@@ -201,14 +214,15 @@ def _compiled(
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
+    token_weight_N: Tensor | None,
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
 ) -> tuple[Tensor, LossDetails]:
-    inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N)
+    inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
     loss, stats, weight_N, closed_N = compiled_loss(*inputs, settings, transform, ignore_index)
     every_N = torch.arange(labels_N.shape[0], device=labels_N.device)
-    return loss, LossDetails(stats, weight_N, closed_N, every_N, labels_N != ignore_index)
+    return loss, LossDetails(stats, weight_N, closed_N, every_N, labels_N != ignore_index, token_weight_N)
 
 
 def _check_operands(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -240,6 +254,7 @@ class _FusedLinearEAFT(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_N: Tensor,
         sequence_N: Tensor | None,
+        token_weight_N: Tensor | None,
         settings: LossSettings,
         transform: LogitsTransform,
         ignore_index: int,
@@ -248,14 +263,14 @@ class _FusedLinearEAFT(torch.autograd.Function):
     ) -> Tensor:
         hidden, weight, bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         needs_grad: NeedsGrad = (hidden, weight, bias)
-        result = compute_loss(
-            hidden_ND, weight_VD, bias_V, labels_N, sequence_N, settings, transform, ignore_index, needs_grad
-        )
+        inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
+        result = compute_loss(*inputs, settings, transform, ignore_index, needs_grad)
         ctx.gradients, ctx.backend = result.gradients, result.backend
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_ND, weight_VD, bias_V)]
         rows = result.rows
         every_T = torch.arange(rows.count, device=labels_N.device) if rows.index is None else rows.index
-        details.append(LossDetails(result.stats, result.weight, result.closed, every_T, rows.trained))
+        per_row = (result.stats, result.weight, result.closed, every_T, rows.trained, rows.token_weight)
+        details.append(LossDetails(*per_row))
         return result.loss
 
     @staticmethod
@@ -273,4 +288,4 @@ class _FusedLinearEAFT(torch.autograd.Function):
             None if gradient is None else scaled(gradient, grad_outputs[0], dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *results, None, None, None, None, None, None, None
+        return *results, *(None,) * 8

@@ -2,7 +2,8 @@
 
     density[i, j]   tokens with entropy in [0.1 i, 0.1 (i + 1)) nats, the last row open, and label probability in
                     [0.025 j, 0.025 (j + 1)), the last column closed    (arXiv 2601.02151, Figure 1b)
-    gate[k]         tokens with a gate in [0.05 k, 0.05 (k + 1)); below 0 counts in the first, above 1 in the last
+    gate[k]         tokens with a gate in [0.05 k, 0.05 (k + 1)); below 0 counts in the first, above 1 in the last; tokens
+                    that are exempt from the gate have 1
     groups          tokens, sum of nll and sum of w * nll, where entropy >= 2 (high) and where entropy <= 0.5 (low): Figure 4
 
 Computed from the statistics of the loss on their device, without a host sync, so that it is cheap in training: one
@@ -49,8 +50,16 @@ class Landscape:
     groups: Tensor
 
     @staticmethod
-    def of(stats: TokenStats, weight_T: Tensor, trained_T: Tensor | None = None) -> Landscape:
-        """Return the landscape of T tokens and their gates; `trained_T` masks those that count (None: all)."""
+    def of(
+        stats: TokenStats, weight_T: Tensor, trained_T: Tensor | None = None, gate_T: Tensor | None = None
+    ) -> Landscape:
+        """Return the landscape of T tokens and their weights in the loss.
+
+        Args:
+            trained_T: mask of the tokens that count (None: all).
+            gate_T: their gates, where these are not their weights.
+        """
+        gate_T = weight_T if gate_T is None else gate_T
         entropy_T, nll_T = stats.entropy, stats.nll
         row_T = _bin(entropy_T, ENTROPY_UNIT, ENTROPY_BINS)
         cell_T = row_T * PROBABILITY_BINS + _bin(stats.probability, PROBABILITY_UNIT, PROBABILITY_BINS)
@@ -65,7 +74,7 @@ class Landscape:
         inside = torch.stack([entropy_T >= HIGH_ENTROPY, entropy_T <= LOW_ENTROPY]) & ~lost_T
         dtype = torch.float32 if nll_T.device.type == "mps" else torch.float64
         groups = torch.where(inside[:, None], values, 0).sum(-1, dtype=dtype)
-        return Landscape(density, _counts(_bin(weight_T, GATE_UNIT, GATE_BINS), lost_T, GATE_BINS), groups)
+        return Landscape(density, _counts(_bin(gate_T, GATE_UNIT, GATE_BINS), lost_T, GATE_BINS), groups)
 
     def __add__(self, other: Landscape) -> Landscape:
         return Landscape(

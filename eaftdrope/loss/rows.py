@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_labels
+from .definition import weigh
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class TrainedRows:
     Args:
         labels (`Tensor` `[T]`, int64): their labels, all in the vocabulary.
         sequence (`Tensor` `[T]` or `None`): their sequences.
+        token_weight (`Tensor` `[T]` or `None`): their own weights (`definition.weigh`).
         index (`Tensor` `[T]` or `None`): their indices among the N rows; None for all of them.
         trained (`Tensor` `[N]` bool, or `None`): in a CUDA graph, the mask of the rows that are really trained.
     """
 
     labels: Tensor
     sequence: Tensor | None
+    token_weight: Tensor | None
     index: Tensor | None
     trained: Tensor | None = None
 
@@ -47,12 +50,15 @@ class TrainedRows:
         is gathered."""
         return rows if self.index is None else self.index[rows]
 
-    def mask(self, weight: Tensor, rows: Tensor | slice) -> Tensor:
-        """Return the weights of some rows, 0 where a row is not trained."""
+    def weigh(self, gate: Tensor, rows: Tensor | slice) -> Tensor:
+        """Return the weights of some rows from their gates, 0 where a row is not trained."""
+        weight = weigh(gate, None if self.token_weight is None else self.token_weight[rows])
         return weight if self.trained is None else torch.where(self.trained[rows], weight, 0)
 
 
-def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int, vocab_size: int) -> TrainedRows:
+def trained_rows(
+    labels_N: Tensor, sequence_N: Tensor | None, token_weight_N: Tensor | None, ignore_index: int, vocab_size: int
+) -> TrainedRows:
     """Return the rows whose label is not `ignore_index`.
 
     Raises:
@@ -63,15 +69,18 @@ def trained_rows(labels_N: Tensor, sequence_N: Tensor | None, ignore_index: int,
     inside_N = is_trained_N & (labels_N >= 0) & (labels_N < vocab_size)
     if _is_capturing(labels_N.device):
         torch._assert_async((inside_N == is_trained_N).all())
-        return TrainedRows(torch.where(inside_N, labels_N, 0), sequence_N, None, is_trained_N)
+        return TrainedRows(torch.where(inside_N, labels_N, 0), sequence_N, token_weight_N, None, is_trained_N)
     # the host waits once for both numbers
     count, inside = torch.stack([is_trained_N.sum(), inside_N.sum()]).tolist()
     if inside < count:
         check_labels(labels_N[is_trained_N], vocab_size, ignore_index)
     if count == len(labels_N):
-        return TrainedRows(labels_N, sequence_N, None)
+        return TrainedRows(labels_N, sequence_N, token_weight_N, None)
     index_T = torch.nonzero_static(is_trained_N, size=count).squeeze(1)
-    return TrainedRows(labels_N[index_T], None if sequence_N is None else sequence_N[index_T], index_T)
+    sequence_T, token_weight_T = (
+        None if values is None else values[index_T] for values in (sequence_N, token_weight_N)
+    )
+    return TrainedRows(labels_N[index_T], sequence_T, token_weight_T, index_T)
 
 
 def _is_capturing(device: torch.device) -> bool:

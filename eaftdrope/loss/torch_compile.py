@@ -58,6 +58,7 @@ def compiled_loss(
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
+    token_weight_N: Tensor | None,
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
@@ -71,6 +72,7 @@ def compiled_loss(
         bias_V,
         labels_N,
         sequence_N,
+        token_weight_N,
         needs_grad,
         gate_name(settings.gate),
         transform.scale,
@@ -90,13 +92,14 @@ def compiled_loss(
 
 
 # The version is raised when the arguments or results change: graphs cached by an older release would pass the old ones.
-@torch.library.custom_op("eaftdrope::fused_linear_eaft_v2", mutates_args=())
+@torch.library.custom_op("eaftdrope::fused_linear_eaft_v3", mutates_args=())
 def _operator(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     bias_V: Tensor | None,
     labels_N: Tensor,
     sequence_N: Tensor | None,
+    token_weight_N: Tensor | None,
     needs_grad: list[bool],
     gate: str,
     logit_scale: float,
@@ -112,7 +115,7 @@ def _operator(
     settings = LossSettings(named_gate(gate), backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute)
     transform = LogitsTransform(logit_scale, softcap)
     hidden, weight, bias = needs_grad
-    inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N)
+    inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
     result = compute_loss(*inputs, settings, transform, ignore_index, (hidden, weight, bias))
     dtypes = _gradient_dtypes(hidden_ND, weight_VD, tile_bytes, tail)
     gradients = [
@@ -145,8 +148,8 @@ def _operator(
 
 
 @_operator.register_fake
-def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, needs_grad, gate, logit_scale, softcap, backend, tile_bytes,
-      tail, tail_threshold, gate_threshold, recompute, ignore_index):  # fmt: skip
+def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, needs_grad, gate, logit_scale, softcap, backend,
+      tile_bytes, tail, tail_threshold, gate_threshold, recompute, ignore_index):  # fmt: skip
     inputs = (hidden_ND, weight_VD, hidden_ND if bias_V is None else bias_V)
     gradients = [
         value.new_empty(value.shape if needed else (0,), dtype=dtype)
@@ -166,7 +169,7 @@ def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, needs_grad, gate, logi
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:4])
-    hidden_ND, weight_VD, bias_V, _, _, ctx.needs_grad, *ctx.settings = inputs
+    hidden_ND, weight_VD, bias_V, _, _, _, ctx.needs_grad, *ctx.settings = inputs
     ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
 
 
@@ -175,7 +178,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         (gradient * grad_loss).to(dtype) if needed and grad_loss is not None else None
         for gradient, needed, dtype in zip(ctx.saved_tensors, ctx.needs_grad, ctx.dtypes, strict=True)
     ]
-    return *gradients, None, None, None, *(None for _ in ctx.settings)
+    return *gradients, None, None, None, None, *(None for _ in ctx.settings)
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

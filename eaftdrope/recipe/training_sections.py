@@ -67,6 +67,11 @@ class Loss(Section):
     recompute: bool = Field(
         False, description="Recompute the logits for the backward pass: a third more work, less memory."
     )
+    exempt: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Strings whose tokens keep a gate of 1 wherever they are trained: names that the model does not have, "
+        "the stop token.",
+    )
     backend: Literal["auto", "torch", "cpu", "triton", "cuda"] = Field(
         "auto", description="Backend of the loss; auto: the fastest available."
     )

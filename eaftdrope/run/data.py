@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ def encode_rows(
     *,
     seed: int,
     max_length: int | None,
+    exempt: Sequence[str] = (),
     enough: Callable[[int, int], bool] | None = None,
 ) -> tuple[Dataset, DataReport]:
     """The rows of `sources`, masked and encoded as the section `data` requires.
@@ -92,6 +93,7 @@ def encode_rows(
     Args:
         seed: of fractional weights.
         max_length: longer rows are truncated, None for no limit.
+        exempt: strings whose tokens are exempt from the gate.
         enough: called with (rows, tokens) read so far; reading ends once it returns True.
 
     Raises:
@@ -108,6 +110,7 @@ def encode_rows(
             max_length=max_length,
             on_bad_row=data.on_bad_row,
             seed=seed,
+            exempt=exempt,
             enough=enough,
         )
 
@@ -124,10 +127,11 @@ def build_data(settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _conversations(settings: TrainingSettings, data: Data, tokenizer: PreTrainedTokenizerBase) -> RunData:
-    def encode(sources: list[Source]) -> tuple[Dataset, DataReport]:
-        return encode_rows(data, sources, tokenizer, seed=settings.data_seed, max_length=data.max_length)
+    def encode(sources: list[Source], exempt: Sequence[str] = ()) -> tuple[Dataset, DataReport]:
+        options = {"seed": settings.data_seed, "max_length": data.max_length, "exempt": exempt}
+        return encode_rows(data, sources, tokenizer, **options)
 
-    train, report = encode(data.train_sources())
+    train, report = encode(data.train_sources(), settings.loss.exempt)
     sources = data.held_out_sources()
     if data.held_out_share:
         train, held_out = hold_out(train, data.held_out_share, seed=settings.data_seed)
@@ -166,7 +170,7 @@ def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedToken
     def encode(sources: list[Source], **options: Any) -> tuple[Dataset, DataReport]:
         return encode_rows(data, sources, tokenizer, seed=seed, max_length=None, **options)
 
-    rows, report = encode(data.train_sources(), enough=enough if steps else None)
+    rows, report = encode(data.train_sources(), enough=enough if steps else None, exempt=settings.loss.exempt)
     # text has no answers, so it does not change where generation stops
     report.stop_tokens.clear()
     held_out = None

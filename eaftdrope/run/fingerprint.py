@@ -1,6 +1,6 @@
 """Fingerprints: hashes of everything that decides a run's result beside its recipe. If one changes, the run is another.
 
-the training rows     ids and labels, in order
+the training rows     ids, labels and weights of the tokens, in order
 the held-out rows     the same; they decide the evaluation loss and some probes
 the probes            their questions, as they were read
 the chat template, the tokenizer
@@ -65,15 +65,17 @@ def fingerprints(
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """Hash of the columns input_ids and labels, row by row; the place of the rows in a file does not matter."""
+    """Hash of the tokens, labels and weights, row by row; the place of the rows in a file does not matter."""
     import pyarrow.compute as pc
 
     digest = hashlib.sha256()
-    for batch in arrow_batches(rows, ["input_ids", "labels"], _BATCH):
-        for name in ("input_ids", "labels"):
+    kinds = {"input_ids": "<i8", "labels": "<i8", "token_weights": "<f4"}
+    names = [name for name in kinds if name in rows.column_names]
+    for batch in arrow_batches(rows, names, _BATCH):
+        for name in names:
             column = batch[name]
             digest.update(pc.list_value_length(column).to_numpy().astype("<i8").tobytes())
-            digest.update(pc.list_flatten(column).to_numpy().astype("<i8").tobytes())
+            digest.update(pc.list_flatten(column).to_numpy().astype(kinds[name]).tobytes())
     return digest.hexdigest()
 
 

@@ -192,7 +192,8 @@ def _gate(loss: Loss) -> str:
     options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
     tail = ", sparse tail" if loss.tail == "sparse" else ""
     skipped = f", gates below {loss.gate_threshold:g} left out" if loss.gate_threshold else ""
-    return loss.gate + (f" ({options})" if options else "") + tail + skipped
+    exempt = f", not on {', '.join(map(repr, loss.exempt))}" if loss.exempt else ""
+    return loss.gate + (f" ({options})" if options else "") + exempt + tail + skipped
 
 
 def _files(settings: TrainingSettings, model: PreTrainedModel, optimizer: int) -> tuple[tuple[str, str], ...]:

@@ -36,6 +36,9 @@ class EAFTConfig(SFTConfig):
             Tokens whose gate is smaller take no part in the gradient; logged as `eaft/closed_share`.
         loss_recompute (`bool`, *optional*, defaults to `False`):
             Recompute the logits for the backward pass: a third more work, less memory.
+        loss_exempt (`list[str]`, *optional*):
+            Strings whose tokens keep a gate of 1, such as names that the base model does not have and the stop token:
+            `["llm_query", "<|im_end|>"]`. They are found in the decoded rows, with or without a space before them.
 
     Raises:
         UserError: options that are incompatible with the gated loss (`label_smoothing_factor`, `loss_type="dft"`,
@@ -57,10 +60,12 @@ class EAFTConfig(SFTConfig):
     )
     loss_gate_threshold: float = field(default=0.0, metadata={"help": "Smallest gate that reaches the gradient."})
     loss_recompute: bool = field(default=False, metadata={"help": "Recompute the logits for the backward pass."})
+    loss_exempt: list[str] | None = field(default=None, metadata={"help": "Strings whose tokens keep a gate of 1."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss_settings()
+        self._check_exempt()
         if self.label_smoothing_factor:
             if self.gate == "none":
                 raise UserError(
@@ -78,6 +83,17 @@ class EAFTConfig(SFTConfig):
             raise UserError(
                 "Liger's fused_linear_cross_entropy would replace the gated loss by plain cross-entropy. Set "
                 "liger_kernel_config={'fused_linear_cross_entropy': False}; its other kernels stay."
+            )
+
+    def _check_exempt(self) -> None:
+        if not all(isinstance(string, str) and string for string in self.loss_exempt or []):
+            raise UserError(f"loss_exempt={self.loss_exempt!r}: expected strings that are not empty.")
+        # TRL also declares a string, which it never is here
+        options = self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}
+        if self.loss_exempt and options.get("skip_prepare_dataset"):
+            raise UserError(
+                "loss_exempt is applied when the trainer prepares the rows, and dataset_kwargs skips that. Bring rows with a "
+                "column token_weights: -1 for an exempt token, 1 for any other."
             )
 
     def loss_settings(self) -> LossSettings:

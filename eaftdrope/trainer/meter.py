@@ -18,7 +18,7 @@ from eaftdrope.loss.statistics import LOW_GATE
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
 
-_SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "low_gate", "closed", "conflict", "correct")
+_SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "gated", "low_gate", "closed", "conflict", "correct")
 # No sensible gate has a mean near this; a mistyped constant or divisor has.
 _EXTREME_GATE = 1e6
 _POSITION = "nll_"
@@ -55,13 +55,15 @@ class Meter:
     def add(self, details: LossDetails, length: int) -> None:
         """Add one call of the loss, on rows of `length` tokens."""
         stats, weight_T = details.stats, details.weight
+        gate_T, gate_sum_T, gated_T = _gates(details)
         parts = (
             torch.ones_like(weight_T),
             torch.where(weight_T == 0, 0, weight_T * stats.nll),
             stats.nll,
             stats.entropy,
-            weight_T,
-            weight_T < LOW_GATE,
+            gate_sum_T,
+            gated_T,
+            gate_T < LOW_GATE,
             details.closed,
             stats.conflict,
             stats.correct,
@@ -74,7 +76,7 @@ class Meter:
         if self._edges:
             positions = _by_position(details, length, self._edges)
             self._positions = positions if self._positions is None else self._positions + positions
-        landscape = Landscape.of(stats, weight_T, details.trained)
+        landscape = Landscape.of(stats, weight_T, details.trained, gate_T)
         self._logged = landscape if self._logged is None else self._logged + landscape
         self._window = landscape if self._window is None else self._window + landscape
 
@@ -83,16 +85,17 @@ class Meter:
         """Figures of the last call of `add`; None before the first."""
         if self._latest is None:
             return None
-        tokens, weighted, nll, _, gate, *_ = self._latest
-        return Latest(weighted, nll.isfinite() & ~(gate <= _EXTREME_GATE * tokens))
+        _, weighted, nll, _, gate, gated, *_ = self._latest
+        return Latest(weighted, nll.isfinite() & ~(gate <= _EXTREME_GATE * gated))
 
     def pop(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Return the metrics since the last call, `{}` if there was none of `add`.
 
-        Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate`, `low_gate` (share of
-        tokens whose gate is below 0.05), `closed` (share that took no part in the gradient), `conflict` (share of
-        confident conflicts), `correct` (token accuracy), those of [`Landscape.log_values`], and with edges `nll_0_512`, ...
-        (mean nll of the labels of the tokens at positions 0 to 511; left out if no token is there).
+        Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate` (mean over the tokens
+        that have one, by their own weights; 1 without any), `low_gate` (share of tokens whose gate is below 0.05),
+        `closed` (share that took no part in the gradient), `conflict` (share of confident conflicts), `correct` (token
+        accuracy), those of [`Landscape.log_values`], and with edges `nll_0_512`, ... (mean nll of the labels of the
+        tokens at positions 0 to 511; left out if no token is there).
         """
         if self._sums is None or self._logged is None:
             return {}
@@ -100,8 +103,9 @@ class Meter:
         landscape = self._logged if reduce is None else self._logged.reduced(reduce)
         self._sums = self._logged = None
         values = dict(zip(_SUMS, sums.tolist(), strict=True))
-        tokens = values.pop("tokens")
+        tokens, gate, gated = (values.pop(name) for name in ("tokens", "gate", "gated"))
         means = {name: value / max(tokens, 1) for name, value in values.items()}
+        means["gate"] = gate / gated if gated else 1.0
         return {"tokens": tokens, **means, **landscape.log_values(), **self._pop_positions(reduce)}
 
     def _pop_positions(self, reduce: Reduce | None) -> dict[str, float]:
@@ -116,6 +120,17 @@ class Meter:
         """Return the landscape since the last call, None if there was none of `add`."""
         landscape, self._window = self._window, None
         return landscape if landscape is None or reduce is None else landscape.reduced(reduce)
+
+
+def _gates(details: LossDetails) -> tuple[Tensor, Tensor, Tensor]:
+    """(gate, gate times the token's own weight, that weight) of each token, `[T]` each; a token that is exempt from the gate
+    has (1, 0, 0), and so the mean gate is the `constant` gate of the same scale."""
+    weight_T, own_T = details.weight, details.token_weight
+    if own_T is None:
+        return weight_T, weight_T, torch.ones_like(weight_T)
+    own_T = own_T.to(weight_T.dtype)
+    gated_T = own_T > 0
+    return torch.where(gated_T, weight_T / own_T, 1), torch.where(gated_T, weight_T, 0), own_T.clamp_min(0)
 
 
 def _by_position(details: LossDetails, length: int, edges: tuple[int, ...]) -> Tensor:

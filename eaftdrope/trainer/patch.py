@@ -5,6 +5,9 @@ fused operator and returns the loss; without labels it is the model's own forwar
 there are no logits; in evaluation (`model.eval()`) the loss is plain cross-entropy and the logits are returned, unless
 `skip_logits=True` is passed (the convention of Liger's patched models).
 
+`token_weights=` beside `labels=` (`[B, T]`, not shifted) weights the loss of each label in training: a factor on its gate, or
+the weight itself, negated, for a label that is exempt from the gate.
+
 Legend: B rows of a batch, T tokens of a row, D hidden size, V vocabulary.
 """
 
@@ -210,9 +213,9 @@ def _is_patched(forward: Callable | None) -> bool:
     return function is not None and getattr(function, "eaft_forward", None) is function
 
 
-def shift_left(labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return the labels of the next token, `[B, T]`: position t gets the label of t + 1, the last one is ignored."""
-    return nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
+def shift_left(values: Tensor, last: float = -100) -> Tensor:
+    """Return the values (labels) of the next token, `[B, T]`: position t gets that of t + 1, and the last one `last`."""
+    return nn.functional.pad(values[..., 1:], (0, 1), value=last)
 
 
 def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -263,14 +266,26 @@ def _make_forward(model_class: type[PreTrainedModel]) -> Callable:
         kwargs.update(zip(parameter_names, args, strict=False))
         labels, shift_labels = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         num_items, skip_logits = kwargs.pop("num_items_in_batch", None), kwargs.pop("skip_logits", None)
+        token_weights = kwargs.pop("token_weights", None)
         state: _State = getattr(self, _ATTRIBUTE)
         if labels is None and shift_labels is None:
             _warn_without_labels(self, state)
             return state.original_forward(**kwargs)
-        return _forward_with_loss(self, state, kwargs, labels, shift_labels, num_items, skip_logits)
+        targets = _targets(labels, shift_labels, token_weights)
+        return _forward_with_loss(self, state, kwargs, *targets, num_items, skip_logits)
 
+    forward.__signature__ = _with_token_weights(own_forward)  # pyrefly: ignore[missing-attribute]
     forward.eaft_forward = forward  # pyrefly: ignore[missing-attribute]  # a mark on the function itself
     return forward
+
+
+def _with_token_weights(own_forward: Callable) -> inspect.Signature:
+    """The signature of a forward, with `token_weights`: a Trainer removes the columns that its model's forward has not."""
+    signature = inspect.signature(own_forward)
+    parameters = list(signature.parameters.values())
+    at = next((i for i, known in enumerate(parameters) if known.kind is known.VAR_KEYWORD), len(parameters))
+    parameters.insert(at, inspect.Parameter("token_weights", inspect.Parameter.KEYWORD_ONLY, default=None))
+    return signature.replace(parameters=parameters)
 
 
 def _warn_without_labels(model: nn.Module, state: _State) -> None:
@@ -284,12 +299,24 @@ def _warn_without_labels(model: nn.Module, state: _State) -> None:
         )
 
 
+def _targets(
+    labels: Tensor | None, shift_labels: Tensor | None, token_weights: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the label of the next token at each position, and its weight."""
+    if shift_labels is None:
+        assert labels is not None
+        return shift_left(labels), None if token_weights is None else shift_left(token_weights, 1)
+    if token_weights is not None:
+        raise UserError("token_weights belong to labels, not to shift_labels: pass labels, which are shifted here.")
+    return shift_labels, None
+
+
 def _forward_with_loss(
     model: PreTrainedModel,
     state: _State,
     kwargs: dict[str, Any],
-    labels: Tensor | None,
-    shift_labels: Tensor | None,
+    targets: Tensor,
+    token_weights: Tensor | None,
     num_items: int | Tensor | None,
     skip_logits: bool | None,
 ) -> ModelOutput | tuple:
@@ -298,11 +325,10 @@ def _forward_with_loss(
     return_dict = kwargs.pop("return_dict", None)
     router_logits = _wants_router_logits(model, kwargs)
     outputs = backbone(model)(**{**kwargs, "use_cache": False})
-    if shift_labels is None:
-        assert labels is not None
-        shift_labels = shift_left(labels)
-    loss, details = _gated_loss(model, state, outputs.last_hidden_state, shift_labels, kwargs, num_items)
-    state.meter[model.training].add(details, shift_labels.shape[-1])
+    loss, details = _gated_loss(
+        model, state, outputs.last_hidden_state, targets, token_weights, kwargs.get("position_ids"), num_items
+    )
+    state.meter[model.training].add(details, targets.shape[-1])
     logits = None
     if not (model.training if skip_logits is None else skip_logits):
         logits = _logits(model, outputs.last_hidden_state)
@@ -318,11 +344,14 @@ def _gated_loss(
     state: _State,
     hidden: Tensor,
     targets: Tensor,
-    kwargs: dict[str, Any],
+    token_weights: Tensor | None,
+    position_ids: Tensor | None,
     num_items: int | Tensor | None,
 ) -> tuple[Tensor, LossDetails]:
     """The loss of targets `[B, T]` that are aligned with hidden states `[B, T, D]`; plain cross-entropy in evaluation."""
-    settings = state.settings if model.training else replace(state.settings, gate=NoGate())
+    settings = state.settings
+    if not model.training:
+        settings, token_weights = replace(settings, gate=NoGate()), None
     with gathered_head(model) as head:
         return linear_loss(
             hidden.to(head.weight.device),
@@ -332,7 +361,8 @@ def _gated_loss(
             bias=head.bias,
             num_items=num_items,
             transform=head.transform,
-            sequence_ids=sequence_ids(targets, kwargs.get("position_ids")),
+            sequence_ids=sequence_ids(targets, position_ids),
+            token_weights=token_weights,
         )
 
 

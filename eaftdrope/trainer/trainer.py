@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from eaftdrope.errors import UserError
 from eaftdrope.files import honour_umask
@@ -28,6 +29,7 @@ from .packing import check_packing
 from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
 from .saving import original_settings, with_settings
 from .step_rows import describe_rows, rows_of_step
+from .token_weights import COLUMN, WeightedCollator, has_weights, prepared
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +53,9 @@ class EAFTTrainer(SFTTrainer):
     `num_tokens`, `eaft/trained_tokens`, `eaft/tokens_per_second`, and from the tokens' landscape: share and cross-entropy
     of the tokens of high (>= 2 nats) and low (<= 0.5) entropy (`eaft/high_entropy_loss`, `eaft/high_entropy_share`,
     `eaft/low_entropy_loss`, `eaft/low_entropy_share`) and the gates by tenths (`eaft/gate_hist_00` to `_09`, shares).
+
+    A column `token_weights` of the training rows (a number per token, for its label) weights the loss: a factor on the gate,
+    or negative in its place. The divisor stays the number of trained tokens, and evaluation does not read it.
 
     Args:
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*):
@@ -100,6 +105,9 @@ class EAFTTrainer(SFTTrainer):
             refuse_applied(model)
         super().__init__(model, config, *trainer_args, **kwargs)
         self._check_vocabulary()
+        self._weighted = has_weights(self.train_dataset)
+        if self._weighted and type(self.data_collator) is DataCollatorForLanguageModeling:
+            self.data_collator = WeightedCollator.like(self.data_collator)
         # an accelerate configuration file can enable what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
         install(self.model, settings)
@@ -123,6 +131,21 @@ class EAFTTrainer(SFTTrainer):
             if size and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
                 check_token_ids(rows, size, tokenizer)
 
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any, **options: Any
+    ) -> Any:
+        weighted = has_weights(dataset) or args.loss_exempt
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing and not weighted, *rest, **options)
+        if not weighted:
+            return rows
+        return prepared(rows, getattr(processing_class, "tokenizer", processing_class), args, packing)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        if COLUMN not in self._signature_columns:
+            self._signature_columns.append(COLUMN)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with with_settings(self.model.config, self._original_settings):
             super()._save(output_dir, state_dict)
@@ -142,6 +165,11 @@ class EAFTTrainer(SFTTrainer):
             if num_items_in_batch is None:
                 raise UserError(
                     "the batch has no `labels`, so its trained tokens cannot be counted. Check the collator."
+                )
+            if self._weighted and COLUMN not in inputs:
+                raise UserError(
+                    f"the training rows have {COLUMN}, and the data collator leaves them out of its batches. Pass them on as "
+                    "eaftdrope.trainer.token_weights.WeightedCollator does, or remove the column."
                 )
             self._clock.add(inputs)
         inputs = {**inputs, "use_cache": False, "skip_logits": not return_outputs}

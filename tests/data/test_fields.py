@@ -223,7 +223,8 @@ def test_a_turn_marked_as_not_trained_is_not_trained(marks, make_tokenizer, trai
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (said(loss_weight=0.5), "messages[1].loss_weight is 0.5; it must be 0 (not trained) or 1 (trained)"),
+        (said(loss_weight=-0.5), "messages[1].loss_weight is -0.5; it must be a number from 0 (not trained) to 1000"),
+        (said(train=0.5), "messages[1].train is 0.5; it must be 0 (not trained) or 1 (trained)"),
         (said(train="false"), "messages[1].train is 'false'; it must be 0 (not trained) or 1 (trained)"),
         (said(mask=1), "messages[1].mask is 1; it must be true (not trained) or false (trained)"),
         (said(loss_mask=[0, 1]), "messages[1].loss_mask is [0, 1]; it must be 0"),
@@ -235,7 +236,7 @@ def test_a_turn_marked_as_not_trained_is_not_trained(marks, make_tokenizer, trai
         ({"messages": [{**ASK, "train": True}, SAY]}, "messages[0].train marks a user turn as trained"),
         ({"prompt": [ASK, {**SAY, "weight": 1}, ASK], "completion": [SAY]}, "prompt[1] is marked as trained, but"),
         ({**said(), "train": False}, "train marks the whole row as not trained: leave the row out"),
-        ({"text": "t", "weight": 0}, "weight marks the whole row as not trained"),
+        ({"text": "t", "loss_mask": 0}, "loss_mask marks the whole row as not trained"),
         ({**said(), "loss_mask": [0, 1]}, "loss_mask marks parts of the row, which is not read. Mark each message"),
         (said(reasoning="r", thinking="s"), "messages[1].reasoning and messages[1].thinking are both the reasoning"),
         (said(reasoning_content=[]), "messages[1].reasoning_content must be a string; it is a list"),

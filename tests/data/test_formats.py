@@ -173,7 +173,7 @@ def test_what_a_probe_asks_and_expects():
             "auto",
             "messages[0].content has parts of type image_url; only text is trained",
         ),
-        ({"messages": [ASK, {**SAY, "weight": 0.5}]}, "auto", "messages[1].weight is 0.5; it must be 0"),
+        ({"messages": [ASK, {**SAY, "weight": -0.5}]}, "auto", "messages[1].weight is -0.5; it must be a number"),
         ({"messages": [{**ASK, "tool_calls": [call({})]}, SAY]}, "auto", "only an assistant message may call"),
         (
             {"messages": [ASK, {"role": "assistant", "tool_calls": [call('{"x": ')]}]},

@@ -67,6 +67,18 @@ def test_equal_to_the_definition_and_never_waiting(capturing, monkeypatch, gate,
             assert relative_error(leaf.grad, gradient) <= 2e-6
 
 
+def test_weights_of_tokens(capturing, monkeypatch):
+    hidden, weight, labels, _ = make_inputs(50, 300)
+    leaves, values = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()], torch.linspace(-2, 2, 50)
+    with Recorded(monkeypatch) as recorded:
+        loss, details = step(leaves, labels, tile_bytes=10 * 300 * 4, token_weights=values)
+    assert not [name for name in recorded.names if name in (*WAITING, *NUMBERS)]
+    assert not details.weight[~details.trained].any()
+    expected, gradients = definition(hidden, weight, labels, "eaft", token_weights=values)
+    for actual, wanted in zip((loss, *(leaf.grad for leaf in leaves)), (expected, *gradients[:2]), strict=True):
+        assert relative_error(actual, wanted) <= 2e-6
+
+
 def test_rows_below_the_threshold_have_no_gradient(capturing):
     hidden, weight, labels, _ = make_inputs(50, 300)
     leaf = hidden.clone().requires_grad_()

@@ -81,7 +81,7 @@ def test_registration():
     settings = (gate_name("eaft"), 1.0, None, "auto", None, "exact", 2.0**-12, 0.0, False, -100)
     for needed in ([False] * 3, [True] * 3, [True, False, False]):
         torch.library.opcheck(
-            _operator, (*leaves, labels, None, needed, *settings), test_utils=("test_schema", "test_faketensor")
+            _operator, (*leaves, labels, None, None, needed, *settings), test_utils=("test_schema", "test_faketensor")
         )
 
 

@@ -53,3 +53,33 @@ def test_evaluation_while_training(project, tmp_path):
     assert ended.code == 0, ended.out
     losses = [line["eval_loss"] for line in logs(run) if "eval_loss" in line]
     assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_weights_and_exempt_strings(project, tmp_path):
+    """Adapters, an evaluation while training, and packing: the weights of the rows reach the loss of every step."""
+    rows = [json.loads(line) for line in (project / "rows.jsonl").read_text().splitlines()]
+    weighted = project / "weighted.jsonl"
+    weighted.write_text("".join(json.dumps({**row, "weight": 0.5}) + "\n" for row in rows), encoding="utf-8")
+    first = {}
+    for name, options in {
+        "plain": (),
+        "half": (f"data.train={weighted}",),
+        "exempt": ("loss.gate=constant", "loss.weight=0", 'loss.exempt=["<|im_end|>"]'),
+        "packed": (f"data.train={weighted}", "data.packing=true", 'loss.exempt=["It is"]'),
+    }.items():
+        run = tmp_path / name
+        always = ("train.steps=1", "train.eval_every=1", "loss.gate=none", *SHORT[1:])
+        ended = train(project / "recipe.yaml", f"output.dir={run}", *always, *options)
+        assert ended.code == 0, ended.out
+        first[name] = logs(run)[0]
+    plain, half, exempt = (first[name] for name in ("plain", "half", "exempt"))
+    assert half["eaft/weighted_loss"] == pytest.approx(plain["eaft/weighted_loss"] / 2, rel=1e-6)
+    assert half["eaft/trained_tokens"] == plain["eaft/trained_tokens"]
+    assert half["eaft/gate_mean"] == 1.0
+    # the gate closes every token but the stop token of each of the four rows
+    assert exempt["eaft/gate_mean"] == 0.0 and exempt["eaft/gate_hist_09"] == pytest.approx(
+        4 / exempt["eaft/trained_tokens"]
+    )
+    assert 0 < exempt["eaft/weighted_loss"] < plain["eaft/weighted_loss"]
+    assert first["packed"]["eaft/weighted_loss"] == pytest.approx(first["packed"]["eaft/cross_entropy"] / 2, rel=1e-5)
+    assert "except those of '<|im_end|>'" in (tmp_path / "exempt" / "README.md").read_text()

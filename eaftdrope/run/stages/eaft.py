@@ -53,4 +53,5 @@ class EaftStage(TrainingStage):
         tuned = f"LoRA (r = {lora.r}, alpha = {lora.alpha:g})" if lora else "full fine-tune"
         # an approximate gradient is part of the method
         tail = _SPARSE_TAIL if self.loss.tail == "sparse" else ""
-        return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}{tail}"
+        exempt = f", except those of {', '.join(map(repr, self.loss.exempt))}" if self.loss.exempt else ""
+        return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}{exempt}{tail}"
