@@ -26,6 +26,7 @@ _LAZY = {
     "fused_linear_eaft": "loss",
     "gates": "loss",
     "load_recipe": "recipe.load",
+    "open_chat_model": "evaluate.rlm.chat_models",
     "pop_metrics": "trainer.patch",
     "remove_eaft": "trainer.patch",
     "remove_ttt": "ttt.model",
@@ -35,6 +36,7 @@ __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .evaluate.rlm.chat_models import open_chat_model
     from .loss import TokenStats, eaft_loss, fused_linear_eaft, gates
     from .recipe.load import load_recipe
     from .trainer.callbacks.plain_trainer import EAFTCallback

@@ -170,7 +170,7 @@ def train_in_ranks(*arguments: object, **environment: str) -> list[forked.Ended]
     return forked.run_ranks(2, _train, list(map(str, arguments)), None, None, False, **environment)
 
 
-def no_report(folder: Path, output: object, draw: object) -> Path:
+def no_report(folder: Path, output: object) -> Path:
     """Replaces `report.page._write`: an empty page, without figures."""
     (folder / "report.html").write_text("")
     return folder / "report.html"

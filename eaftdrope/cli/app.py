@@ -29,6 +29,7 @@ VERBS = {
     "context": "Measure how far a model's context reaches, with baselines.",
     "drope": "DroPE: convert, undo, check, or fit the softmax temperature.",
     "ttt": "TTT: read a text into a state, ask about it, measure it.",
+    "rlm": "Answer queries over long texts with a model that writes code.",
     "report": "Render the report of a result again, or compare runs.",
     "recipes": "List, show or copy the recipes that come with eaftdrope.",
     "schema": "Print the JSON schema of a recipe, for editors.",
@@ -40,7 +41,7 @@ VERBS = {
 RENAMED = {"probe": "context"}
 """Earlier name of a verb -> its name."""
 
-SINGLE_PROCESS = ("inspect", "merge", "convert", "eval", "context", "drope", "ttt", "report")
+SINGLE_PROCESS = ("inspect", "merge", "convert", "eval", "context", "drope", "ttt", "rlm", "report")
 """Verbs that write a result and run in one process only. (compare has its own check.)"""
 
 

@@ -52,8 +52,8 @@ def _not_about_one_row(record: logging.LogRecord) -> bool:
     return "You are using a per_device_train_batch_size of 1 with padding-free" not in record.getMessage()
 
 
-def show_report(folder: Path, console: Console) -> None:
-    """Write the report of a complete result; a package that only reports need may be missing."""
+def show_report(source: Path, console: Console) -> None:
+    """Write the report of a complete result (a folder, or a journal); a package that only reports need may be missing."""
     try:
         from eaftdrope.report.page import try_write_report
     except ModuleNotFoundError as error:
@@ -61,4 +61,4 @@ def show_report(folder: Path, console: Console) -> None:
             raise
         console.print(f"no report: {missing}", highlight=False, markup=False)
         return
-    try_write_report(folder, console)
+    try_write_report(source, console)

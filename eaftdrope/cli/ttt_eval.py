@@ -154,9 +154,10 @@ def _numbers(option: str, text: str | None, kind: type, problems: list[str]) -> 
 def _evaluate(
     options: TTTEvalOptions, problems: list[str], output: Path | None, *, dry_run: bool, overwrite: bool
 ) -> None:
+    from eaftdrope.evaluate.table import as_table
     from eaftdrope.evaluate.ttt.plan import make_plan
     from eaftdrope.evaluate.ttt.results import NAME, TTTEvalResults
-    from eaftdrope.evaluate.ttt.table import LIMITS, as_table, cost_table, tables_of
+    from eaftdrope.evaluate.ttt.table import LIMITS, cost_table, tables_of
     from eaftdrope.models import short_name
 
     from .terminal import make_console, show_report, silence_libraries

@@ -18,6 +18,7 @@ Reading order:
     probes/          the probes of a recipe, one file each
     score_cache.py   scores by content: nothing is measured twice
     lm_eval.py       lm-eval's tasks on a loaded model (one_bos.py: its model, with the BOS token exactly once)
+    rlm/             recursive language models and their baselines: `eaftdrope rlm bench`
     long_context/    how far a context reaches: `eaftdrope context`
     suites/          models side by side: `eaftdrope eval`
     ttt/             what learning while reading adds: `eaftdrope ttt eval`

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 PACKAGE = Path(__file__).parents[1]
-_CODE = ("evaluate", "data", "models", "checkpoints/adapters.py", "loaded_model.py")
+_CODE = ("evaluate", "rlm", "data", "models", "checkpoints/adapters.py", "loaded_model.py")
 """The code that loads models, reads and renders rows, and measures."""
 
 # A package with an attention kernel is used if it is installed and the configuration names it.

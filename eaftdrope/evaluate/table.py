@@ -1,4 +1,4 @@
-"""The before/after table, for the terminal and for the model card."""
+"""Tables as text, for the terminal and for pages; the before/after table, for the terminal and for the model card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ if TYPE_CHECKING:
 GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
 _STYLES = {"better": "green", "worse": "red", "no clear change": "dim", NOT_A_NUMBER: "red"}
 NOTE = "± is one standard error; a change is called better or worse only beyond two standard errors of the change."
+
+
+class TextTable(NamedTuple):
+    """A table as text. The first `names` columns are words, aligned to the left; the others are numbers."""
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+    note: str = ""
+    names: int = 1
+
+
+def as_table(table: TextTable) -> Table:
+    """Return the rich table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    for number, column in enumerate(table.head):
+        made.add_column(Text(column), justify="left" if number < table.names else "right")
+    for line in table.lines:
+        made.add_row(*map(Text, line))
+    return made
 
 
 class Line(NamedTuple):

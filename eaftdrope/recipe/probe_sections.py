@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from eaftdrope.rlm.tasks import KINDS, SETS
+
 from .base import MOST, OneOf, Positive, Section, describe, existing_file
 from .suggest import did_you_mean
 
@@ -95,6 +97,20 @@ class Instructions(Section):
     max_new_tokens: Positive = Field(160, description="Maximum length of an answer in tokens.")
 
 
+class RLMTasks(Section):
+    """Tasks over long contexts, with the model as the root of a recursive language model; names of the test set."""
+
+    tasks: list[Annotated[str, OneOf(KINDS)]] = Field(
+        ["needle", "count"], min_length=1, description="Kinds of tasks; four shares of each are measured."
+    )
+    limit: Positive = Field(50, description="Trials of each task.")
+    chars: Positive = Field(8000, description="Length of a context in characters.")
+    phrasings: Annotated[str, OneOf(SETS)] = Field("train", description="Set of phrasings of the queries.")
+    iterations: Positive = Field(4, description="Maximum number of replies of a trial.")
+    max_new_tokens: Positive = Field(128, description="Maximum length of a reply in tokens.")
+    short_prompt: bool = Field(True, description="Use the system prompt for tiny models.")
+
+
 class Agreement(Section):
     """KL divergence from the base model, and top-1 agreement with it, on its own answers to general prompts."""
 
@@ -129,6 +145,7 @@ class TargetProbe(Probe):
     numeric_answers: NumericAnswers | None = Field(None, description="Final numbers of answers, by generation.")
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
+    rlm_tasks: RLMTasks | None = Field(None, description="Long contexts, as the root of an RLM.")
 
 
 class GeneralProbe(Probe):

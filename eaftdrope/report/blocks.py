@@ -47,6 +47,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """A text that a model wrote, set apart."""
+
+    text: str
+    kind: ClassVar[str] = "quote"
+
+
+@dataclass(frozen=True)
 class Picture:
     """A figure. `label` describes it to readers who cannot see it; a `wide` figure scrolls on a phone."""
 
@@ -116,6 +124,50 @@ class Folded:
     summary: str
     text: str
     kind: ClassVar[str] = "folded"
+
+
+@dataclass(frozen=True)
+class SubCallLine:
+    """A call of a sub-model: what it was sent, and its reply."""
+
+    prompt: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class CodeStep:
+    """A block of code of an RLM. `calls` and `children` are folded below `summary`; `rest` counts those not shown."""
+
+    code: str
+    output: str
+    error: str
+    summary: str = ""
+    calls: Sequence[SubCallLine] = ()
+    children: Sequence[Trajectory] = ()
+    rest: str = ""
+
+
+@dataclass(frozen=True)
+class TurnStep:
+    """A reply of a root: its text outside of code, then its blocks. `rest` counts the blocks that are not shown."""
+
+    title: str
+    tags: Sequence[str]
+    facts: str
+    text: str
+    steps: Sequence[CodeStep]
+    rest: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The turns of a conversation of an RLM, with those of its children inside. A turn that is a text stands for those left
+    out."""
+
+    title: str
+    turns: Sequence[TurnStep | str]
+    answer: str = ""
+    kind: ClassVar[str] = "trajectory"
 
 
 @dataclass(frozen=True)

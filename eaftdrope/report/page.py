@@ -3,8 +3,10 @@
     run.json       a training run          compare.json   a comparison of gates
     inspect.json   training data           probe.json     how far a context reaches
     eval.json      models on suites        ttt.json       what learning while reading adds
+    *.jsonl        journals of RLM runs    rlm_bench.json an RLM beside its baselines
 
-A page is built from files only, so it can be rendered again, and the same files give the same bytes.
+The journal of one RLM run (recursive language model) has a page of its own, JOURNAL.html. A page is built from files only,
+so it can be rendered again, and the same files give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from .sections.comparison import compare_page
 from .sections.context import context_page
 from .sections.evaluation import eval_page
 from .sections.inspection import inspect_page
+from .sections.rlm_bench import rlm_bench_page
+from .sections.rlm_run import rlm_run_page
+from .sections.rlm_runs import journals_in, rlm_runs_page
 from .sections.run import run_page
 from .sections.side_by_side import runs_page
 from .sections.ttt_eval import ttt_page
@@ -42,22 +47,24 @@ _BUILDERS: dict[str, PageBuilder] = {
     "eval.json": eval_page,
     "probe.json": context_page,
     "ttt.json": ttt_page,
+    "rlm_bench.json": rlm_bench_page,
 }
 
 
-def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
-    """Write the report of a folder, and its figures beside it as PNG and SVG.
+def write_report(source: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a folder, and its figures beside it as PNG and SVG; or the page of a journal.
 
     Args:
-        folder: results of a run, a comparison, an inspection, a context measurement or an evaluation, finished or not.
-        output: the page; `folder`/report.html by default.
+        source: a folder with results, finished or not; or the journal of a recursive language model.
+        output: the page; by default `source`/report.html, and for a journal the same name with the suffix .html.
 
     Raises:
         UserError: the folder contains no results of eaftdrope, or one of its files cannot be read.
     """
-    name, build = page_builder(usable_path(folder))
-    with _damage_to_user_error(Path(folder) / name):
-        return _write(Path(folder), output, build)
+    source = usable_path(source)
+    name = "" if source.is_file() else page_builder(source)[0]
+    with _damage_to_user_error(source / name):
+        return _write(source, output)
 
 
 def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -78,18 +85,18 @@ def write_side_by_side(folders: Sequence[str | Path], output: str | Path | None 
     return write_page(page, output)
 
 
-def try_write_report(folder: Path, console: Console) -> None:
-    """Write the report of a complete result, and report a failure in one line.
+def try_write_report(source: Path, console: Console) -> None:
+    """Write the report of a complete result (a folder, or a journal), and report a failure in one line.
 
     An error here must not invalidate the result, nor stop the stages and processes that wait for it. `eaftdrope report`
     shows the error in full.
     """
     try:
-        path = _write(folder, None, page_builder(folder)[1])
+        path = _write(source, None)
     except Exception as error:
         console.print(
-            f"the report could not be written: {type(error).__name__}: {error}\nThe result in {folder} is complete. "
-            f"Run `eaftdrope report {folder}` to try again.",
+            f"the report could not be written: {type(error).__name__}: {error}\nThe result in {source} is complete. "
+            f"Run `eaftdrope report {source}` to try again.",
             highlight=False,
             markup=False,
         )
@@ -98,21 +105,29 @@ def try_write_report(folder: Path, console: Console) -> None:
 
 
 def page_builder(folder: Path) -> tuple[str, PageBuilder]:
-    """Return the name of the document in a folder and the function that builds its page.
+    """Return the name of the document in a folder ("": a folder of journals) and the function that builds its page.
 
     Raises:
         UserError: the folder does not exist or contains no such document.
     """
     name = next((name for name in _BUILDERS if (folder / name).is_file()), None)
+    if name is None and journals_in(folder):
+        return "", rlm_runs_page
     if name is None:
         problem = "contains no results of eaftdrope" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {problem}. A report needs one of {', '.join(_BUILDERS)}.")
+        raise UserError(f"{folder} {problem}. A report needs one of {', '.join(_BUILDERS)}, or journals of RLM runs.")
     return name, _BUILDERS[name]
 
 
-def _write(folder: Path, output: str | Path | None, build: PageBuilder) -> Path:
-    output = Path(output) if output else folder / NAME
-    return write_page(build(folder, FigureWriter(output.parent / _FIGURES)), output)
+def _write(source: Path, output: str | Path | None) -> Path:
+    if source.is_file():
+        output = Path(output) if output else source.with_suffix(".html")
+        page = rlm_run_page(source)
+        if output.exists() and output.samefile(source):
+            raise UserError(f"{output} is the journal itself. Choose another file for the page with --output.")
+        return write_page(page, output)
+    output = Path(output) if output else source / NAME
+    return write_page(page_builder(source)[1](source, FigureWriter(output.parent / _FIGURES)), output)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ from .figures.style import save_figure
 # The page must open on a phone. Lists in it are truncated, so its size stays below this.
 MAX_BYTES = 3_000_000
 # HTML does not allow control characters; their Unicode pictures are shown instead.
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_CONTROLS: dict[int, int | str] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+# these would reorder the text around them, so that code could be read as other code
+_CONTROLS |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def render(page: Page) -> str:

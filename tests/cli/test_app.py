@@ -86,7 +86,7 @@ def test_one_process_that_fails_by_itself_is_told_with_its_rank(raising, monkeyp
 def test_verbs_that_run_alone_refuse_several_processes(verb, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = {"merge": ["a", "b"], "convert": ["a", "b"], "drope": ["temperature", "a"], "ttt": ["ask", "a", "b"]}
-    arguments = arguments.get(verb, ["a"])
+    arguments = {**arguments, "rlm": ["replay", "a"]}.get(verb, ["a"])
     with pytest.raises(SystemExit) as stop:
         main([verb, *arguments])
     assert stop.value.code == 2

@@ -8,6 +8,7 @@ with Browser(tmp_path) as browser:
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -37,8 +38,8 @@ class Browser:
         self._read, to_write = os.pipe()
 
         def as_three_and_four():
-            # what chromium reads is 3, what it writes 4; a number may be in the other's place
-            read, write = os.dup(to_read), os.dup(to_write)
+            # what chromium reads is 3, what it writes 4; a number may be in the other's place, and os.dup could choose it
+            read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, to_write))
             os.dup2(read, 3)
             os.dup2(write, 4)
 

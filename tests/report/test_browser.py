@@ -4,11 +4,12 @@ import pytest
 
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.planted import FOLDERS
+from tests.report.planted_rlm import RLM_FOLDERS
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="chromium is not on PATH, so the report is not checked in a browser"
 )
-KINDS = [*FOLDERS, "side by side"]
+KINDS = [*FOLDERS, *RLM_FOLDERS, "side by side"]
 WIDTHS = (390, 1280)
 
 # Elements that overflow the right edge, or whose text does, except those that scroll.

@@ -22,9 +22,10 @@ from tests.report.planted import (
     run_folder,
     write_lines,
 )
+from tests.report.planted_rlm import RLM_FOLDERS
 from tests.report.reading import Read
 
-KINDS = [*FOLDERS, "side by side"]
+KINDS = [*FOLDERS, *RLM_FOLDERS, "side by side"]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +83,7 @@ def test_invalid_utf8_and_control_characters(pages):
 def test_a_page_is_small_and_has_its_figures(pages, reports, kind):
     assert reports[kind].stat().st_size < 400_000
     figures = reports[kind].parent / "figures"
-    if kind == "eval":
+    if kind in ("eval", "rlm run"):
         assert not figures.exists()
         return
     drawn = {path.stem for path in figures.glob("*.svg")}

@@ -9,6 +9,7 @@
     answers.py           numeric_answers, exact_answers and yes_no_maybe, by generation
     instructions.py      instructions that can be verified, by generation
     agreement.py         KL divergence from the base model
+    rlm_tasks.py         long contexts, with the model as the root of a recursive language model
 
 To add a probe: its file here with a line in build.py, and its options in recipe/probe_sections.py.
 """

@@ -18,6 +18,7 @@ from .held_out_loss import HeldOutLossProbe
 from .instructions import InstructionsProbe
 from .multiple_choice import MultipleChoiceProbe
 from .perplexity import PerplexityProbe
+from .rlm_tasks import RLMTasksProbe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,6 +34,7 @@ PROBES: dict[str, type[Probe]] = {
     **dict.fromkeys(READINGS, AnswersProbe),
     "instructions": InstructionsProbe,
     "agreement": AgreementProbe,
+    "rlm_tasks": RLMTasksProbe,
 }
 """A recipe's name of each probe -> its class, which documents its options; the recipe's schema has their defaults."""
 

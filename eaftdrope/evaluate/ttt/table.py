@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..long_context.retrieval import wilson
 from ..scores import score_units
-from ..table import NOTE, comparison_lines, error_text, number_text
+from ..table import NOTE, TextTable, as_table, comparison_lines, error_text, number_text
 from .arms import ARMS
 from .latency import READERS, PositionCost, crossover
 from .needle import DIGITS, GUESSING, PLACES
@@ -47,16 +47,7 @@ PAIRS = (
 READER_TITLES = dict(zip(READERS, ("full attention", "window", "TTT"), strict=True))
 
 
-class TTTTable(NamedTuple):
-    """A table as text; the first column is the name of a line."""
-
-    title: str
-    head: list[str]
-    lines: list[list[str]]
-    note: str = ""
-
-
-def tables_of(document: dict) -> list[TTTTable]:
+def tables_of(document: dict) -> list[TextTable]:
     """Return the tables of a document; what was not measured has none."""
     found, settings = of_document(document), document["settings"]
     tables = [
@@ -72,19 +63,6 @@ def tables_of(document: dict) -> list[TTTTable]:
     return [table for table in tables if table.lines]
 
 
-def as_table(table: TTTTable) -> Table:
-    """Return the rich table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
-    for number, column in enumerate(table.head):
-        made.add_column(Text(column), justify="right" if number and table.title != _ABSENT else "left")
-    for line in table.lines:
-        made.add_row(*map(Text, line))
-    return made
-
-
 def cost_table(plan: TTTEvalPlan) -> Table:
     """Return the table of a plan: cells and tokens by arm and probe."""
     cells = Counter((cell.arm, cell.probe) for cell in plan.cells)
@@ -96,10 +74,10 @@ def cost_table(plan: TTTEvalPlan) -> Table:
         for (arm, probe), count in cells.items()
     ]
     lines.append(["all", "", f"{len(plan.cells):,}", f"{tokens.total():,}"])
-    return as_table(TTTTable("What will be measured", ["arm", "probe", "cells", "tokens"], lines))
+    return as_table(TextTable("What will be measured", ["arm", "probe", "cells", "tokens"], lines))
 
 
-def _losses(found: Measured, settings: dict) -> TTTTable:
+def _losses(found: Measured, settings: dict) -> TextTable:
     window = settings["window"]
     lines = []
     for arm, losses in found.losses.items():
@@ -111,23 +89,23 @@ def _losses(found: Measured, settings: dict) -> TTTTable:
         f"token after t + 1 tokens; beyond: positions from {window:,} (the window). ± is one standard error over passages; "
         "between arms, use the paired differences below."
     )
-    return TTTTable("Loss by position", ["arm", *_bins(found), "beyond"], lines, note)
+    return TextTable("Loss by position", ["arm", *_bins(found), "beyond"], lines, note)
 
 
-def _differences(found: Measured) -> TTTTable:
+def _differences(found: Measured) -> TextTable:
     full = found.losses.get("full")
     if full is None:
-        return TTTTable("", [], [])
+        return TextTable("", [], [])
     lines = [
         [ARMS[arm].title, *(difference_text(losses.minus(full, a, b)) for a, b in pairwise(losses.edges))]
         for arm, losses in found.losses.items()
         if arm != "full"
     ]
     note = "Nats per token more than full attention, paired over passages; ± is one standard error of the difference."
-    return TTTTable("Difference to full attention by position", ["arm", *_bins(found)], lines, note)
+    return TextTable("Difference to full attention by position", ["arm", *_bins(found)], lines, note)
 
 
-def _pairs(found: Measured, settings: dict) -> TTTTable:
+def _pairs(found: Measured, settings: dict) -> TextTable:
     window, lines = settings["window"], []
     for first, second in PAIRS:
         if first in found.losses and second in found.losses:
@@ -136,10 +114,10 @@ def _pairs(found: Measured, settings: dict) -> TTTTable:
             name = f"{ARMS[first].title} − {ARMS[second].title}"
             lines.append([name, difference_text(difference), f"{_wins(mine, other, window)} of {_shared(mine, other)}"])
     note = f"Nats per token at positions from {window:,} on; lower: passages in which the first arm has the lower loss."
-    return TTTTable("Paired differences beyond the window", ["", "difference", "lower"], lines, note)
+    return TextTable("Paired differences beyond the window", ["", "difference", "lower"], lines, note)
 
 
-def _rates(found: Measured) -> TTTTable:
+def _rates(found: Measured) -> TextTable:
     rates = list(dict.fromkeys(rate for fit in found.fits.values() for rate in fit.losses))
     lines = [
         [
@@ -153,10 +131,10 @@ def _rates(found: Measured) -> TTTTable:
     note = f"Nats per token, all positions of {counted(passages)} that are not test text."
     if any(fit.at_edge for fit in found.fits.values()):
         note += " (edge): the end of the grid is best, so a rate beyond it may be better; pass a wider grid with --lr."
-    return TTTTable("Inner rate of naive TTT", ["arm", *(f"{rate:g}" for rate in rates), "used"], lines, note)
+    return TextTable("Inner rate of naive TTT", ["arm", *(f"{rate:g}" for rate in rates), "used"], lines, note)
 
 
-def _needles(found: Measured, settings: dict) -> TTTTable:
+def _needles(found: Measured, settings: dict) -> TextTable:
     lines = []
     for arm in dict.fromkeys(arm for arm, _ in found.needles):
         line = [ARMS[arm].title]
@@ -180,10 +158,10 @@ def _needles(found: Measured, settings: dict) -> TTTTable:
         f"are exactly right with the 95 % Wilson interval. Outside: the needle is {2 * settings['window']:,} tokens back, "
         "twice the window."
     )
-    return TTTTable("Needle", head, lines, note)
+    return TextTable("Needle", head, lines, note)
 
 
-def _latency(found: Measured, settings: dict) -> TTTTable:
+def _latency(found: Measured, settings: dict) -> TextTable:
     lines = []
     for position, costs in sorted(found.costs.items()):
         ordered = [costs.get(reader) for reader in READERS]
@@ -199,7 +177,7 @@ def _latency(found: Measured, settings: dict) -> TTTTable:
         f"{' / '.join(READER_TITLES.values())}; medians; chunks of {settings['ttt']['chunk']:,} tokens. "
         f"{crossover_sentence(found)}"
     )
-    return TTTTable("Latency and memory", ["position", "ms per chunk", "ms per token", "MB of state"], lines, note)
+    return TextTable("Latency and memory", ["position", "ms per chunk", "ms per token", "MB of state"], lines, note)
 
 
 def crossover_sentence(found: Measured) -> str:
@@ -222,21 +200,18 @@ def crossover_sentence(found: Measured) -> str:
     return f"TTT {' and '.join(parts)}."
 
 
-def _retention(found: Measured, arm: str, settings: dict) -> TTTTable:
+def _retention(found: Measured, arm: str, settings: dict) -> TextTable:
     fresh, read = (found.retention.get((arm, state)) for state in STATES)
     if not fresh or not read:
-        return TTTTable("", [], [])
+        return TextTable("", [], [])
     lines = [[line.name, line.before, line.after, line.change, line.verdict] for line in comparison_lines(fresh, read)]
     title = f"Retention: {ARMS[arm].title} that has read {settings['read']:,} tokens"
-    return TTTTable(title, ["probe", "fresh", "after reading", "change", ""], lines, NOTE)
+    return TextTable(title, ["probe", "fresh", "after reading", "change", ""], lines, NOTE)
 
 
-_ABSENT = "Not measured"
-
-
-def _absent(document: dict) -> TTTTable:
+def _absent(document: dict) -> TextTable:
     lines = [[ARMS[arm].title, reason] for arm, reason in document["absent"].items()]
-    return TTTTable(_ABSENT, ["arm", "reason"], lines)
+    return TextTable("Not measured", ["arm", "reason"], lines, names=2)
 
 
 def difference_text(difference: Difference) -> str:

@@ -17,6 +17,7 @@ from ..render import FigureWriter
 from ..words import arrowed, clip, left_out, number, plural, score_of
 from .changes import Pair, change_pictures, change_sentence, change_table, pairs_of, probe_section
 from .inspection import conflict_sections
+from .rlm_tasks import rlm_tasks_section
 
 _SAMPLES = 12
 _SAMPLE_TEXT = 1500
@@ -32,6 +33,7 @@ def run_page(folder: Path, writer: FigureWriter) -> Page:
     pairs = pairs_of(before, after)
     sections = [
         *_outcome(pairs, writer),
+        *rlm_tasks_section(before, after, writer),
         *_recovery(folder, writer),
         *_positions(metrics, writer),
         *_curves(folder, metrics, writer),
