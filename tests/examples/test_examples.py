@@ -19,6 +19,7 @@ PROMISED = {
     "own_loop.py": r"step 2: ce \d+\.\d+  gate 0\.\d+",
     "drope_convert.py": r"perplexity \d+\.\d with rotary embedding, \d+\.\d without(.|\n)*configuration restored: True",
     "custom_gate.py": r"mean gate 0\.\d+ over 384 trained tokens",
+    "rlm_ask.py": r"Bergen after 2 turns and 2,000 sub-calls\nreplayed without a model: Bergen",
     "ttt_read.py": r"from  512: \d\.\d+ nats without, \d\.\d+ with learning\nthe state: 768 tokens read, 5 chunks learned",
 }
 # a real model, several steps: own_loop.py trains it too, in fewer
@@ -27,7 +28,8 @@ TRAINERS = ("one_line_trl.py", "plain_trainer.py")
 
 RUN = """
 import resource, runpy, sys
-runpy.run_path(sys.argv[1], run_name="__main__")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 used = resource.getrusage(resource.RUSAGE_SELF)
 print("CPU seconds:", used.ru_utime + used.ru_stime)
 """

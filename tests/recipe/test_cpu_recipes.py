@@ -12,6 +12,7 @@ from tests.tiny_run import train
 SHIPPED = shipped_recipes()
 TEXT = "drope/smollm2_135m"
 READER = "ttt/smollm2_135m"
+ROOT = "rlm/smollm2_root"
 ROWS = ("quickstart", "math_cpu", "medical_cpu", "tool_use_cpu")
 # a step of one row
 STEP = ("train.epochs=null", "train.steps=1", "train.batch_size=1", "train.accumulation=1", "data.max_length=256")
@@ -26,7 +27,7 @@ MEASURED = (
 
 def test_these_are_all_that_need_no_gpu():
     small = {name for name in SHIPPED if "smollm2-135m" in load_recipe(SHIPPED[name]).model.reference}
-    assert small == {*ROWS, TEXT, READER}
+    assert small == {*ROWS, TEXT, READER, ROOT}
 
 
 def losses(folder):
@@ -96,3 +97,24 @@ def test_the_recipe_of_test_time_training_reads_the_novels(tmp_path, monkeypatch
     # of a pretrained model, on novels
     assert 2 < loss < 6
     assert (run / "ttt.safetensors").is_file() and (run / "model.safetensors").is_file()
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_of_a_root_learns_from_runs_that_it_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probe = {"rlm_tasks": {"tasks": ["needle"], "limit": 1, "chars": 2_000, "iterations": 1, "max_new_tokens": 16}}
+    smaller = {
+        "data.train.limit": 16,
+        "data.held_out": None,
+        "train.learning_rate": 2e-3,
+        "train.warmup_steps": 0,
+        "probes": {"target": [probe, {"rlm_tasks": {**probe["rlm_tasks"], "phrasings": "test"}}], "general": []},
+        "output.dir": str(tmp_path / "run"),
+    }
+    ended = train(SHIPPED[ROOT], *(f"{key}={json.dumps(value)}" for key, value in smaller.items()))
+    assert ended.code == 0, ended.out
+    first, *_, last = losses(tmp_path / "run")
+    assert first > 1 > last
+    after = {score["metric"]: score["value"] for score in json.loads((tmp_path / "run/probes_after.json").read_text())}
+    # a fence is what a root learns first
+    assert after["needle: wrote a block"] == after["needle, unseen phrasings: wrote a block"] == 1.0

@@ -28,7 +28,7 @@ def choices(model, field):
 
 def test_gates_are_those_of_the_loss():
     assert choices(Loss, "gate") == tuple(GATE_OPTIONS)
-    operator = {"backend", "tile_mb", "tail", "tail_threshold", "gate_threshold", "recompute"}
+    operator = {"backend", "tile_mb", "tail", "tail_threshold", "gate_threshold", "recompute", "exempt"}
     assert set(ALL_GATE_OPTIONS) | {"gate"} | operator == set(Loss.model_fields)
 
 
@@ -88,7 +88,7 @@ def sections():
 
 def test_every_key_is_described():
     seen = sections()
-    assert len({section.__name__ for section in seen}) == 29
+    assert len({section.__name__ for section in seen}) == 30
     for section in seen:
         for name, field in section.model_fields.items():
             assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
@@ -181,6 +181,7 @@ def test_the_shipped_recipes():
         "drope/smollm2_135m",
         "drope/smollm2_360m",
         "pipelines/drope_then_eaft",
+        "rlm/smollm2_root",
         "ttt/llama3.1_8b",
         "ttt/qwen3_4b",
         "ttt/smollm2_135m",
