@@ -84,6 +84,8 @@ def ask(
         raise UserError(f"--route {route}: not one of {', '.join(_ROUTES)}.")
     if len(files) < 2:
         raise UserError("ask needs files and a query: eaftdrope rlm ask report.txt 'Which quarter was the best?'")
+    if route == "plain" and journal is not None:
+        raise UserError("--route plain is one call, which has no journal. Leave --journal out.")
     *patterns, query = files
     if not query.strip():
         raise UserError("the query, which comes last, is empty. Write a question, in quotes.")
@@ -282,7 +284,7 @@ def rows(
 ) -> None:
     """Turn runs into chat rows for `data.format: messages`: what the root saw and replied, with the filters of the paper.
 
-    Rows of the runs of a scripted expert, which finishes in one reply: --min-turns 1.
+    A run that answers in its first reply is left out: keep it with --min-turns 1.
     """
     from eaftdrope.files import read_json
     from eaftdrope.rlm.rows import PER, RowFilters, training_rows

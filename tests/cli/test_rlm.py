@@ -15,7 +15,7 @@ from eaftdrope.cli.rlm_context import read_context
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.rlm import chat_models
 from eaftdrope.rlm.journal import Journal
-from eaftdrope.rlm.models import HFModel, ScriptedModel
+from eaftdrope.rlm.models import ScriptedModel
 from tests.tiny_models import save_model
 
 FULL = Path("/dev/full")
@@ -230,7 +230,7 @@ def test_replay_waits_between_replies(asked, capsys, monkeypatch, key, seen):
     assert "turn 1 · left: 200 sub-calls, " in waits[0] and "Ctrl-D: end" in waits[0]
 
 
-def test_routes(asked, scripted):
+def test_routes(asked, scripted, tmp_path, capsys):
     ask, journal = asked
     scripted["replies"] = ["It is short."]
     code, text, _ = ask("--route", "auto", "--json")
@@ -239,7 +239,9 @@ def test_routes(asked, scripted):
     assert found.keys() == {"route", "answer", "finished", "stopped", "turns", "usage", "journal"}
     assert found["usage"].keys() == {"tokens", "sub_calls", "seconds", "replayed"}
     scripted["replies"] = ["It is short.", "It is cut."]
-    text = ask("--route", "plain")[1]
+    text = run("rlm", "ask", tmp_path / "text.txt", "What is it?", "--model", "big", "--route", "plain", capsys=capsys)[
+        1
+    ]
     assert "one plain call, " in text and "cut out" not in text
     assert scripted["root"].seen[0][0]["content"].startswith("a line\na line")
     code, _, err = ask("--route", "fast")
@@ -323,29 +325,6 @@ def test_bench(tmp_path, scripted, capsys, monkeypatch):
     }
 
 
-def test_models_by_reference(tmp_path):
-    folder = save_model(tmp_path / "model")
-    root, sub_model = chat_models.open_models(str(folder), None)
-    assert isinstance(root, HFModel) and root is sub_model and root.name.startswith(f"{folder}@")
-    assert root.window == 512 and not root.model.training
-    other = save_model(tmp_path / "other", tied=False)
-    assert chat_models.open_chat_model(str(other)).name.split("@")[1] != root.name.split("@")[1]
-
-
-def test_models_at_an_endpoint(monkeypatch):
-    opened = []
-    monkeypatch.setattr(chat_models, "ServedModel", lambda *given, **options: opened.append((given, options)) or given)
-    monkeypatch.setenv("EAFTDROPE_API_KEY", "abc")
-    url, options = "http://localhost:1/v1", {"window": 100, "api_key": "abc", "timeout": 7}
-    assert chat_models.open_models("big", "small", endpoint=url, window=100, timeout=7) == (
-        (url, "big"),
-        (url, "small"),
-    )
-    assert opened == [((url, "big"), options), ((url, "small"), options)]
-    root, sub_model = chat_models.open_models("big", None, endpoint=url)
-    assert root is sub_model
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -356,6 +335,10 @@ def test_models_at_an_endpoint(monkeypatch):
         (
             ["ask", ".", "Why?", "--model", "m", "--sandbox", "bare"],
             "--sandbox bare: not one of monty, monty+bubblewrap",
+        ),
+        (
+            ["ask", ".", "Why?", "--model", "m", "--route", "plain", "--journal", "run.jsonl"],
+            "--route plain is one call, which has no journal",
         ),
         (["replay", "missing.jsonl"], "missing.jsonl: no such file"),
         (["replay", "."], ". is a folder. Choose one of its journals."),

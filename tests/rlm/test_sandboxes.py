@@ -245,5 +245,5 @@ def test_no_process_is_left():
             attempt(box, "while True: pass")
             assert set(psutil.Process().children(recursive=True)) - before
         left = set(psutil.Process().children(recursive=True)) - before
-        psutil.wait_procs(left, timeout=5)
+        psutil.wait_procs(left, timeout=60)
         assert not set(psutil.Process().children(recursive=True)) - before, name
