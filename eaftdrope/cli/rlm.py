@@ -19,7 +19,7 @@ from eaftdrope.files import write_atomically
 from .measure import DeviceName, Dtype, Overwrite
 from .rlm_bench import bench
 from .rlm_context import JOURNALS, read_context
-from .rlm_options import Endpoint, Model, ShortPrompt, SubModel, Window
+from .rlm_options import Endpoint, Model, ShortPrompt, SubModel, Window, served_problems
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +92,7 @@ def ask(
     # before weights are loaded
     if sandbox not in SANDBOXES:
         raise UserError(f"--sandbox {sandbox}: not one of {', '.join(SANDBOXES)}.")
+    raise_problems(served_problems(endpoint, window, device, dtype))
     SANDBOXES[sandbox].require()
     context = read_context(patterns, journal)
     limits = Limits(iterations=iterations, depth=depth, sub_calls=sub_calls, tokens=tokens, seconds=seconds)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .measure import DeviceName, Dtype, Overwrite
-from .rlm_options import Endpoint, Model, ShortPrompt, SubModel, Window
+from .rlm_options import Endpoint, Model, ShortPrompt, SubModel, Window, served_problems
 
 if TYPE_CHECKING:
     from eaftdrope.evaluate.rlm.plan import BenchOptions
@@ -63,6 +63,7 @@ def bench(
     from .measure import device_and_dtype, parse_names
 
     chosen, precision, problems = device_and_dtype(device, dtype)
+    problems += served_problems(endpoint, window, device, dtype)
     options = BenchOptions(
         model=model,
         sub_model=sub_model,

@@ -23,3 +23,11 @@ Window = Annotated[
     int | None,
     typer.Option(min=1, help="Context of served models in tokens.", show_default="as the server states it"),
 ]
+
+
+def served_problems(endpoint: str | None, window: int | None, device: str, dtype: str | None) -> list[str]:
+    """What would be ignored: options of served models without a server, and of models in this process beside one."""
+    if endpoint is None:
+        return [] if window is None else ["--window is the context of served models. Pass --endpoint, or leave it out."]
+    unused = [name for name, given in (("--device", device != "auto"), ("--dtype", dtype is not None)) if given]
+    return [f"{name} does not reach the server at --endpoint. Leave it out." for name in unused]

@@ -340,6 +340,12 @@ def test_bench(tmp_path, scripted, capsys, monkeypatch):
             ["ask", ".", "Why?", "--model", "m", "--route", "plain", "--journal", "run.jsonl"],
             "--route plain is one call, which has no journal",
         ),
+        (["ask", ".", "Why?", "--model", "m", "--window", "9"], "--window is the context of served models"),
+        (["bench", "--model", "m", "--window", "9"], "--window is the context of served models"),
+        (
+            ["ask", ".", "Why?", "--model", "m", "--endpoint", "http://localhost:1/v1", "--dtype", "float32"],
+            "--dtype does not reach the server",
+        ),
         (["replay", "missing.jsonl"], "missing.jsonl: no such file"),
         (["replay", "."], ". is a folder. Choose one of its journals."),
         (["rows", ".", "--output", "rows.jsonl"], ".: no journals, which end in .jsonl"),
