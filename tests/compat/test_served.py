@@ -122,14 +122,15 @@ def test_ask_at_an_endpoint(served, tmp_path):
     server, url, name = served
     (tmp_path / "text.txt").write_text("The magic number for the lamp is 12345.\n" * 50)
     command = [sys.executable, "-m", "eaftdrope", "rlm", "ask", "text.txt", "What is the magic number for the lamp?"]
-    command += ["--endpoint", url, "--model", name, "--iterations", "1", "--journal", "run.jsonl", "--json"]
+    command += ["--endpoint", url, "--model", name, "--iterations", "1", "--json"]
     command += ["--window", str(WINDOW)] if server == "transformers" else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
 
     def run(*more):
         return subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    first = run()
+    rlm = ("--journal", "run.jsonl")
+    first = run(*rlm)
     assert first.returncode in (0, 1), first.stderr
     found = json.loads(first.stdout)
     journal = (tmp_path / "run.jsonl").read_text()
@@ -138,7 +139,7 @@ def test_ask_at_an_endpoint(served, tmp_path):
     assert events[0]["windows"] == [WINDOW, WINDOW] and events[-1]["event"] == "end"
     assert found["finished"] == (first.returncode == 0) and found["turns"] == len(calls) == 1
     assert found["usage"]["tokens"] == sum(call["tokens_in"] + call["tokens_out"] for call in calls) > 300
-    again = run()
+    again = run(*rlm)
     assert json.loads(again.stdout)["usage"]["replayed"] == 1
     assert (tmp_path / "run.jsonl").read_text() == journal
     plain = run("--route", "plain")
