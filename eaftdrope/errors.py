@@ -28,6 +28,14 @@ class ChatTemplateError(DataError):
     """A fault of the tokenizer's chat template itself, whatever the row."""
 
 
+class TemplateLimitError(UserError):
+    """A chat template that takes too long or too much memory. It is no fault of a row: no further one is rendered."""
+
+
+class ReportedByAnother(UserError):
+    """An error that another process of the launch prints: this one only ends with its exit code."""
+
+
 class RecipeError(UserError):
     """A recipe with problems; the message lists all of them with their lines."""
 

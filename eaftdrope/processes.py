@@ -14,9 +14,19 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def restart_count() -> int:
+    """Return how often torchrun has restarted the processes of this run (`TORCHELASTIC_RESTART_COUNT`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def process_rank() -> int:
+    """Return the number of this process (`RANK`), from 0; 0 outside of a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Return True in the one process that prints and writes (`RANK` 0), and outside of a launcher."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_rank() == 0
 
 
 def is_local_main_process() -> bool:

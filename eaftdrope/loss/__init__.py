@@ -3,9 +3,10 @@
     eaft_loss(logits, labels)                     the definition, on full logits
     fused_linear_eaft(hidden, weight, labels)     the same loss without the logits
 
-In reading order: `definition` (the loss in a few lines), `statistics` and `gates` (the weight of a token), `settings`
-(how it is computed), `fused` (the operator: arguments, checks, autograd), `compute` (the loop over tiles of logits, with
-`rows` and `buffers`), `gradients` and `tail` (the sums over tiles, with `products`), `backends` (the work on one tile).
+In reading order: `definition` (the loss in a few lines), `statistics` and `gates` (the weight of a token), `anchor` and
+`base_logits` (the divergence from a base model, and that model as the operator reads it), `settings` (how it is
+computed), `fused` (the operator: arguments, checks, autograd), `compute` (the loop over tiles of logits, with `rows` and
+`buffers`), `gradients` and `tail` (the sums over tiles, with `products`), `backends` (the work on one tile).
 Beside that path: `torch_compile` (the operator inside torch.compile), `landscape` (trained tokens by entropy and
 probability), `checks`, `native` (the C++ of the cpu backend).
 
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 from eaftdrope.lazy import lazy_names
 
 _LAZY = {
+    "Anchor": "anchor",
+    "BaseLogits": "base_logits",
     "CONFLICT_ENTROPY": "statistics",
     "CONFLICT_PROBABILITY": "statistics",
     "LOW_GATE": "statistics",
@@ -28,6 +31,7 @@ _LAZY = {
     "TokenStats": "statistics",
     "eaft_loss": "definition",
     "fused_linear_eaft": "fused",
+    "anchor_divergence": "definition",
     "gates": "gates",
     "token_statistics": "definition",
 }
@@ -36,9 +40,12 @@ __all__ = [
     "CONFLICT_ENTROPY",
     "CONFLICT_PROBABILITY",
     "LOW_GATE",
+    "Anchor",
+    "BaseLogits",
     "LossDetails",
     "LossSettings",
     "TokenStats",
+    "anchor_divergence",
     "eaft_loss",
     "fused_linear_eaft",
     "gates",
@@ -47,7 +54,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import gates
-    from .definition import eaft_loss, token_statistics
+    from .anchor import Anchor
+    from .base_logits import BaseLogits
+    from .definition import anchor_divergence, eaft_loss, token_statistics
     from .fused import LossDetails, fused_linear_eaft
     from .settings import LossSettings
     from .statistics import CONFLICT_ENTROPY, CONFLICT_PROBABILITY, LOW_GATE, TokenStats

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .anchor import Anchor
+
 
 def check_label_smoothing(label_smoothing: float) -> None:
     """Refuse label smoothing."""
@@ -37,6 +39,17 @@ def check_shapes(
         )
     if token_weights is not None and not token_weights.is_floating_point():
         raise ValueError(f"token_weights must be floating-point numbers, got {token_weights.dtype}.")
+
+
+def check_anchor(anchor: Anchor | None, base: object) -> None:
+    """Check that an anchor has a base model, and a base model an anchor."""
+    if anchor is not None and base is None:
+        raise ValueError(
+            f"the anchor {anchor.formula} needs the base model: pass its logits to eaft_loss (base_logits), or its hidden "
+            "states and head to fused_linear_eaft (base=BaseLogits(hidden, weight))."
+        )
+    if anchor is None and base is not None:
+        raise ValueError("a base model was passed without an anchor, and nothing reads it. Pass anchor=Anchor(kl=0.1).")
 
 
 def check_labels(labels_N: Tensor, vocab_size: int, ignore_index: int) -> None:

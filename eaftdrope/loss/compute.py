@@ -6,7 +6,10 @@ A gate that compares tokens with each other needs the statistics of all rows fir
 pass, slice by slice of the vocabulary: one more GEMM over the rows it leaves open, but no float32 sum of weight gradients.
 `recompute` requests that order under any gate.
 
-Rows whose label is ignored never reach a GEMM; rows whose gate is closed never reach one of the gradient.
+With an anchor, the rows are also projected by the base model's head, into a second tile: one more GEMM. The gate does not
+weight the anchor, so a row whose gate is closed still has a gradient.
+
+Rows whose label is ignored never reach a GEMM; without an anchor, rows whose gate is closed never reach one of the gradient.
 
 Legend: N rows (tokens), T trained rows, O open rows among them, R rows of a tile, D hidden size, V vocabulary, C columns
 of a slice of the vocabulary.
@@ -22,7 +25,8 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, select_backend
-from .backends.tile import LogitsTransform, TileStats
+from .backends.tile import BaseTile, LogitsTransform, TileStats
+from .base_logits import BaseLogits
 from .buffers import tile_buffer
 from .definition import evaluate_gate
 from .gradients import ColumnGradients, Gradients, NeedsGrad, ThreeGradients, sum_dtype
@@ -60,9 +64,10 @@ class LossResult:
     """The result of one call of the operator.
 
     Args:
-        loss (`Tensor` `[]`): sum of w_t nll_t.
+        loss (`Tensor` `[]`): sum of w_t nll_t, and of the anchor.
         gradients: of the sum with respect to hidden, weight and bias; None where not needed.
         stats ([`TokenStats`]), weight (`Tensor` `[T]`), closed (`Tensor` `[T]` bool): of the T trained rows.
+        divergence (`Tensor` `[T]` or `None`): the anchor's divergence of these rows; None without an anchor.
         rows ([`TrainedRows`]): which rows these are.
         backend ([`Backend`]): the backend that was used.
     """
@@ -72,6 +77,7 @@ class LossResult:
     stats: TokenStats
     weight: Tensor
     closed: Tensor
+    divergence: Tensor | None
     rows: TrainedRows
     backend: Backend
 
@@ -88,10 +94,12 @@ def compute_loss(
     transform: LogitsTransform,
     ignore_index: int,
     needs_grad: NeedsGrad,
+    base: BaseLogits | None = None,
 ) -> LossResult:
     """Compute the loss sum, its gradients and the per-token statistics.
 
-    Computes in the dtype of `hidden_ND`; a wider head is rounded to it, and its gradient is then float32.
+    Computes in the dtype of `hidden_ND`; a wider head is rounded to it, and its gradient is then float32. `base` has one
+    hidden state `[N, D']` of that dtype per row, and belongs to `settings.anchor`.
     """
     rows = trained_rows(labels_N, sequence_N, token_weight_N, ignore_index, weight_VD.shape[0])
     if rows.is_static and not settings.gate.row_local:
@@ -100,7 +108,19 @@ def compute_loss(
             "ignored rows cannot be left out. Use a gate that weights each token separately, such as eaft."
         )
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        return LossPass(hidden_ND, weight_VD, bias_V, rows, settings, transform, needs_grad).run()
+        return LossPass(hidden_ND, weight_VD, bias_V, rows, settings, transform, needs_grad, base).run()
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One tile: its rows among the T, their indices among the N, hidden states `[R, D]`, raw logits `[R, V]`, and the base
+    model's. The memory of the logits is used again for the next tile."""
+
+    at: Tensor | slice
+    indices: Tensor | slice
+    hidden: Tensor
+    logits: Tensor
+    base: BaseTile | None
 
 
 class LossPass:
@@ -115,12 +135,21 @@ class LossPass:
         settings: LossSettings,
         transform: LogitsTransform,
         needs_grad: NeedsGrad,
+        base: BaseLogits | None,
     ):
         self.hidden_ND, self.rows, self.settings, self.transform = hidden_ND, rows, settings, transform
         self.needs_grad = needs_grad
-        self.backend = select_backend(settings.backend, hidden_ND.device, hidden_ND.dtype)
+        self.anchor, self.base = settings.anchor, base
+        self.backend = select_backend(
+            settings.backend, hidden_ND.device, hidden_ND.dtype, anchored=self.anchor is not None
+        )
         self.head_VD = weight_VD.to(hidden_ND.dtype)
         self.bias_V = None if bias_V is None else bias_V.to(hidden_ND.dtype)
+        if base is not None:
+            # one head for both, where adapters leave the model's own as it was
+            shared = base.weight.is_set_to(weight_VD)
+            self.base_VD = self.head_VD if shared else base.weight.to(hidden_ND.dtype)
+            self.base_bias_V = None if base.bias is None else base.bias.to(hidden_ND.dtype)
         self.vocab = weight_VD.shape[0]
         self.weight_dtype = weight_VD.dtype
         tile_bytes = default_tile_bytes(settings.tile_bytes, hidden_ND.device, self.vocab)
@@ -143,19 +172,19 @@ class LossPass:
         """Statistics, gate and gradient of each tile in turn."""
         gradients = self.row_gradients()
         tile_stats, weights = [], []
-        for tile, indices, hidden_RD, logits_RV in self.projected(slice(0, self.rows.count)):
-            stats = self.tile_statistics(logits_RV, tile)
-            weight_R = self.gate([stats], tile)
+        for tile in self.projected(slice(0, self.rows.count)):
+            stats = self.tile_statistics(tile)
+            weight_R = self.gate([stats], tile.at)
             tile_stats.append(stats)
             weights.append(weight_R)
             if any(self.needs_grad):
-                self.add_tile(gradients, indices, self.rows.labels[tile], hidden_RD, logits_RV, stats, weight_R)
+                self.add_tile(gradients, tile, stats, weight_R)
         return self.result(tile_stats, torch.cat(weights), gradients.finish())
 
     def two_passes(self) -> LossResult:
-        """Statistics of all rows, the gate, then the gradient of the rows that it leaves open."""
+        """Statistics of all rows, the gate, then the gradient of the rows that it leaves open (with an anchor, of all)."""
         every_row = slice(0, self.rows.count)
-        tile_stats = [self.tile_statistics(logits_RV, tile) for tile, _, _, logits_RV in self.projected(every_row)]
+        tile_stats = [self.tile_statistics(tile) for tile in self.projected(every_row)]
         weight_T = self.gate(tile_stats, every_row)
         gradients: ThreeGradients = (None, None, None)
         if any(self.needs_grad):
@@ -170,9 +199,8 @@ class LossPass:
     def recompute_by_rows(self, open_O: Tensor, stats_T: TileStats, weight_T: Tensor) -> ThreeGradients:
         """Gradients of the open rows, projected once more tile by tile."""
         gradients = self.row_gradients()
-        for at, indices, hidden_RD, logits_RV in self.projected(open_O):
-            labels_R, stats_R, weight_R = self.rows.labels[at], stats_T.rows(at), weight_T[at]
-            self.add_tile(gradients, indices, labels_R, hidden_RD, logits_RV, stats_R, weight_R)
+        for tile in self.projected(open_O):
+            self.add_tile(gradients, tile, stats_T.rows(tile.at), weight_T[tile.at])
         return gradients.finish()
 
     def recompute_by_columns(self, open_O: Tensor, stats_T: TileStats, weight_T: Tensor) -> ThreeGradients:
@@ -182,53 +210,82 @@ class LossPass:
         hidden_OD, labels_O = self.hidden_ND[indices_O], self.rows.labels[open_O]
         stats_O, weight_O = stats_T.rows(open_O), weight_T[open_O]
         gradients = ColumnGradients(self.hidden_ND, self.head_VD, self.needs_grad, indices_O, self.weight_dtype)
+        count = len(open_O)
         # as large as a tile of the first pass, whose memory is then used again
-        fit = self.tile_rows * self.vocab // max(1, len(open_O))
+        fit = self.tile_rows * self.vocab // max(1, count)
         width = min(self.vocab, max(_SLICE_COLUMNS, fit))
         for columns in _slices(self.vocab, width):
             # requested for each slice: the last one is narrower, and its rows must be contiguous too
-            with tile_buffer(len(open_O), columns.stop - columns.start, self.head_VD) as logits_OC:
+            with tile_buffer(self.tiles_at_once * count, columns.stop - columns.start, self.head_VD) as buffer:
+                logits_OC = buffer[:count]
                 self.project(hidden_OD, columns, logits_OC)
-                self.backend.tile_gradient_(logits_OC, labels_O - columns.start, stats_O, weight_O, self.transform)
+                base = self.project_base(indices_O, columns, buffer[count:])
+                self.tile_gradient_(logits_OC, labels_O - columns.start, stats_O, weight_O, base, open_O)
                 gradients.add(columns, hidden_OD, logits_OC)
         return gradients.finish()
 
-    def projected(self, rows: Tensor | slice) -> Iterator[tuple[Tensor | slice, Tensor | slice, Tensor, Tensor]]:
-        """Iterate over tiles of some of the T rows: (rows among the T, their indices among the N, hidden states, raw
-        logits). The memory of the logits is reused for the next tile."""
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles held at a time: the model's, and the base model's."""
+        return 1 if self.anchor is None else 2
+
+    def projected(self, rows: Tensor | slice) -> Iterator[_Tile]:
+        """Iterate over tiles of some of the T rows."""
         count = len(rows) if isinstance(rows, Tensor) else rows.stop
-        with tile_buffer(self.tile_rows, self.vocab, self.head_VD) as buffer_RV:
+        with tile_buffer(self.tiles_at_once * self.tile_rows, self.vocab, self.head_VD) as buffer:
             for tile in _slices(count, self.tile_rows):
                 at = rows[tile] if isinstance(rows, Tensor) else tile
                 indices = self.rows.indices(at)
                 hidden_RD = self.hidden_ND[indices]
-                logits_RV = buffer_RV[: hidden_RD.shape[0]]
+                logits_RV = buffer[: hidden_RD.shape[0]]
                 self.project(hidden_RD, slice(None), logits_RV)
-                yield at, indices, hidden_RD, logits_RV
+                base = self.project_base(indices, slice(None), buffer[self.tile_rows :])
+                yield _Tile(at, indices, hidden_RD, logits_RV, base)
 
     def project(self, hidden_RD: Tensor, columns: slice, out_RC: Tensor) -> None:
         """Write the raw logits of some columns of the vocabulary into `out_RC`."""
         bias_C = None if self.bias_V is None else self.bias_V[columns]
         multiply_into(out_RC, hidden_RD, self.head_VD[columns].t(), bias_C=bias_C)
 
-    def tile_statistics(self, logits_RV: Tensor, tile: Tensor | slice) -> TileStats:
-        return self.backend.tile_statistics(logits_RV, self.rows.labels[tile], self.transform, self.settings.gate.topk)
+    def project_base(self, indices: Tensor | slice, columns: slice, buffer: Tensor) -> BaseTile | None:
+        """Project the base model's hidden states of some of the N rows into the first rows of `buffer`; None without one."""
+        if self.anchor is None or self.base is None:
+            return None
+        hidden_RD = self.base.hidden[indices]
+        out_RC = buffer[: len(hidden_RD)]
+        bias_C = None if self.base_bias_V is None else self.base_bias_V[columns]
+        multiply_into(out_RC, hidden_RD, self.base_VD[columns].t(), bias_C=bias_C)
+        return BaseTile(out_RC, self.base.transform, self.anchor.direction == "forward", self.anchor.mask_target)
+
+    def tile_statistics(self, tile: _Tile) -> TileStats:
+        arguments = (tile.logits, self.rows.labels[tile.at], self.transform, self.settings.gate.topk)
+        if tile.base is None:
+            return self.backend.tile_statistics(*arguments)
+        return self.backend.anchored_statistics(*arguments, tile.base)
+
+    def tile_gradient_(
+        self,
+        logits_RC: Tensor,
+        labels_R: Tensor,
+        stats: TileStats,
+        weight_R: Tensor,
+        base: BaseTile | None,
+        at: Tensor | slice,
+    ) -> None:
+        """Overwrite a tile, or a slice of one, with its gradient; `at` are its rows among the T."""
+        if self.anchor is None or base is None:
+            self.backend.tile_gradient_(logits_RC, labels_R, stats, weight_R, self.transform)
+            return
+        anchor_R = self.rows.mask(torch.full_like(weight_R, self.anchor.kl), at)
+        self.backend.anchored_gradient_(logits_RC, labels_R, stats, weight_R, self.transform, base, anchor_R)
 
     def gate(self, tile_stats: list[TileStats], rows: Tensor | slice) -> Tensor:
         """Weights of some of the T rows, 0 where a row is not trained."""
         return self.rows.weigh(evaluate_gate(self.settings.gate, self.token_stats(tile_stats, rows)), rows)
 
-    def add_tile(
-        self,
-        gradients: Gradients,
-        indices: Tensor | slice,
-        labels_R: Tensor,
-        hidden_RD: Tensor,
-        logits_RV: Tensor,
-        stats: TileStats,
-        weight_R: Tensor,
-    ) -> None:
-        """Form the gradient of a tile whose gate is computed, and add it; closed rows are left out."""
+    def add_tile(self, gradients: Gradients, tile: _Tile, stats: TileStats, weight_R: Tensor) -> None:
+        """Form the gradient of a tile whose gate is computed, and add it; rows without one are left out."""
+        logits_RV, hidden_RD, indices, labels_R = tile.logits, tile.hidden, tile.indices, self.rows.labels[tile.at]
         order_R = self.open_rows(weight_R, logits_RV)
         if order_R is not None:
             logits_RV, hidden_RD = logits_RV[: len(order_R)], hidden_RD[order_R]
@@ -237,22 +294,27 @@ class LossPass:
         elif self.settings.gate_threshold:
             weight_R = torch.where(self.closed(weight_R), 0, weight_R)
         if len(logits_RV):
-            self.backend.tile_gradient_(logits_RV, labels_R, stats, weight_R, self.transform)
+            self.tile_gradient_(logits_RV, labels_R, stats, weight_R, tile.base, tile.at)
             gradients.add(indices, hidden_RD, logits_RV)
 
     def open_of_all(self, weight_T: Tensor) -> Tensor:
-        """Indices of the open rows among the T; all of them where the host cannot wait for the device."""
-        if self.rows.is_static:
+        """Indices of the rows among the T that have a gradient; all of them where the host cannot wait for the device."""
+        if self.rows.is_static or self.anchor is not None:
             return torch.arange(self.rows.count, device=weight_T.device)
         return (~self.closed(weight_T)).nonzero().squeeze(1)
 
     def open_rows(self, weight_R: Tensor, logits_RV: Tensor) -> Tensor | None:
-        """Move the open rows of a tile to its top and return their indices, or None if no row is to be left out.
+        """Move the open rows of a tile to its top and return their indices, or None if no row is to be left out: with an
+        anchor every row has a gradient.
 
         On a device this waits for the gate, so it is done only where the gate can close a row.
         """
         waits = logits_RV.device.type != "cpu"
-        if self.rows.is_static or (waits and not (self.settings.gate.closes or self.settings.gate_threshold)):
+        if (
+            self.rows.is_static
+            or self.anchor is not None
+            or (waits and not (self.settings.gate.closes or self.settings.gate_threshold))
+        ):
             return None
         open_R = ~self.closed(weight_R)
         order = open_R.nonzero().squeeze(1)
@@ -269,7 +331,8 @@ class LossPass:
         return kept
 
     def closed(self, weight: Tensor) -> Tensor:
-        """Mask of the rows that take no part in the gradient. Gates may be negative; a NaN is not closed, so it shows."""
+        """Mask of the rows whose cross-entropy takes no part in the gradient. Gates may be negative; a NaN is not closed, so
+        it shows."""
         return (weight == 0) | (weight.abs() < self.settings.gate_threshold)
 
     def row_gradients(self) -> Gradients:
@@ -298,7 +361,14 @@ class LossPass:
         stats = self.token_stats(tile_stats, slice(0, self.rows.count))
         # a row whose gate is closed stays out even if its label is impossible (0 * inf)
         loss = torch.where(weight_T == 0, 0, weight_T * stats.nll).sum()
-        return LossResult(loss, gradients, stats, weight_T, self.closed(weight_T), self.rows, self.backend)
+        divergence_T = None
+        if self.anchor is not None:
+            every_row = slice(0, self.rows.count)
+            parts = [part.anchor.divergence for part in tile_stats if part.anchor is not None]
+            divergence_T = self.rows.mask(torch.cat(parts), every_row)
+            loss = loss + self.anchor.kl * divergence_T.sum()
+        closed_T = self.closed(weight_T)
+        return LossResult(loss, gradients, stats, weight_T, closed_T, divergence_T, self.rows, self.backend)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

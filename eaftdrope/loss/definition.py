@@ -8,7 +8,8 @@
 
 and with a weight u_t of the token itself, w_t = u_t * gate(...), or |u_t| where u_t < 0: a token without a gate.
 
-Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. It holds the full logits in float32 (float64 for float64 logits):
+Entropy-Adaptive Fine-Tuning, arXiv 2601.02151, Eq. 2-3. With an anchor, `kl D_t` is added to each term (`anchor.py` has
+the formula of D); w_t does not weight it. It holds the full logits in float32 (float64 for float64 logits):
 for training use `fused_linear_eaft`.
 
 Legend: N tokens, V vocabulary, K largest logits.
@@ -19,7 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_label_smoothing, check_labels, check_shapes
+from .anchor import Anchor
+from .checks import check_anchor, check_label_smoothing, check_labels, check_shapes
 from .gates import Gate, GateLike, resolve_gate
 from .statistics import TokenStats
 
@@ -84,6 +86,26 @@ def weigh(gate_N: Tensor, token_weight_N: Tensor | None) -> Tensor:
     return torch.where(token_weight_N < 0, -token_weight_N, gate_N * token_weight_N)
 
 
+def anchor_divergence(logits: Tensor, base_logits: Tensor, labels: Tensor, anchor: Anchor) -> Tensor:
+    """Return the divergence D of `anchor.py` from the base model, per row: `[N]`, in nats, differentiable.
+
+    A token that the first distribution excludes (a logit of -inf) adds nothing; one that only the second excludes makes it
+    infinite.
+
+    Args:
+        logits, base_logits (`Tensor` `[N, V]`): of model and base; computed in float64 if they are float64, else in float32.
+        labels (`Tensor` `[N]`, int64): in `[0, V)`, read by an anchor with `mask_target`.
+    """
+    z_NV, b_NV = (value if value.dtype == torch.float64 else value.float() for value in (logits, base_logits.detach()))
+    if anchor.mask_target:
+        z_NV, b_NV = (value.scatter(1, labels[:, None], float("-inf")) for value in (z_NV, b_NV))
+    log_p_NV, log_q_NV = z_NV.log_softmax(-1), b_NV.log_softmax(-1)
+    first_NV, second_NV = (log_q_NV, log_p_NV) if anchor.direction == "forward" else (log_p_NV, log_q_NV)
+    excluded_NV = first_NV.isneginf()
+    difference_NV = first_NV.masked_fill(excluded_NV, 0) - second_NV.masked_fill(excluded_NV, 0)
+    return (first_NV.exp() * difference_NV).sum(-1)
+
+
 def eaft_loss(
     logits: Tensor,
     labels: Tensor,
@@ -94,6 +116,8 @@ def eaft_loss(
     sequence_ids: Tensor | None = None,
     token_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    anchor: Anchor | None = None,
+    base_logits: Tensor | None = None,
 ) -> Tensor:
     """Entropy-gated cross-entropy of logits and labels that are already aligned (nothing is shifted).
 
@@ -106,14 +130,18 @@ def eaft_loss(
         sequence_ids (`Tensor` `[...]`, *optional*): sequence of each row, used only by the `talr` gate.
         token_weights (`Tensor` `[...]`, *optional*): factor on the gate of each row; a negative one replaces the gate (see
             [`weigh`]). Rows of weight 0 count in `num_items`.
+        anchor ([`Anchor`], *optional*): adds the divergence from the base model, which the gate does not weight.
+        base_logits (`Tensor` `[..., V]`, *optional*): the base model's logits of the same rows, with an anchor.
 
     Returns:
         Scalar loss, float32 (float64 for float64 logits). A batch without a trained token gives a zero with a graph.
 
     Raises:
-        ValueError: shapes that do not match, labels outside `[0, V)`, label smoothing, a gate of the wrong shape.
+        ValueError: shapes that do not match, labels outside `[0, V)`, label smoothing, a gate of the wrong shape, an anchor
+            without a base or a base without an anchor.
     """
     check_label_smoothing(label_smoothing)
+    check_anchor(anchor, base_logits)
     check_shapes(logits, labels, sequence_ids, token_weights)
     gate = resolve_gate(gate)
     keep = labels.reshape(-1) != ignore_index
@@ -128,6 +156,9 @@ def eaft_loss(
         weight_N = weigh(evaluate_gate(gate, stats), token_weight_N)
     # not a plain product: a token whose gate is closed stays out even if its label is impossible (0 * inf)
     loss = torch.where(weight_N == 0, 0, weight_N * stats.nll).sum()
+    if anchor is not None and base_logits is not None:
+        base_NV = base_logits.reshape(-1, logits.shape[-1])[keep]
+        loss = loss + anchor.kl * anchor_divergence(logits_NV, base_NV, labels_N, anchor).sum()
     if num_items is None:
         num_items = max(labels_N.numel(), 1)
     return loss / num_items

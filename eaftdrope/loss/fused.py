@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .anchor import Anchor
 from .backends.tile import PLAIN, LogitsTransform
-from .checks import check_label_smoothing, check_shapes
+from .base_logits import BaseLogits
+from .checks import check_anchor, check_label_smoothing, check_shapes
 from .compute import compute_loss
 from .gates import GateLike, resolve_gate
 from .gradients import NeedsGrad, ThreeGradients
@@ -37,11 +39,13 @@ class LossDetails:
     Args:
         stats ([`TokenStats`]): their statistics.
         weight (`Tensor` `[T]`): their weight in the loss: the gate, times the token's own weight where it has one.
-        closed (`Tensor` `[T]`, bool): rows that took no part in the gradient: the weight is 0 or below `gate_threshold`.
+        closed (`Tensor` `[T]`, bool): rows whose cross-entropy took no part in the gradient: the weight is 0 or below
+            `gate_threshold`.
         rows (`Tensor` `[T]`, int64): their indices among the flattened rows of the call.
         trained (`Tensor` `[T]`, bool, or `None`): inside a compiled model or a CUDA graph T is all rows of the call, and
             this is the mask of those that are trained; the others have a weight of 0.
         token_weight (`Tensor` `[T]` or `None`): the tokens' own weights, as they were passed.
+        divergence (`Tensor` `[T]` or `None`): the anchor's divergence from the base model, in nats; None without one.
     """
 
     stats: TokenStats
@@ -50,6 +54,7 @@ class LossDetails:
     rows: Tensor
     trained: Tensor | None = None
     token_weight: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 def fused_linear_eaft(
@@ -72,6 +77,8 @@ def fused_linear_eaft(
     gate_threshold: float = 0.0,
     recompute: bool = False,
     label_smoothing: float = 0.0,
+    anchor: Anchor | None = None,
+    base: BaseLogits | None = None,
     return_details: bool = False,
 ) -> Tensor | tuple[Tensor, LossDetails]:
     """Entropy-gated cross-entropy of `softcap(logit_scale * (hidden @ weight.T + bias))` without the logits.
@@ -121,6 +128,11 @@ def fused_linear_eaft(
             weight gradients, for any number of rows.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Must be 0.
+        anchor ([`Anchor`], *optional*):
+            Adds the divergence from the base model to every trained token, whatever its gate and its weight.
+        base ([`BaseLogits`], *optional*):
+            The base model's hidden states of the same rows and its head, with an anchor. One more product with a head
+            and one more tile.
         return_details (`bool`, *optional*, defaults to `False`):
             Also return [`LossDetails`].
 
@@ -130,7 +142,8 @@ def fused_linear_eaft(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not match, labels outside `[0, V)`, label smoothing, an unknown
-            gate, backend or tail, a threshold out of range, a backend that cannot work on these tensors.
+            gate, backend or tail, a threshold out of range, a backend that cannot work on these tensors, an anchor without
+            a base or a base without an anchor, an anchor with a sparse tail.
     """
     check_label_smoothing(label_smoothing)
     settings = LossSettings(
@@ -141,6 +154,7 @@ def fused_linear_eaft(
         tail_threshold=tail_threshold,
         gate_threshold=float(gate_threshold),
         recompute=recompute,
+        anchor=anchor,
     )
     loss, details = linear_loss(
         hidden,
@@ -153,6 +167,7 @@ def fused_linear_eaft(
         ignore_index=ignore_index,
         sequence_ids=sequence_ids,
         token_weights=token_weights,
+        base=base,
     )
     return (loss, details) if return_details else loss
 
@@ -169,16 +184,19 @@ def linear_loss(
     ignore_index: int = -100,
     sequence_ids: Tensor | None = None,
     token_weights: Tensor | None = None,
+    base: BaseLogits | None = None,
 ) -> tuple[Tensor, LossDetails]:
     """[`fused_linear_eaft`] with its settings in one value; returns the loss and its details."""
     check_shapes(hidden, labels, sequence_ids, token_weights)
+    check_anchor(settings.anchor, base)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     _check_operands(hidden, weight, bias)
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     per_row = (labels_N, _flat(sequence_ids, hidden), _flat(token_weights, hidden))
+    base = None if base is None else base.like(hidden_ND, weight, labels)
     compute = _compiled if torch.compiler.is_compiling() else _eager
-    loss_sum, details = compute(hidden_ND, weight, bias, *per_row, settings, transform, ignore_index)
+    loss_sum, details = compute(hidden_ND, weight, bias, *per_row, settings, transform, ignore_index, base)
     if num_items is None:
         trained = details.trained
         num_items = max(details.rows.numel(), 1) if trained is None else trained.sum().clamp_min(1)
@@ -200,10 +218,11 @@ def _eager(
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
+    base: BaseLogits | None,
 ) -> tuple[Tensor, LossDetails]:
     grad_enabled = torch.is_grad_enabled()  # read here: inside an autograd function gradients are always off
     details: list[LossDetails] = []
-    options = (settings, transform, ignore_index, grad_enabled, details)
+    options = (settings, transform, ignore_index, base, grad_enabled, details)
     loss = _FusedLinearEAFT.apply(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, *options)
     return loss, details[0]
 
@@ -218,11 +237,12 @@ def _compiled(
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
+    base: BaseLogits | None,
 ) -> tuple[Tensor, LossDetails]:
     inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
-    loss, stats, weight_N, closed_N = compiled_loss(*inputs, settings, transform, ignore_index)
+    loss, stats, weight_N, closed_N, divergence_N = compiled_loss(*inputs, settings, transform, ignore_index, base)
     every_N = torch.arange(labels_N.shape[0], device=labels_N.device)
-    return loss, LossDetails(stats, weight_N, closed_N, every_N, labels_N != ignore_index, token_weight_N)
+    return loss, LossDetails(stats, weight_N, closed_N, every_N, labels_N != ignore_index, token_weight_N, divergence_N)
 
 
 def _check_operands(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -244,7 +264,7 @@ def _check_operands(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None
 
 
 class _FusedLinearEAFT(torch.autograd.Function):
-    """Sum of w_t nll_t. The gradients are formed in the forward pass and only scaled in the backward pass."""
+    """Sum of w_t nll_t, and of the anchor. The gradients are formed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(
@@ -258,19 +278,20 @@ class _FusedLinearEAFT(torch.autograd.Function):
         settings: LossSettings,
         transform: LogitsTransform,
         ignore_index: int,
+        base: BaseLogits | None,
         grad_enabled: bool,
         details: list[LossDetails],
     ) -> Tensor:
         hidden, weight, bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         needs_grad: NeedsGrad = (hidden, weight, bias)
         inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
-        result = compute_loss(*inputs, settings, transform, ignore_index, needs_grad)
+        result = compute_loss(*inputs, settings, transform, ignore_index, needs_grad, base)
         ctx.gradients, ctx.backend = result.gradients, result.backend
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_ND, weight_VD, bias_V)]
         rows = result.rows
         every_T = torch.arange(rows.count, device=labels_N.device) if rows.index is None else rows.index
         per_row = (result.stats, result.weight, result.closed, every_T, rows.trained, rows.token_weight)
-        details.append(LossDetails(*per_row))
+        details.append(LossDetails(*per_row, result.divergence))
         return result.loss
 
     @staticmethod
@@ -288,4 +309,4 @@ class _FusedLinearEAFT(torch.autograd.Function):
             None if gradient is None else scaled(gradient, grad_outputs[0], dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *results, *(None,) * 8
+        return *results, *(None,) * 9

@@ -367,12 +367,12 @@ def resolve_gate(gate: GateLike, **options: object) -> Gate:
     """
     if isinstance(gate, str):
         if gate not in GATES:
-            raise ValueError(f"unknown gate {gate!r}.{_nearest(gate, GATES)} Gates: {', '.join(GATES)}.")
+            raise ValueError(f"unknown gate {gate!r}.{nearest(gate, GATES)} Gates: {', '.join(GATES)}.")
         known = GATE_OPTIONS[gate]
         for name in options:
             if name not in known:
                 listed = ", ".join(known) or "none"
-                raise ValueError(f"gate {gate!r} has no option {name!r}.{_nearest(name, known)} Its options: {listed}.")
+                raise ValueError(f"gate {gate!r} has no option {name!r}.{nearest(name, known)} Its options: {listed}.")
         return GATES[gate](**options)
     if options:
         raise ValueError(f"options {sorted(options)} belong to a gate given by name; set them on the gate object.")
@@ -392,6 +392,7 @@ def _require_fraction(name: str, value: float) -> None:
     _require(0 <= value <= 1, f"{name}={value}: must be between 0 and 1.")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the known word nearest to a mistyped one, or "" if none is near."""
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {match[0]!r}?" if match else ""

@@ -52,8 +52,11 @@ class TrainedRows:
 
     def weigh(self, gate: Tensor, rows: Tensor | slice) -> Tensor:
         """Return the weights of some rows from their gates, 0 where a row is not trained."""
-        weight = weigh(gate, None if self.token_weight is None else self.token_weight[rows])
-        return weight if self.trained is None else torch.where(self.trained[rows], weight, 0)
+        return self.mask(weigh(gate, None if self.token_weight is None else self.token_weight[rows]), rows)
+
+    def mask(self, value: Tensor, rows: Tensor | slice) -> Tensor:
+        """Return values of some rows, 0 where a row is not trained."""
+        return value if self.trained is None else torch.where(self.trained[rows], value, 0)
 
 
 def trained_rows(

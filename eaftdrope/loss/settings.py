@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .anchor import Anchor
 from .gates import EAFT, Gate
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "cuda")
@@ -37,6 +38,8 @@ class LossSettings:
         recompute (`bool`, *optional*, defaults to `False`):
             Form the gradient in a second pass, by slices of the vocabulary: a third more FLOPs, but no float32 sum of
             weight gradients.
+        anchor ([`~eaftdrope.loss.anchor.Anchor`], *optional*):
+            Divergence from the base model, added to the gated loss of every trained token.
 
     Raises:
         ValueError: an unknown backend or tail, a threshold out of range, or settings that exclude each other.
@@ -49,6 +52,7 @@ class LossSettings:
     tail_threshold: float = 2.0**-12
     gate_threshold: float = 0.0
     recompute: bool = False
+    anchor: Anchor | None = None
 
     def __post_init__(self) -> None:
         assert isinstance(self.gate, Gate), "resolve_gate() makes a gate of a name or a function"
@@ -63,6 +67,11 @@ class LossSettings:
             raise ValueError(f"tile_bytes={self.tile_bytes}: must be a number of bytes.")
         if self.recompute and self.tail != "exact":
             raise ValueError("recompute forms whole slices of the gradient: it requires tail='exact'.")
+        if self.anchor is not None and self.tail != "exact":
+            raise ValueError(
+                "tail='sparse' restores what it drops as one mean over the vocabulary, which needs gradients of one sign; "
+                "those of an anchor have both. An anchor requires tail='exact'."
+            )
 
     @property
     def dropped_below(self) -> float | None:

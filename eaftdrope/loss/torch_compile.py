@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .anchor import Anchor
 from .backends.tile import LogitsTransform
-from .compute import compute_loss, default_tile_bytes
+from .base_logits import BaseLogits
+from .compute import LossResult, compute_loss, default_tile_bytes
 from .gates import GATES, Gate, GateLike, resolve_gate
 from .gradients import sum_dtype
 from .settings import LossSettings
@@ -62,8 +64,10 @@ def compiled_loss(
     settings: LossSettings,
     transform: LogitsTransform,
     ignore_index: int,
-) -> tuple[Tensor, TokenStats, Tensor, Tensor]:
-    """Return (loss sum, statistics `[N]`, gate `[N]`, closed `[N]`), 0 where a row is not trained."""
+    base: BaseLogits | None,
+) -> tuple[Tensor, TokenStats, Tensor, Tensor, Tensor | None]:
+    """Return (loss sum, statistics `[N]`, gate `[N]`, closed `[N]`, divergence `[N]` or None), 0 where a row is not
+    trained."""
     grad = torch.is_grad_enabled()
     needs_grad = [grad and t is not None and t.requires_grad for t in (hidden_ND, weight_VD, bias_V)]
     loss, _, _, _, *per_row = _operator(
@@ -84,15 +88,24 @@ def compiled_loss(
         settings.gate_threshold,
         settings.recompute,
         ignore_index,
+        *_anchor_arguments(settings.anchor, base),
     )
-    nll, entropy, topk_entropy, correct, weight, closed = (value.detach() for value in per_row)
+    nll, entropy, topk_entropy, correct, weight, closed, divergence = (value.detach() for value in per_row)
     topk_entropy = topk_entropy if topk_entropy.numel() else None
     stats = TokenStats(nll, entropy, topk_entropy, correct, weight_VD.shape[0], sequence_N)
-    return loss, stats, weight, closed
+    return loss, stats, weight, closed, None if settings.anchor is None else divergence
+
+
+def _anchor_arguments(anchor: Anchor | None, base: BaseLogits | None) -> tuple[Any, ...]:
+    """The operator's arguments about the anchor."""
+    if anchor is None or base is None:
+        return None, None, None, 0.0, "", False, 1.0, None
+    head = (base.hidden, base.weight.detach(), None if base.bias is None else base.bias.detach())
+    return *head, anchor.kl, anchor.direction, anchor.mask_target, base.logit_scale, base.softcap
 
 
 # The version is raised when the arguments or results change: graphs cached by an older release would pass the old ones.
-@torch.library.custom_op("eaftdrope::fused_linear_eaft_v3", mutates_args=())
+@torch.library.custom_op("eaftdrope::fused_linear_eaft_v4", mutates_args=())
 def _operator(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -111,27 +124,29 @@ def _operator(
     gate_threshold: float,
     recompute: bool,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    settings = LossSettings(named_gate(gate), backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute)
+    base_hidden_ND: Tensor | None = None,
+    base_weight_VD: Tensor | None = None,
+    base_bias_V: Tensor | None = None,
+    kl: float = 0.0,
+    direction: str = "",
+    mask_target: bool = False,
+    base_scale: float = 1.0,
+    base_softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    base = _base(base_hidden_ND, base_weight_VD, base_bias_V, base_scale, base_softcap)
+    anchor = None if base is None else Anchor(kl, direction, mask_target)
+    how = (backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute, anchor)
+    settings = LossSettings(named_gate(gate), *how)
     transform = LogitsTransform(logit_scale, softcap)
     hidden, weight, bias = needs_grad
     inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
-    result = compute_loss(*inputs, settings, transform, ignore_index, (hidden, weight, bias))
+    result = compute_loss(*inputs, settings, transform, ignore_index, (hidden, weight, bias), base)
     dtypes = _gradient_dtypes(hidden_ND, weight_VD, tile_bytes, tail)
     gradients = [
         hidden_ND.new_empty(0, dtype=dtype) if gradient is None else gradient.to(dtype)
         for gradient, dtype in zip(result.gradients, dtypes, strict=True)
     ]
-    indices_T = result.rows.indices(slice(0, result.rows.count))
-
-    def of_all_rows(value_T: Tensor | None) -> Tensor:
-        if value_T is None:
-            return result.weight.new_empty(0)
-        value_N = value_T.new_zeros(len(labels_N))
-        # not an assignment by mask, which would wait for the device
-        value_N[indices_T] = value_T
-        return value_N
-
+    of_all_rows = functools.partial(_of_all_rows, result, len(labels_N))
     stats = result.stats
     return (
         result.loss,
@@ -144,12 +159,30 @@ def _operator(
         of_all_rows(stats.correct),
         of_all_rows(result.weight),
         of_all_rows(result.closed),
+        of_all_rows(result.divergence),
     )
+
+
+def _of_all_rows(result: LossResult, count: int, value_T: Tensor | None) -> Tensor:
+    """Return the values of the trained rows at their indices among all `count` rows, and none for None."""
+    if value_T is None:
+        return result.weight.new_empty(0)
+    value_N = value_T.new_zeros(count)
+    # not an assignment by mask, which would wait for the device
+    value_N[result.rows.indices(slice(0, result.rows.count))] = value_T
+    return value_N
+
+
+def _base(
+    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, scale: float, softcap: float | None
+) -> BaseLogits | None:
+    return None if hidden is None or weight is None else BaseLogits(hidden, weight, bias, scale, softcap)
 
 
 @_operator.register_fake
 def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, needs_grad, gate, logit_scale, softcap, backend,
-      tile_bytes, tail, tail_threshold, gate_threshold, recompute, ignore_index):  # fmt: skip
+      tile_bytes, tail, tail_threshold, gate_threshold, recompute, ignore_index, base_hidden_ND=None, base_weight_VD=None,
+      base_bias_V=None, kl=0.0, direction="", mask_target=False, base_scale=1.0, base_softcap=None):  # fmt: skip
     inputs = (hidden_ND, weight_VD, hidden_ND if bias_V is None else bias_V)
     gradients = [
         value.new_empty(value.shape if needed else (0,), dtype=dtype)
@@ -162,7 +195,8 @@ def _(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, needs_
     number, flag = hidden_ND.new_empty(rows, dtype=single), hidden_ND.new_empty(rows, dtype=torch.bool)
     topk = number if named_gate(gate).topk is not None else number.new_empty(0)
     loss = hidden_ND.new_empty((), dtype=single)
-    outputs = (number, number, topk, flag, number, flag)
+    divergence = number.new_empty(0) if base_hidden_ND is None else number
+    outputs = (number, number, topk, flag, number, flag, divergence)
     return loss, *gradients, *(torch.empty_like(output) for output in outputs)
 
 

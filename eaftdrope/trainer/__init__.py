@@ -20,15 +20,17 @@ _LAZY = {
     "EAFTCallback": "callbacks.plain_trainer",
     "EAFTConfig": "config",
     "EAFTTrainer": "trainer",
+    "SaveAndStop": "callbacks.stopping",
     "apply_eaft": "patch",
     "pop_metrics": "patch",
     "remove_eaft": "patch",
 }
 
-__all__ = ["EAFTCallback", "EAFTConfig", "EAFTTrainer", "apply_eaft", "pop_metrics", "remove_eaft"]
+__all__ = ["EAFTCallback", "EAFTConfig", "EAFTTrainer", "SaveAndStop", "apply_eaft", "pop_metrics", "remove_eaft"]
 
 if TYPE_CHECKING:
     from .callbacks.plain_trainer import EAFTCallback
+    from .callbacks.stopping import SaveAndStop
     from .config import EAFTConfig
     from .patch import apply_eaft, pop_metrics, remove_eaft
     from .trainer import EAFTTrainer

@@ -8,6 +8,7 @@ from typing import Any
 from trl import SFTConfig
 
 from eaftdrope.errors import UserError
+from eaftdrope.loss.anchor import resolve_anchor
 from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.loss.settings import LossSettings
 
@@ -39,14 +40,18 @@ class EAFTConfig(SFTConfig):
         loss_exempt (`list[str]`, *optional*):
             Strings whose tokens keep a gate of 1, such as names that the base model does not have and the stop token:
             `["llm_query", "<|im_end|>"]`. They are found in the decoded rows, with or without a space before them.
+        anchor (`dict` or `str`, *optional*):
+            Divergence from the base model, added to the loss of every trained token: `{"kl": 0.1, "direction": "forward",
+            "mask_target": True}` (see [`~eaftdrope.loss.Anchor`]). The base is the model with its adapters off, or the
+            trainer's `base_model`. Logged as `eaft/anchor_kl`, the mean per token in nats.
 
     Raises:
         UserError: options that are incompatible with the gated loss (`label_smoothing_factor`, `loss_type="dft"`,
             Liger's fused cross-entropy).
-        ValueError: an unknown gate, gate option, backend or tail.
+        ValueError: an unknown gate, gate option, backend, tail or option of the anchor.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "gate_kwargs"]
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "gate_kwargs", "anchor"]
 
     gate: str = field(default="eaft", metadata={"help": "Gate that weights each token's cross-entropy."})
     gate_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the gate."})
@@ -61,6 +66,7 @@ class EAFTConfig(SFTConfig):
     loss_gate_threshold: float = field(default=0.0, metadata={"help": "Smallest gate that reaches the gradient."})
     loss_recompute: bool = field(default=False, metadata={"help": "Recompute the logits for the backward pass."})
     loss_exempt: list[str] | None = field(default=None, metadata={"help": "Strings whose tokens keep a gate of 1."})
+    anchor: dict[str, Any] | str | None = field(default=None, metadata={"help": "Divergence from the base model."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,10 +106,11 @@ class EAFTConfig(SFTConfig):
         """Return the settings of the fused operator.
 
         Raises:
-            ValueError: an unknown gate, gate option, backend or tail, or a value out of range.
+            ValueError: an unknown gate, gate option, backend, tail or option of the anchor, or a value out of range.
         """
         # a JSON string was parsed by TrainingArguments
-        assert not isinstance(self.gate_kwargs, str)
+        assert not isinstance(self.gate_kwargs, str) and not isinstance(self.anchor, str)
         names = ("backend", "tile_bytes", "tail", "tail_threshold", "gate_threshold", "recompute")
         options = {name: getattr(self, f"loss_{name}") for name in names}
-        return LossSettings(resolve_gate(self.gate, **(self.gate_kwargs or {})), **options)
+        gate, anchor = resolve_gate(self.gate, **(self.gate_kwargs or {})), resolve_anchor(self.anchor)
+        return LossSettings(gate, **options, anchor=anchor)

@@ -19,6 +19,8 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """Sums a tensor over processes."""
 
 _SUMS = ("tokens", "weighted", "nll", "entropy", "gate", "gated", "low_gate", "closed", "conflict", "correct")
+# with an anchor
+_ANCHORED_SUMS = (*_SUMS, "divergence")
 # No sensible gate has a mean near this; a mistyped constant or divisor has.
 _EXTREME_GATE = 1e6
 _POSITION = "nll_"
@@ -26,8 +28,9 @@ _LANDSCAPE_METRICS = ("high_entropy_", "low_entropy_", "gate_hist_")
 
 
 class Latest(NamedTuple):
-    """Figures of one micro-batch, on the device: `loss` (float32 [], sum of w * nll) and `extreme_gate` (bool []): the mean
-    gate is not finite or above 1e6, although the cross-entropy is finite."""
+    """Figures of one micro-batch, on the device: `loss` (float32 [], sum of w * nll; with an anchor also of the divergence,
+    without its factor: finite if the loss is) and `extreme_gate` (bool []): the mean gate is not finite or above 1e6,
+    although the cross-entropy is finite."""
 
     loss: Tensor
     extreme_gate: Tensor
@@ -67,6 +70,7 @@ class Meter:
             details.closed,
             stats.conflict,
             stats.correct,
+            *(() if details.divergence is None else (details.divergence,)),
         )
         if details.trained is not None:
             parts = [torch.where(details.trained, part, 0) for part in parts]
@@ -85,24 +89,27 @@ class Meter:
         """Figures of the last call of `add`; None before the first."""
         if self._latest is None:
             return None
-        _, weighted, nll, _, gate, gated, *_ = self._latest
-        return Latest(weighted, nll.isfinite() & ~(gate <= _EXTREME_GATE * gated))
+        _, weighted, nll, _, gate, gated = self._latest[:6]
+        # with an anchor the divergence follows the others
+        loss = weighted + self._latest[len(_SUMS) :].sum()
+        return Latest(loss, nll.isfinite() & ~(gate <= _EXTREME_GATE * gated))
 
     def pop(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Return the metrics since the last call, `{}` if there was none of `add`.
 
         Keys: `tokens` (trained tokens), `weighted` (mean w * nll), `nll`, `entropy` (nats), `gate` (mean over the tokens
         that have one, by their own weights; 1 without any), `low_gate` (share of tokens whose gate is below 0.05),
-        `closed` (share that took no part in the gradient), `conflict` (share of confident conflicts), `correct` (token
-        accuracy), those of [`Landscape.log_values`], and with edges `nll_0_512`, ... (mean nll of the labels of the
-        tokens at positions 0 to 511; left out if no token is there).
+        `closed` (share whose cross-entropy took no part in the gradient), `conflict` (share of confident conflicts),
+        `correct` (token accuracy), with an anchor `divergence` (nats), those of [`Landscape.log_values`], and with edges
+        `nll_0_512`, ... (mean nll of the labels of the tokens at positions 0 to 511; left out if no token is there).
         """
         if self._sums is None or self._logged is None:
             return {}
         sums = self._sums if reduce is None else reduce(self._sums)
         landscape = self._logged if reduce is None else self._logged.reduced(reduce)
         self._sums = self._logged = None
-        values = dict(zip(_SUMS, sums.tolist(), strict=True))
+        names = _SUMS if len(sums) == len(_SUMS) else _ANCHORED_SUMS
+        values = dict(zip(names, sums.tolist(), strict=True))
         tokens, gate, gated = (values.pop(name) for name in ("tokens", "gate", "gated"))
         means = {name: value / max(tokens, 1) for name, value in values.items()}
         means["gate"] = gate / gated if gated else 1.0
@@ -151,6 +158,7 @@ def log_names(metrics: dict[str, float]) -> dict[str, float]:
         return {}
     landscape = {f"eaft/{name}": value for name, value in metrics.items() if name.startswith(_LANDSCAPE_METRICS)}
     positions = {f"position/{name}": value for name, value in metrics.items() if name.startswith(_POSITION)}
+    anchor = {"eaft/anchor_kl": metrics["divergence"]} if "divergence" in metrics else {}
     return {
         "eaft/weighted_loss": metrics["weighted"],
         "eaft/cross_entropy": metrics["nll"],
@@ -160,6 +168,7 @@ def log_names(metrics: dict[str, float]) -> dict[str, float]:
         "eaft/closed_share": metrics["closed"],
         "eaft/conflict_share": metrics["conflict"],
         "mean_token_accuracy": metrics["correct"],
+        **anchor,
         **landscape,
         **positions,
     }

@@ -17,7 +17,7 @@ import functools
 import inspect
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -30,13 +30,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput, M
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from eaftdrope.errors import UserError
+from eaftdrope.loss.anchor import Anchor, resolve_anchor
 from eaftdrope.loss.fused import LossDetails, linear_loss
 from eaftdrope.loss.gates import Gate, GateLike, NoGate, resolve_gate
 from eaftdrope.loss.landscape import Landscape
 from eaftdrope.loss.settings import LossSettings
 
+from .base_forward import BaseRows, base_rows, check_base
 from .head import backbone, check_head, gathered_head, head_module
 from .meter import Latest, Meter, Reduce, log_names
+from .targets import sequence_ids, shifted_targets
 
 _ATTRIBUTE = "_eaft"
 # The attributes from which a plain Trainer decides how to count the tokens that the loss is divided by, as they are for the
@@ -56,6 +59,8 @@ class _State:
     original_forward: Callable
     # instance attributes that _READ_BY_TRAINER replaced, without those of the class
     replaced: dict[str, Any]
+    # the base of an anchor; None: the model with its adapters off
+    base_model: PreTrainedModel | None = None
     meter: dict[bool, Meter] = field(default_factory=lambda: {True: Meter(), False: Meter()})
     warned: bool = False
     warned_of_gate: bool = False
@@ -71,6 +76,8 @@ def apply_eaft(
     tail_threshold: float = LossSettings.tail_threshold,
     gate_threshold: float = 0.0,
     recompute: bool = False,
+    anchor: Anchor | Mapping[str, object] | None = None,
+    base_model: PreTrainedModel | None = None,
     **gate_options: object,
 ) -> _Model:
     """Make `model(..., labels=labels).loss` the entropy-gated loss, in place; return the model.
@@ -86,28 +93,38 @@ def apply_eaft(
             Weight of a token; options of a named gate are further keyword arguments, e.g. `alpha=0.5`.
         backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute:
             Settings of the fused operator, see [`fused_linear_eaft`].
+        anchor ([`~eaftdrope.loss.Anchor`] or `dict`, *optional*):
+            Divergence from the base model, e.g. `{"kl": 0.1, "direction": "forward", "mask_target": True}`. In evaluation
+            it is not part of the loss.
+        base_model ([`~transformers.PreTrainedModel`], *optional*):
+            The base of the anchor, on the model's device: the model before training. With adapters it is not needed: the
+            base is then the model with its adapters off.
 
     Raises:
         UserError: the model is already patched (by this function, TRL or Liger), wrapped for distribution, an
-            encoder-decoder, or computes its logits in a way that the fused operator does not support.
-        ValueError: an unknown gate, option, backend or tail.
+            encoder-decoder, or computes its logits in a way that the fused operator does not support; an anchor whose base
+            cannot be computed.
+        ValueError: an unknown gate, option, backend, tail or anchor.
     """
     _refuse_foreign_patches(_base(model))
-    settings = LossSettings(
-        resolve_gate(gate, **gate_options), backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute
-    )
-    return install(model, settings)
+    how = (backend, tile_bytes, tail, tail_threshold, gate_threshold, recompute, resolve_anchor(anchor))
+    settings = LossSettings(resolve_gate(gate, **gate_options), *how)
+    return install(model, settings, base_model)
 
 
-def install(model: _Model, settings: LossSettings) -> _Model:
+def install(model: _Model, settings: LossSettings, base_model: PreTrainedModel | None = None) -> _Model:
     """[`apply_eaft`] without the check for other patches: the model's present forward becomes the one without labels."""
     base = _base(model)
     refuse_applied(base)
     if base.config.is_encoder_decoder:
         raise UserError(f"{type(base).__name__} is an encoder-decoder; EAFT is defined for causal language models.")
     check_head(base)
+    if settings.anchor is not None:
+        check_base(base, base_model)
+    elif base_model is not None:
+        raise UserError("a base_model was passed without an anchor, and nothing reads it. Pass anchor={'kl': 0.1}.")
     replaced = {name: vars(base)[name] for name in _READ_BY_TRAINER if name in vars(base)}
-    state = _State(settings=settings, original_forward=base.forward, replaced=replaced)
+    state = _State(settings, base.forward, replaced, base_model)
     setattr(base, _ATTRIBUTE, state)
     vars(base).update(_READ_BY_TRAINER)
     base.forward = types.MethodType(_make_forward(type(base)), base)
@@ -154,7 +171,8 @@ def pop_meter(model: nn.Module, *, training: bool, reduce: Reduce | None = None)
     """[`Meter.pop`] of a patched model; warns once if its gate trains nothing."""
     state: _State = getattr(_base(model), _ATTRIBUTE)
     metrics = state.meter[training].pop(reduce)
-    if training and metrics and metrics["tokens"] and metrics["gate"] < _CLOSED and not state.warned_of_gate:
+    trains_by_gate_only = training and state.settings.anchor is None and not state.warned_of_gate
+    if trains_by_gate_only and metrics and metrics["tokens"] and metrics["gate"] < _CLOSED:
         state.warned_of_gate = True
         warnings.warn(
             f"the gate {state.settings.gate.formula} gave the last {metrics['tokens']:,.0f} trained tokens a mean weight of "
@@ -213,20 +231,6 @@ def _is_patched(forward: Callable | None) -> bool:
     return function is not None and getattr(function, "eaft_forward", None) is function
 
 
-def shift_left(values: Tensor, last: float = -100) -> Tensor:
-    """Return the values (labels) of the next token, `[B, T]`: position t gets that of t + 1, and the last one `last`."""
-    return nn.functional.pad(values[..., 1:], (0, 1), value=last)
-
-
-def sequence_ids(labels: Tensor, position_ids: Tensor | None) -> Tensor:
-    """Return the number of the sequence of each position, `[B, T]`; in packed rows a sequence starts where position_ids
-    are 0."""
-    if position_ids is None:
-        return torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
-    starts = (position_ids.expand_as(labels) == 0).flatten()
-    return starts.cumsum(0).view_as(labels)
-
-
 def _base(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model inside a PEFT model; distributed wrappers are refused."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -271,7 +275,7 @@ def _make_forward(model_class: type[PreTrainedModel]) -> Callable:
         if labels is None and shift_labels is None:
             _warn_without_labels(self, state)
             return state.original_forward(**kwargs)
-        targets = _targets(labels, shift_labels, token_weights)
+        targets = shifted_targets(labels, shift_labels, token_weights)
         return _forward_with_loss(self, state, kwargs, *targets, num_items, skip_logits)
 
     forward.__signature__ = _with_token_weights(own_forward)  # pyrefly: ignore[missing-attribute]
@@ -299,18 +303,6 @@ def _warn_without_labels(model: nn.Module, state: _State) -> None:
         )
 
 
-def _targets(
-    labels: Tensor | None, shift_labels: Tensor | None, token_weights: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return the label of the next token at each position, and its weight."""
-    if shift_labels is None:
-        assert labels is not None
-        return shift_left(labels), None if token_weights is None else shift_left(token_weights, 1)
-    if token_weights is not None:
-        raise UserError("token_weights belong to labels, not to shift_labels: pass labels, which are shifted here.")
-    return shift_labels, None
-
-
 def _forward_with_loss(
     model: PreTrainedModel,
     state: _State,
@@ -324,14 +316,17 @@ def _forward_with_loss(
         raise UserError("logits_to_keep cannot be combined with labels on a model with EAFT: the loss needs no logits.")
     return_dict = kwargs.pop("return_dict", None)
     router_logits = _wants_router_logits(model, kwargs)
+    rows_of_base = None
+    if model.training and state.settings.anchor is not None:
+        rows_of_base = base_rows(model, state.base_model, kwargs)
     outputs = backbone(model)(**{**kwargs, "use_cache": False})
-    loss, details = _gated_loss(
-        model, state, outputs.last_hidden_state, targets, token_weights, kwargs.get("position_ids"), num_items
-    )
+    hidden = outputs.last_hidden_state
+    position_ids = kwargs.get("position_ids")
+    loss, details = _gated_loss(model, state, hidden, rows_of_base, targets, token_weights, position_ids, num_items)
     state.meter[model.training].add(details, targets.shape[-1])
     logits = None
     if not (model.training if skip_logits is None else skip_logits):
-        logits = _logits(model, outputs.last_hidden_state)
+        logits = _logits(model, hidden)
     if router_logits:
         output = _with_router_loss(model, loss, logits, outputs.router_logits, kwargs.get("attention_mask"))
     else:
@@ -343,6 +338,7 @@ def _gated_loss(
     model: PreTrainedModel,
     state: _State,
     hidden: Tensor,
+    rows_of_base: BaseRows | None,
     targets: Tensor,
     token_weights: Tensor | None,
     position_ids: Tensor | None,
@@ -351,7 +347,7 @@ def _gated_loss(
     """The loss of targets `[B, T]` that are aligned with hidden states `[B, T, D]`; plain cross-entropy in evaluation."""
     settings = state.settings
     if not model.training:
-        settings, token_weights = replace(settings, gate=NoGate()), None
+        settings, token_weights = replace(settings, gate=NoGate(), anchor=None), None
     with gathered_head(model) as head:
         return linear_loss(
             hidden.to(head.weight.device),
@@ -363,6 +359,7 @@ def _gated_loss(
             transform=head.transform,
             sequence_ids=sequence_ids(targets, position_ids),
             token_weights=token_weights,
+            base=None if rows_of_base is None else rows_of_base.logits(head),
         )
 
 

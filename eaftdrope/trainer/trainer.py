@@ -52,7 +52,8 @@ class EAFTTrainer(SFTTrainer):
     `eaft/gate_low_share` (gate < 0.05), `eaft/conflict_share` (entropy < 0.5 nats and p < 0.1), `mean_token_accuracy`,
     `num_tokens`, `eaft/trained_tokens`, `eaft/tokens_per_second`, and from the tokens' landscape: share and cross-entropy
     of the tokens of high (>= 2 nats) and low (<= 0.5) entropy (`eaft/high_entropy_loss`, `eaft/high_entropy_share`,
-    `eaft/low_entropy_loss`, `eaft/low_entropy_share`) and the gates by tenths (`eaft/gate_hist_00` to `_09`, shares).
+    `eaft/low_entropy_loss`, `eaft/low_entropy_share`) and the gates by tenths (`eaft/gate_hist_00` to `_09`, shares). With
+    an anchor it also carries `eaft/anchor_kl`, the mean divergence from the base model (nats).
 
     A column `token_weights` of the training rows (a number per token, for its label) weights the loss: a factor on the gate,
     or negative in its place. The divisor stays the number of trained tokens, and evaluation does not read it.
@@ -60,14 +61,18 @@ class EAFTTrainer(SFTTrainer):
     Args:
         gate (`str`, [`~eaftdrope.loss.gates.Gate`] or callable, *optional*):
             Overrides `args.gate`; may be a function of [`~eaftdrope.loss.TokenStats`].
+        base_model ([`~transformers.PreTrainedModel`], *optional*):
+            The base of `args.anchor`: the model before training, frozen here and held whole by every process. Not needed
+            with adapters, whose base is the model without them.
         **kwargs:
             Passed to [`~trl.SFTTrainer`]. A plain `SFTConfig` as `args` trains with the default gate.
 
     Raises:
         UserError: settings that would silently train another loss: `compute_loss_func`, label smoothing, `loss_type="dft"`,
-            Liger's fused cross-entropy, an adapter on the head, sequence or context parallelism, `nn.DataParallel`; a model
-            whose weights contain NaN or infinity. In `train`: a trainable parameter that is not in the optimiser; a loss, a
-            gradient or a weight that became NaN or infinite, before a checkpoint is written. In `save_model`: such weights.
+            Liger's fused cross-entropy, an adapter on the head, an anchor without a base, sequence or context parallelism,
+            `nn.DataParallel`; a model whose weights contain NaN or infinity. In `train`: a trainable parameter that is not
+            in the optimiser; a loss, a gradient or a weight that became NaN or infinite, before a checkpoint is written. In
+            `save_model`: such weights.
     """
 
     _tag_names = ["trl", "sft", "eaft"]
@@ -81,6 +86,7 @@ class EAFTTrainer(SFTTrainer):
         args: TrainingArguments | None = None,
         *trainer_args: Any,
         gate: GateLike | None = None,
+        base_model: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
         config = _as_eaft_config(args)
@@ -110,7 +116,9 @@ class EAFTTrainer(SFTTrainer):
             self.data_collator = WeightedCollator.like(self.data_collator)
         # an accelerate configuration file can enable what args do not show
         refuse_parallelism(self.accelerator.parallelism_config)
-        install(self.model, settings)
+        if base_model is not None:
+            base_model.to(self.accelerator.device)
+        install(self.model, settings, base_model)
         if self.padding_free:
             check_packing(self.model)
         # the base class read these from the model before it was patched (see patch.py)

@@ -33,7 +33,7 @@ class TTTTrainer(EAFTTrainer):
     the first one, a chunk, nothing has been learned yet.
 
     Raises:
-        UserError: TTT is not applied to the model; FSDP or DeepSpeed ZeRO-3.
+        UserError: TTT is not applied to the model; FSDP, DeepSpeed ZeRO-3 or an anchor.
         ValueError: rows without padding, in which sequences follow each other (`packing`, `padding_free`).
     """
 
@@ -44,6 +44,11 @@ class TTTTrainer(EAFTTrainer):
         fast_mlps(model)
         super().__init__(model, *trainer_args, **kwargs)
         self._refuse_sharding()
+        if getattr(self.args, "anchor", None) is not None:
+            raise UserError(
+                "an anchor is not supported for a model that learns as it reads: its fast MLPs are trained in full, so the "
+                "model without its adapters is not the base. Leave the anchor out."
+            )
         fast = fast_mlps(self.model)
         # peft freezes all but its adapters
         fast.requires_grad_(True)

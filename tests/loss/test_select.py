@@ -132,3 +132,37 @@ def test_the_operator_uses_the_backend_it_was_given(fresh):
     loss = fused_linear_eaft(hidden, weight, labels, backend="cpu")
     assert used == [int((labels != -100).sum())]
     assert relative_error(loss, definition(hidden, weight, labels, "eaft")[0]) < 2e-6
+
+
+def wrong_divergence(*args):
+    stats = torch_backend.anchored_statistics(*args)
+    stats.anchor.divergence.mul_(1.01)
+    return stats
+
+
+def wrong_pull(logits, *args):
+    torch_backend.anchored_gradient_(logits, *args)
+    logits[:, -1] = 0
+
+
+@pytest.mark.parametrize(
+    ("functions", "what"),
+    [
+        ({"anchored_statistics": wrong_divergence}, "divergence"),
+        ({"anchored_gradient_": wrong_pull}, "anchored gradient"),
+    ],
+)
+def test_functions_for_an_anchor_are_checked_when_one_is_used(fresh, functions, what):
+    fresh["cpu"] = made_up(**functions)
+    assert select_backend("cpu", CPU, torch.float32).name == "cpu"
+    with pytest.raises(RuntimeError, match=f"gives wrong numbers for torch.float32 on cpu: {what} of a"):
+        select_backend("cpu", CPU, torch.float32, anchored=True)
+    assert select_backend("auto", CPU, torch.float32, anchored=True).name == "torch"
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_a_backend_without_functions_for_an_anchor_uses_those_of_torch(name):
+    backend = load_backend(name)
+    assert backend.anchored_statistics is torch_backend.anchored_statistics
+    assert backend.anchored_gradient_ is torch_backend.anchored_gradient_
+    assert backend.tile_gradient_ is not torch_backend.tile_gradient_

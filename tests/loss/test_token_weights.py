@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from eaftdrope.loss import eaft_loss, fused_linear_eaft, gates, token_statistics
+from eaftdrope.loss import anchor_divergence, eaft_loss, fused_linear_eaft, gates, token_statistics
 from eaftdrope.loss.definition import evaluate_gate
+from tests.loss.anchors import (
+    ANCHORS,
+    anchor_id,
+    anchored_definition,
+    assert_anchored,
+    base_logits,
+    make_base,
+    run_anchored,
+)
 from tests.loss.reference import assert_equal_to_definition, definition, make_inputs, relative_error, run
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 5e-3}
@@ -113,6 +122,50 @@ def test_inside_torch_compile():
     for leaf, gradient in zip(leaves, expected[:2], strict=True):
         assert relative_error(leaf.grad, gradient) < 2e-6
     assert torch.equal(details.token_weight, values)
+    torch._dynamo.reset()
+
+
+# one tile and several, a gate that compares tokens, and the second pass
+@pytest.mark.parametrize("anchor", ANCHORS, ids=anchor_id)
+@pytest.mark.parametrize("gate", ["eaft", "mile"])
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float64, "torch"), (torch.float32, "torch"), (torch.float32, "cpu")]
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"tile_bytes": 257 * 8 * 5}, {"recompute": True}], ids=["", "tiles", "recompute"]
+)
+def test_beside_an_anchor(anchor, gate, dtype, backend, options):
+    hidden, weight, labels, bias = make_inputs(37, 257, dtype=dtype, bias=True, spread=1.0)
+    options = {**options, "token_weights": weights_of(37), "backend": backend, "bias": bias}
+    assert_anchored(hidden, weight, labels, TOLERANCE[dtype], anchor, make_base(37, 257, dtype=dtype), gate, **options)
+
+
+def test_an_anchor_is_not_weighted():
+    """A token of weight 0 keeps its divergence and the gradient of it."""
+    hidden, weight, labels, _ = make_inputs(40, 90, dtype=torch.float64)
+    base, anchor, kept = make_base(40, 90, dtype=torch.float64), ANCHORS[1], labels != -100
+    options = {"anchor": anchor, "base": base, "token_weights": torch.zeros(40)}
+    loss, gradients, details = run_anchored(hidden, weight, labels, **options)
+    divergence = anchor_divergence((hidden @ weight.T)[kept], base_logits(base)[kept], labels[kept], anchor)
+    assert loss.item() == pytest.approx(anchor.kl * divergence.mean().item(), rel=1e-12)
+    assert relative_error(details.divergence, divergence) < 1e-12 and details.closed.all()
+    assert gradients[0][kept].abs().sum(-1).min() > 0
+
+
+def test_inside_torch_compile_beside_an_anchor():
+    torch._dynamo.reset()
+    hidden, weight, labels, _ = make_inputs(40, 300, 64, spread=1.0)
+    values, base, anchor = weights_of(40), make_base(40, 300), ANCHORS[3]
+    step = torch.compile(fused_linear_eaft, fullgraph=True, backend="aot_eager")
+    leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    options = {"token_weights": values, "anchor": anchor, "base": base}
+    loss, details = step(*leaves, labels, return_details=True, **options)
+    loss.backward()
+    expected_loss, expected = anchored_definition(hidden, weight, labels, "eaft", anchor, base, token_weights=values)
+    assert relative_error(loss, expected_loss) < 2e-6
+    for leaf, gradient in zip(leaves, expected[:2], strict=True):
+        assert relative_error(leaf.grad, gradient) < 2e-6
+    assert torch.equal(details.token_weight, values) and details.divergence.shape == (40,)
     torch._dynamo.reset()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from eaftdrope.loss.backends import torch as backend
+from tests.loss.anchored_tiles import check_anchored
 from tests.loss.tile_cases import check_gradient, check_sliced_gradient, check_statistics, make_case, tile_cases
 
 CASES = [
@@ -21,6 +22,12 @@ def test_statistics(case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradient(case):
     check_gradient(backend.tile_statistics, backend.tile_gradient_, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_anchored(dtype):
+    for case in tile_cases(dtype, small=True):
+        check_anchored(backend, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -79,10 +79,14 @@ def test_registration():
     hidden, weight, labels, bias = make_inputs(12, 50, bias=True)
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
     settings = (gate_name("eaft"), 1.0, None, "auto", None, "exact", 2.0**-12, 0.0, False, -100)
+    anchor = (torch.ones(12, 8), torch.ones(50, 8), None, 0.1, "forward", False, 1.0, None)
     for needed in ([False] * 3, [True] * 3, [True, False, False]):
-        torch.library.opcheck(
-            _operator, (*leaves, labels, None, None, needed, *settings), test_utils=("test_schema", "test_faketensor")
-        )
+        for token_weights, arguments in ((None, settings), (torch.ones(12), (*settings, *anchor))):
+            torch.library.opcheck(
+                _operator,
+                (*leaves, labels, None, token_weights, needed, *arguments),
+                test_utils=("test_schema", "test_faketensor"),
+            )
 
 
 def test_gates_as_text():

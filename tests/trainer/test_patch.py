@@ -30,7 +30,7 @@ from transformers import (
 from eaftdrope import EAFTCallback, UserError, apply_eaft, eaft_loss, gates, pop_metrics, remove_eaft
 from eaftdrope.loss.backends.tile import LogitsTransform
 from eaftdrope.trainer.head import logits_transform
-from eaftdrope.trainer.patch import sequence_ids, shift_left
+from eaftdrope.trainer.targets import sequence_ids, shift_left
 from tests.tiny_models import SHAPE
 from tests.trainer.tiny import ragged_rows, tiny_model
 

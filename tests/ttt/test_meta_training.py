@@ -85,3 +85,5 @@ def test_refusals(tmp_path, word_tokenizer):
         trainer(tmp_path, word_tokenizer, model=tiny_model())
     with pytest.raises(ValueError, match="what was learned from one sequence would be used in the next one of the row"):
         trainer(tmp_path, word_tokenizer, padding_free=True, max_length=None)
+    with pytest.raises(UserError, match="an anchor is not supported for a model that learns as it reads"):
+        trainer(tmp_path, word_tokenizer, lora=True, anchor={"kl": 0.1})

@@ -9,16 +9,20 @@ Legend: R rows of a tile, V vocabulary, C some of its columns, D hidden size.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
 from ..native.library import load
-from .tile import LogitsTransform, TileStats
+from .tile import AnchorStats, BaseTile, LogitsTransform, TileStats
 
 # The numbers of eaft_cpu.cpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PLAIN, _SCALED, _CAPPED = range(3)
+
+# In the order of the library's AnchorStatistics.
+_ANCHOR = tuple(field.name for field in fields(AnchorStats))
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -39,25 +43,21 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         ValueError: a tile of the wrong dtype or layout, `topk` below 1.
         RuntimeError: no library (see [`unavailable`]), no memory.
     """
-    rows, vocab = _check_tile(logits_RV)
-    if topk is not None and topk < 1:
-        raise ValueError(f"topk of {topk}: expected at least 1, or None for no top-K entropy.")
-    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
-    nll_R, entropy_R, maximum_R, rest_R, topk_R = torch.empty(5, rows, dtype=torch.float32)
-    correct_R = torch.empty(rows, dtype=torch.bool)
-    _call(
-        "eaft_tile_statistics",
-        *(logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform)),
-        *(topk or 0, nll_R, entropy_R, topk_R, maximum_R, rest_R, correct_R),
-    )
-    return TileStats(
-        nll=nll_R,
-        entropy=entropy_R,
-        topk_entropy=None if topk is None else topk_R,
-        correct=correct_R,
-        maximum=maximum_R,
-        rest=rest_R,
-    )
+    return _statistics("eaft_tile_statistics", logits_RV, labels_R, transform, topk)
+
+
+def anchored_statistics(
+    logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None, base: BaseTile
+) -> TileStats:
+    """Return the statistics of a tile and of the anchor; the tile and its base are only read.
+
+    Raises:
+        ValueError, RuntimeError: as [`tile_statistics`], or a base of another shape or dtype.
+    """
+    anchor_5R = torch.empty(len(_ANCHOR), len(logits_RV), dtype=torch.float32)
+    arguments = (*_base(base, logits_RV), anchor_5R)
+    stats = _statistics("eaft_anchored_statistics", logits_RV, labels_R, transform, topk, *arguments)
+    return replace(stats, anchor=AnchorStats(*anchor_5R))
 
 
 def tile_gradient_(
@@ -70,17 +70,29 @@ def tile_gradient_(
         ValueError: a tile of the wrong dtype or layout.
         RuntimeError: no library (see [`unavailable`]).
     """
-    rows, vocab = _check_tile(logits_RV)
-    maximum_R, rest_R, nll_R = (
-        _vector(getattr(stats, name), torch.float32, rows, f"stats.{name}") for name in ("maximum", "rest", "nll")
-    )
-    weight_R = _vector(weight_R, torch.float32, rows, "weight_R")
-    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
-    _call(
-        "eaft_tile_gradient",
-        *(logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform)),
-        *(maximum_R, rest_R, nll_R, weight_R),
-    )
+    _call("eaft_tile_gradient", *_gradient(logits_RV, labels_R, stats, weight_R, transform))
+
+
+def anchored_gradient_(
+    logits_RV: Tensor,
+    labels_R: Tensor,
+    stats: TileStats,
+    weight_R: Tensor,
+    transform: LogitsTransform,
+    base: BaseTile,
+    anchor_R: Tensor,
+) -> None:
+    """Overwrite the tile with the gradient of sum_t (w_t nll_t + a_t D_t), a_t in `anchor_R`; like [`tile_gradient_`].
+
+    Raises:
+        ValueError: a tile, or a base, of the wrong dtype, shape or layout.
+        RuntimeError: no library (see [`unavailable`]).
+    """
+    arguments = _gradient(logits_RV, labels_R, stats, weight_R, transform)
+    anchor, rows = stats.anchor, len(logits_RV)
+    anchor_5R = torch.stack([_vector(getattr(anchor, name), torch.float32, rows, f"anchor.{name}") for name in _ANCHOR])
+    anchor_R = _vector(anchor_R, torch.float32, rows, "anchor_R")
+    _call("eaft_anchored_gradient", *arguments, *_base(base, logits_RV), anchor_5R, anchor_R)
 
 
 def tile_columns(grad_RV: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -158,6 +170,61 @@ def _add_rows(sum_VD: Tensor, rows_C: Tensor | None, product_CD: Tensor, add: bo
     target = (sum_VD, _DTYPES[sum_VD.dtype], sum_VD.stride(0))
     source = (product_CD, _DTYPES[product_CD.dtype], product_CD.stride(0))
     _call("eaft_add_rows", *target, *source, rows_C, rows, columns, factor, int(add))
+
+
+def _statistics(
+    name: str,
+    logits_RV: Tensor,
+    labels_R: Tensor,
+    transform: LogitsTransform,
+    topk: int | None,
+    *further: Tensor | float,
+) -> TileStats:
+    rows, vocab = _check_tile(logits_RV)
+    if topk is not None and topk < 1:
+        raise ValueError(f"topk of {topk}: expected at least 1, or None for no top-K entropy.")
+    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
+    nll_R, entropy_R, maximum_R, rest_R, topk_R = torch.empty(5, rows, dtype=torch.float32)
+    correct_R = torch.empty(rows, dtype=torch.bool)
+    _call(
+        name,
+        *(logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform)),
+        *(topk or 0, nll_R, entropy_R, topk_R, maximum_R, rest_R, correct_R, *further),
+    )
+    return TileStats(
+        nll=nll_R,
+        entropy=entropy_R,
+        topk_entropy=None if topk is None else topk_R,
+        correct=correct_R,
+        maximum=maximum_R,
+        rest=rest_R,
+    )
+
+
+def _gradient(
+    logits_RV: Tensor, labels_R: Tensor, stats: TileStats, weight_R: Tensor, transform: LogitsTransform
+) -> tuple[Tensor | float, ...]:
+    """The library's arguments for a gradient."""
+    rows, vocab = _check_tile(logits_RV)
+    maximum_R, rest_R, nll_R = (
+        _vector(getattr(stats, name), torch.float32, rows, f"stats.{name}") for name in ("maximum", "rest", "nll")
+    )
+    weight_R = _vector(weight_R, torch.float32, rows, "weight_R")
+    labels_R = _vector(labels_R, torch.int64, rows, "labels_R")
+    tile = (logits_RV, _DTYPES[logits_RV.dtype], rows, vocab, logits_RV.stride(0), labels_R, *_transform(transform))
+    return *tile, maximum_R, rest_R, nll_R, weight_R
+
+
+def _base(base: BaseTile, logits_RV: Tensor) -> tuple[Tensor | float, ...]:
+    """The library's arguments about the base model's tile."""
+    _check_tile(base.logits)
+    if base.logits.shape != logits_RV.shape or base.logits.dtype != logits_RV.dtype:
+        raise ValueError(
+            f"a base of {base.logits.dtype} {tuple(base.logits.shape)} for a tile of {logits_RV.dtype} "
+            f"{tuple(logits_RV.shape)}: expected the same."
+        )
+    kind = (int(base.forward), int(base.mask_target))
+    return base.logits, base.logits.stride(0), *_transform(base.transform), *kind
 
 
 def _transform(transform: LogitsTransform) -> tuple[int, float, float]:

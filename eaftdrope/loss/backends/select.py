@@ -23,7 +23,7 @@ _ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _ORDER_ELSEWHERE = ("triton",)
 
 _logger = logging.getLogger("eaftdrope")
-_selected: dict[tuple[str, torch.device, torch.dtype], Backend] = {}
+_selected: dict[tuple[str, torch.device, torch.dtype, bool], Backend] = {}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Backend:
     name: str
     tile_statistics: Callable
     tile_gradient_: Callable
+    anchored_statistics: Callable
+    anchored_gradient_: Callable
     accumulate: Callable
     tile_columns: Callable
     gather_columns: Callable
@@ -53,15 +55,16 @@ def unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str | No
 
 
 def check_backend(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return what a backend computes wrongly on small tiles, or None."""
-    return _check(load_backend(name), device, dtype)
+    """Return what a backend computes wrongly on small tiles, an anchor's included, or None."""
+    return _check(load_backend(name), device, dtype, anchored=True)
 
 
-def select_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def select_backend(name: str, device: torch.device, dtype: torch.dtype, *, anchored: bool = False) -> Backend:
     """Return the backend of that name, or for `"auto"` the one in `EAFTDROPE_LOSS_BACKEND`, or the fastest that works.
 
     The first use of a backend on a device and dtype is checked on small tiles against float64. If `auto` chose one that
-    fails the check, torch's replaces it and an error is logged; one that was requested by name is refused.
+    fails the check, torch's replaces it and an error is logged; one that was requested by name is refused. With `anchored`
+    its functions for an anchor are checked too.
 
     Raises:
         ValueError: no such backend, or the requested one cannot work on this device and dtype.
@@ -72,18 +75,19 @@ def select_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
         name = os.environ.get(VARIABLE) or "auto"
         if name not in BACKENDS:
             raise ValueError(f"{VARIABLE}={name}: unknown loss backend. Backends: {', '.join(BACKENDS)}.")
-    key = (name, device, dtype)
+    key = (name, device, dtype, anchored)
     if key not in _selected:
-        _selected[key] = _fastest(device, dtype) if name == "auto" else _requested(name, device, dtype)
+        is_auto = name == "auto"
+        _selected[key] = _fastest(device, dtype, anchored) if is_auto else _requested(name, device, dtype, anchored)
     return _selected[key]
 
 
-def _requested(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def _requested(name: str, device: torch.device, dtype: torch.dtype, anchored: bool) -> Backend:
     reason = unavailable(name, device, dtype)
     if reason is not None:
         raise ValueError(f"the loss backend {name!r} cannot work on {dtype} on {device}: {reason}")
     backend = load_backend(name)
-    wrong = _check(backend, device, dtype)
+    wrong = _check(backend, device, dtype, anchored)
     if wrong is not None:
         raise RuntimeError(
             f"the loss backend {name!r} gives wrong numbers for {dtype} on {device}: {wrong}. Use the backend 'torch', and "
@@ -92,13 +96,13 @@ def _requested(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return backend
 
 
-def _fastest(device: torch.device, dtype: torch.dtype) -> Backend:
+def _fastest(device: torch.device, dtype: torch.dtype, anchored: bool) -> Backend:
     reasons = []
     for name in _ORDER.get(device.type, _ORDER_ELSEWHERE):
         reason = unavailable(name, device, dtype)
         if reason is None:
             backend = load_backend(name)
-            wrong = _check(backend, device, dtype)
+            wrong = _check(backend, device, dtype, anchored)
             if wrong is None:
                 return backend
             _logger.error(
@@ -112,14 +116,14 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> Backend:
     return load_backend("torch")
 
 
-def _check(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
+def _check(backend: Backend, device: torch.device, dtype: torch.dtype, anchored: bool) -> str | None:
     if backend.name == "torch":
         return None
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "the loss must run once before it is captured in a CUDA graph: its backend is checked on first use."
         )
-    return check(backend, device, dtype)
+    return check(backend, device, dtype, anchored=anchored)
 
 
 def _module(name: str) -> ModuleType:

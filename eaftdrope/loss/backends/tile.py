@@ -6,7 +6,8 @@ Legend: R rows of a tile, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,10 +38,42 @@ PLAIN = LogitsTransform()
 
 
 @dataclass(frozen=True)
+class BaseTile:
+    """The base model's raw projections of the rows of a tile, and how the two are compared.
+
+    Args:
+        logits (`Tensor` `[R, V]`): of the layout and dtype of the tile; only read.
+        transform ([`LogitsTransform`]): of the base model.
+        forward (`bool`): the base is the first distribution of the divergence, KL(base || model).
+        mask_target (`bool`): the label is left out of both distributions.
+    """
+
+    logits: Tensor
+    transform: LogitsTransform
+    forward: bool
+    mask_target: bool
+
+
+@dataclass(frozen=True)
+class AnchorStats:
+    """What an anchor needs from one pass over a tile and its base, `[R]` each, in the dtype of [`TileStats`].
+
+    `divergence` is the anchor's, in nats and never negative. The normalisers are those of the distributions that it
+    compares (without the label if that is masked): sum_v e^(z_v - maximum) = 1 + rest, likewise for the base.
+    """
+
+    divergence: Tensor
+    maximum: Tensor
+    rest: Tensor
+    base_maximum: Tensor
+    base_rest: Tensor
+
+
+@dataclass(frozen=True)
 class TileStats:
     """Statistics of one pass over a tile, `[R]` each, float32 (float64 for float64 logits).
 
-    `maximum` and `rest` are the normaliser in two parts: sum_v e^(z_v - maximum) = 1 + rest.
+    `maximum` and `rest` are the normaliser in two parts: sum_v e^(z_v - maximum) = 1 + rest. `anchor` is None without one.
     """
 
     nll: Tensor
@@ -49,25 +82,28 @@ class TileStats:
     correct: Tensor
     maximum: Tensor
     rest: Tensor
+    anchor: AnchorStats | None = None
 
     def rows(self, index: Tensor | slice) -> TileStats:
         """Return the statistics of some rows."""
-        return self._with(lambda name: getattr(self, name)[index])
+        return _mapped([self], lambda parts: parts[0][index])
 
     @staticmethod
     def concatenate(parts: Sequence[TileStats]) -> TileStats:
         """Return the statistics of several tiles as one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return parts[0]._with(lambda name: torch.cat([getattr(part, name) for part in parts]))
+        return parts[0] if len(parts) == 1 else _mapped(parts, torch.cat)
 
-    def _with(self, value: Callable[[str], Tensor]) -> TileStats:
-        """Statistics with the value of each name; the top-K entropy stays None."""
-        return TileStats(
-            nll=value("nll"),
-            entropy=value("entropy"),
-            topk_entropy=None if self.topk_entropy is None else value("topk_entropy"),
-            correct=value("correct"),
-            maximum=value("maximum"),
-            rest=value("rest"),
-        )
+
+_Stats = TypeVar("_Stats", TileStats, AnchorStats)
+
+
+def _mapped(parts: Sequence[_Stats], change: Callable[[list[Tensor]], Tensor]) -> _Stats:
+    """Statistics whose every tensor is `change` of those of all parts; what is None stays None."""
+
+    def value(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return change(values) if isinstance(values[0], Tensor) else _mapped(values, change)
+
+    kind = type(parts[0])
+    return kind(**{field.name: value([getattr(part, field.name) for part in parts]) for field in fields(kind)})

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
-from .tile import LogitsTransform, TileStats
+from .tile import AnchorStats, BaseTile, LogitsTransform, TileStats
 
 # Columns of a block, which has one maximum: small enough that sorting K of these blocks is cheap, wide enough to reduce
 # with vector instructions.
@@ -73,7 +74,14 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         columns["maximum"][block] = maximum_B
         columns["rest"][block] = rest_B
         correct_R[block] = target_B == 0
-    return TileStats(topk_entropy=topk_entropy_R, correct=correct_R, **columns)
+    return TileStats(
+        nll=columns["nll"],
+        entropy=columns["entropy"],
+        maximum=columns["maximum"],
+        rest=columns["rest"],
+        topk_entropy=topk_entropy_R,
+        correct=correct_R,
+    )
 
 
 def tile_gradient_(
@@ -84,22 +92,81 @@ def tile_gradient_(
     count from its start."""
     for block, z_BV in _row_blocks(logits_RV, logits_RV.shape[1], stats.nll.dtype):
         _load(z_BV, logits_RV[block], transform)
-        slope_BV = None
-        if transform.softcap is not None:
-            slope_BV = (z_BV / transform.softcap).square_().neg_().add_(1)
-        # a label of another slice has no target here: the value at the clamped index is written back
-        labels_B1 = labels_R[block, None]
-        inside_B1 = (labels_B1 >= 0) & (labels_B1 < z_BV.shape[1])
-        labels_B1 = labels_B1.clamp(0, z_BV.shape[1] - 1)
+        slope_BV = _slope(z_BV, transform)
         weight_B1 = weight_R[block, None]
         z_BV.sub_(stats.maximum[block, None]).exp_().mul_(weight_B1 / (1 + stats.rest[block, None]))
         target_B1 = weight_B1 * torch.expm1(-stats.nll[block, None])
-        z_BV.scatter_(1, labels_B1, torch.where(inside_B1, target_B1, z_BV.gather(1, labels_B1)))
-        if slope_BV is not None:
-            z_BV.mul_(slope_BV)
-        if transform.scale != 1.0:
-            z_BV.mul_(transform.scale)
-        logits_RV[block] = z_BV
+        _store(logits_RV, block, z_BV, labels_R, target_B1, slope_BV, transform)
+
+
+def anchored_statistics(
+    logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransform, topk: int | None, base: BaseTile
+) -> TileStats:
+    """[`tile_statistics`] with the anchor's, for a tile and its base; both are only read."""
+    stats = tile_statistics(logits_RV, labels_R, transform, topk)
+    columns = {field.name: torch.empty_like(stats.nll) for field in fields(AnchorStats)}
+    for block, z_BV, b_BV in _pairs(logits_RV, transform, base, stats.nll.dtype):
+        if base.mask_target:
+            for value_BV in (z_BV, b_BV):
+                value_BV.scatter_(1, labels_R[block, None], float("-inf"))
+        maximum_B, base_maximum_B = z_BV.amax(-1), b_BV.amax(-1)
+        z_BV.sub_(maximum_B[:, None])
+        b_BV.sub_(base_maximum_B[:, None])
+        rest_B = z_BV.exp().sum(-1) - 1 if base.mask_target else stats.rest[block]
+        base_rest_B = b_BV.exp().sum(-1) - 1
+        first_BV, second_BV, others_B = (b_BV, z_BV, base_rest_B) if base.forward else (z_BV, b_BV, rest_B)
+        # log (sum of the second / sum of the first)
+        log_ratio_B = rest_B.log1p() - base_rest_B.log1p()
+        exp_BV = first_BV.exp()
+        # a token that the first distribution excludes adds nothing: 0 * inf would be NaN
+        gap_B = torch.where(exp_BV == 0, 0, exp_BV * (first_BV - second_BV)).sum(-1)
+        divergence_B = gap_B / (1 + others_B) + (log_ratio_B if base.forward else -log_ratio_B)
+        # rounding can push it below zero
+        columns["divergence"][block] = divergence_B.clamp_min(0)
+        columns["maximum"][block], columns["base_maximum"][block] = maximum_B, base_maximum_B
+        columns["rest"][block], columns["base_rest"][block] = rest_B, base_rest_B
+    return replace(stats, anchor=AnchorStats(**columns))
+
+
+def anchored_gradient_(
+    logits_RV: Tensor,
+    labels_R: Tensor,
+    stats: TileStats,
+    weight_R: Tensor,
+    transform: LogitsTransform,
+    base: BaseTile,
+    anchor_R: Tensor,
+) -> None:
+    """[`tile_gradient_`] of sum_t (w_t nll_t + a_t D_t), a_t in `anchor_R`: per logit, times the derivative of the transform,
+
+    forward      w (p - onehot(y)) + a (p' - q')         p', q' compared distributions: without the label if masked
+    reverse      w (p - onehot(y)) + a p' (log p' - log q' - D)
+    """
+    anchor = stats.anchor
+    assert anchor is not None, "from anchored_statistics"
+    for block, z_BV, b_BV in _pairs(logits_RV, transform, base, stats.nll.dtype):
+        slope_BV = _slope(z_BV, transform)
+        weight_B1, anchor_B1, rest_B1, base_rest_B1 = (
+            value[block, None] for value in (weight_R, anchor_R, anchor.rest, anchor.base_rest)
+        )
+        z_BV.sub_(anchor.maximum[block, None])
+        b_BV.sub_(anchor.base_maximum[block, None])
+        if base.forward:
+            z_BV.exp_()
+            pull_BV = z_BV * (anchor_B1 / (1 + rest_B1)) - b_BV.exp_().mul_(anchor_B1 / (1 + base_rest_B1))
+        else:
+            offset_B1 = anchor.divergence[block, None] + rest_B1.log1p() - base_rest_B1.log1p()
+            b_BV.neg_().add_(z_BV).sub_(offset_B1)
+            z_BV.exp_()
+            pull_BV = torch.where(z_BV == 0, 0, z_BV * b_BV).mul_(anchor_B1 / (1 + rest_B1))
+        labels_B1 = labels_R[block, None].clamp(0, z_BV.shape[1] - 1)
+        target_B1 = weight_B1 * torch.expm1(-stats.nll[block, None])
+        if not base.mask_target:
+            target_B1 = target_B1 + pull_BV.gather(1, labels_B1)
+        # from e^(z - maximum of the compared distribution) to p
+        scale_B = (anchor.maximum - stats.maximum)[block].exp() / (1 + stats.rest[block])
+        z_BV.mul_(weight_B1 * scale_B[:, None]).add_(pull_BV)
+        _store(logits_RV, block, z_BV, labels_R, target_B1, slope_BV, transform)
 
 
 def accumulate(sum_VD: Tensor, product_VD: Tensor, add: bool) -> None:
@@ -156,6 +223,47 @@ def _load(scratch_BV: Tensor, logits_BV: Tensor, transform: LogitsTransform) -> 
     z_BV = scratch_BV[:, : logits_BV.shape[1]]
     z_BV.copy_(logits_BV)
     transform.apply_(z_BV)
+
+
+def _pairs(
+    logits_RV: Tensor, transform: LogitsTransform, base: BaseTile, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Iterate over row blocks of a tile and its base: their logits, in scratch."""
+    columns = logits_RV.shape[1]
+    for (block, z_BV), (_, b_BV) in zip(
+        _row_blocks(logits_RV, columns, dtype), _row_blocks(base.logits, columns, dtype), strict=True
+    ):
+        _load(z_BV, logits_RV[block], transform)
+        _load(b_BV, base.logits[block], base.transform)
+        yield block, z_BV, b_BV
+
+
+def _slope(z_BV: Tensor, transform: LogitsTransform) -> Tensor | None:
+    """The derivative of the softcap at its result z; None without one."""
+    return None if transform.softcap is None else (z_BV / transform.softcap).square_().neg_().add_(1)
+
+
+def _store(
+    logits_RV: Tensor,
+    block: slice,
+    grad_BV: Tensor,
+    labels_R: Tensor,
+    target_B1: Tensor,
+    slope_BV: Tensor | None,
+    transform: LogitsTransform,
+) -> None:
+    """Write the gradient with respect to the logits of some rows, with the targets at their labels, as that with respect to
+    the raw projections."""
+    # a label of another slice has no target here: the value at the clamped index is written back
+    labels_B1 = labels_R[block, None]
+    inside_B1 = (labels_B1 >= 0) & (labels_B1 < grad_BV.shape[1])
+    labels_B1 = labels_B1.clamp(0, grad_BV.shape[1] - 1)
+    grad_BV.scatter_(1, labels_B1, torch.where(inside_B1, target_B1, grad_BV.gather(1, labels_B1)))
+    if slope_BV is not None:
+        grad_BV.mul_(slope_BV)
+    if transform.scale != 1.0:
+        grad_BV.mul_(transform.scale)
+    logits_RV[block] = grad_BV
 
 
 def _topk_entropy(x_BGC: Tensor, block_max_BG: Tensor, k: int) -> Tensor:

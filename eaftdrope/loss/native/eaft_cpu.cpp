@@ -18,6 +18,8 @@
 // Gradient (in place). x becomes w (softmax(z) - onehot(y)) dz/dx = w / (1 + r) e^(z - m) dz/dx, the target
 // w expm1(-nll) dz/dx, rounded once.
 //
+// An anchor adds the divergence from a base model, whose tile lies beside (anchor_kernels.inc).
+//
 // Instruction sets. isa_*.inc name a handful of vector operations, tile_kernels.inc is written in terms of these and
 // compiled once for each: portable (vector extensions: SSE2, NEON, ...), AVX2 + FMA + F16C, AVX-512 (F, BW, DQ, VL),
 // AVX-512 with BF16. The choice is made at run time.
@@ -83,64 +85,7 @@ constexpr int64_t kGradientAhead = 2048;
 // Columns summed at a time: their sums stay in the first cache.
 constexpr int64_t kColumnBlock = 2048;
 
-enum Kind : int32_t { kPlain = 0, kScaled = 1, kCapped = 2 };
-
-struct Transform {
-  Kind kind;
-  float scale, softcap;
-};
-
-struct StatisticsJob {
-  const void* logits;
-  int64_t vocab, stride;
-  const int64_t* labels;
-  Transform transform;
-  int64_t topk;
-  float *nll, *entropy, *topk_entropy, *maximum, *rest;
-  uint8_t* correct;
-};
-
-// The state of one thread for the statistics of a row.
-struct Scratch {
-  float* z;       // [kBlock] transformed logits of a block
-  float* maxima;  // [sub-blocks]
-  float* found;   // [max(sub-blocks, numbers above the bound)]
-};
-
-struct GradientJob {
-  void* logits;
-  int64_t vocab, stride;
-  const int64_t* labels;
-  Transform transform;
-  const float *maximum, *rest, *nll, *weight;
-};
-
-struct ColumnsJob {
-  const void* gradient;
-  int64_t rows, stride;
-  float threshold;
-  uint8_t* keep;
-  float* mass;
-};
-
-struct AddRowsJob {
-  void* sum;
-  int64_t sum_stride;
-  const void* product;
-  int64_t product_stride;
-  const int64_t* rows;  // null: row r of the product belongs to row r of the sum
-  int64_t columns;
-  float factor;  // of the product
-  bool add;
-};
-
-// Indexed by dtype: 0 float32, 1 bfloat16, 2 float16.
-struct Kernels {
-  void (*statistics_row[3])(const StatisticsJob&, int64_t row, Scratch&);
-  void (*gradient_row[3])(const GradientJob&, int64_t row);
-  void (*column_block[3])(const ColumnsJob&, int64_t first, int64_t columns);
-  void (*add_rows[3][3])(const AddRowsJob&, int64_t first, int64_t last);
-};
+#include "jobs.inc"
 
 // Entropy of the numbers in `top` and `others` more that equal `other`; m is the largest of all and counts once as 1.
 double entropy_of(const float* top, int64_t count, float other, int64_t others, float m) {
@@ -294,6 +239,30 @@ void gather(const T* from, int64_t stride, const int64_t* columns, int64_t count
   }
 }
 
+// --- statistics ------------------------------------------------------------------------------------------------------
+
+// body(row, scratch) over the rows of a tile, with the scratch of a thread. Returns 1 if memory ran out.
+template <class Body>
+int for_each_row(const StatisticsJob& job, int64_t rows, int threads, const Body& body) {
+  const int64_t sub_blocks = (job.vocab + kSubBlock - 1) / kSubBlock;
+  // above the bound lie at most K - 1 sub-blocks; without a bound there are at most K
+  const int64_t found = std::max(sub_blocks, std::min(job.topk, sub_blocks) * kSubBlock);
+  const int64_t block = kBlock + kMostStep, size = 2 * block + sub_blocks + found;
+  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
+  const std::unique_ptr<float[]> memory(new (std::nothrow) float[size * threads]);
+  if (!memory) return 1;
+  for_each(rows, 1, threads, [&](int thread, int64_t first, int64_t last) {
+    float* z = memory.get() + size * thread;
+    Scratch scratch{z, z + 2 * block, z + 2 * block + sub_blocks, z + block};
+    for (int64_t r = first; r < last; ++r) body(r, scratch);
+  });
+  return 0;
+}
+
+AnchorStatistics anchor_statistics(float* values, int64_t rows) {
+  return {values, values + rows, values + 2 * rows, values + 3 * rows, values + 4 * rows};
+}
+
 }  // namespace
 
 // --- the interface ---------------------------------------------------------------------------------------------------
@@ -320,24 +289,31 @@ int eaft_tile_statistics(const void* logits, int dtype, int64_t rows, int64_t vo
                          const int64_t* labels, int kind, float scale, float softcap, int64_t topk, float* nll,
                          float* entropy, float* topk_entropy, float* maximum, float* rest, uint8_t* correct,
                          int threads) {
-  topk = std::min(topk, vocab);
   const Transform transform{static_cast<Kind>(kind), scale, softcap};
-  const StatisticsJob job{logits,  vocab,        stride,  labels, transform, topk, nll,
+  const StatisticsJob job{logits,  vocab,        stride,  labels, transform, std::min(topk, vocab), nll,
                           entropy, topk_entropy, maximum, rest,   correct};
-  const int64_t sub_blocks = (vocab + kSubBlock - 1) / kSubBlock;
-  // above the bound lie at most K - 1 sub-blocks; without a bound there are at most K
-  const int64_t found = std::max(sub_blocks, std::min(topk, sub_blocks) * kSubBlock);
-  const int64_t size = kBlock + kMostStep + sub_blocks + found;
-  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, rows)));
-  const std::unique_ptr<float[]> memory(new (std::nothrow) float[size * threads]);
-  if (!memory) return 1;
   const Kernels& k = kernels();
-  for_each(rows, 1, threads, [&](int thread, int64_t first, int64_t last) {
-    float* z = memory.get() + size * thread;
-    Scratch scratch{z, z + kBlock + kMostStep, z + kBlock + kMostStep + sub_blocks};
-    for (int64_t r = first; r < last; ++r) k.statistics_row[dtype](job, r, scratch);
+  return for_each_row(job, rows, threads, [&](int64_t r, Scratch& scratch) {
+    k.statistics_row[dtype](job, r, scratch);
   });
-  return 0;
+}
+
+// The same, and the five statistics of an anchor (AnchorStatistics), `rows` numbers each, one after the other.
+int eaft_anchored_statistics(const void* logits, int dtype, int64_t rows, int64_t vocab, int64_t stride,
+                             const int64_t* labels, int kind, float scale, float softcap, int64_t topk, float* nll,
+                             float* entropy, float* topk_entropy, float* maximum, float* rest, uint8_t* correct,
+                             const void* base, int64_t base_stride, int base_kind, float base_scale,
+                             float base_softcap, int forward, int mask_target, float* anchor, int threads) {
+  const Transform transform{static_cast<Kind>(kind), scale, softcap};
+  const Transform base_transform{static_cast<Kind>(base_kind), base_scale, base_softcap};
+  const AnchoredStatisticsJob job{{logits, vocab, stride, labels, transform, std::min(topk, vocab), nll, entropy,
+                                   topk_entropy, maximum, rest, correct},
+                                  {base, base_stride, base_transform, forward != 0, mask_target != 0},
+                                  anchor_statistics(anchor, rows)};
+  const Kernels& k = kernels();
+  return for_each_row(job.model, rows, threads, [&](int64_t r, Scratch& scratch) {
+    k.anchored_statistics_row[dtype](job, r, scratch);
+  });
 }
 
 int eaft_tile_gradient(void* logits, int dtype, int64_t rows, int64_t vocab, int64_t stride, const int64_t* labels,
@@ -348,6 +324,24 @@ int eaft_tile_gradient(void* logits, int dtype, int64_t rows, int64_t vocab, int
   const Kernels& k = kernels();
   for_each(rows, 1, threads, [&](int, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) k.gradient_row[dtype](job, r);
+  });
+  return 0;
+}
+
+int eaft_anchored_gradient(void* logits, int dtype, int64_t rows, int64_t vocab, int64_t stride, const int64_t* labels,
+                           int kind, float scale, float softcap, const float* maximum, const float* rest,
+                           const float* nll, const float* weight, const void* base, int64_t base_stride,
+                           int base_kind, float base_scale, float base_softcap, int forward, int mask_target,
+                           float* anchor, const float* anchor_weight, int threads) {
+  const Transform transform{static_cast<Kind>(kind), scale, softcap};
+  const Transform base_transform{static_cast<Kind>(base_kind), base_scale, base_softcap};
+  const AnchoredGradientJob job{{logits, vocab, stride, labels, transform, maximum, rest, nll, weight},
+                                {base, base_stride, base_transform, forward != 0, mask_target != 0},
+                                anchor_statistics(anchor, rows),
+                                anchor_weight};
+  const Kernels& k = kernels();
+  for_each(rows, 1, threads, [&](int, int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) k.anchored_gradient_row[dtype](job, r);
   });
   return 0;
 }

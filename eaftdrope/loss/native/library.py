@@ -18,19 +18,25 @@ from . import build
 _POINTER, _SIZE = c_void_p, c_int64
 _TRANSFORM = (c_int, c_float, c_float)
 
+_STATISTICS = (
+    *(_POINTER, c_int, _SIZE, _SIZE, _SIZE, _POINTER, *_TRANSFORM, _SIZE),
+    *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+)
+_GRADIENT = (
+    *(_POINTER, c_int, _SIZE, _SIZE, _SIZE, _POINTER, *_TRANSFORM),
+    *(_POINTER, _POINTER, _POINTER, _POINTER),
+)
+_BASE = (_POINTER, _SIZE, *_TRANSFORM, c_int, c_int, _POINTER)
+
 # Argument types of the functions of eaft_cpu.cpp, in order.
 _ARGUMENTS = {
     "eaft_isa": (),
     "eaft_set_isa": (c_int,),
     "eaft_set_parallel": (_POINTER,),
-    "eaft_tile_statistics": (
-        *(_POINTER, c_int, _SIZE, _SIZE, _SIZE, _POINTER, *_TRANSFORM, _SIZE),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, c_int),
-    ),
-    "eaft_tile_gradient": (
-        *(_POINTER, c_int, _SIZE, _SIZE, _SIZE, _POINTER, *_TRANSFORM),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, c_int),
-    ),
+    "eaft_tile_statistics": (*_STATISTICS, c_int),
+    "eaft_tile_gradient": (*_GRADIENT, c_int),
+    "eaft_anchored_statistics": (*_STATISTICS, *_BASE, c_int),
+    "eaft_anchored_gradient": (*_GRADIENT, *_BASE, _POINTER, c_int),
     "eaft_tile_columns": (_POINTER, c_int, _SIZE, _SIZE, _SIZE, c_float, _POINTER, _POINTER, c_int),
     "eaft_add_rows": (_POINTER, c_int, _SIZE, _POINTER, c_int, _SIZE, _POINTER, _SIZE, _SIZE, c_float, c_int, c_int),
     "eaft_gather_columns": (_POINTER, c_int, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, c_int),

@@ -13,6 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .step_lines import StepLines
 
+# Entries of the trainer's own history that are kept: each takes some 6 KB of memory, and 1 KB of every checkpoint.
+_HISTORY = 100
+# Running totals, which the next log continues from its last entry.
+_TOTALS = "eaft/trained_tokens"
 # Only the summary at the end of a run has this key. A resumed run writes a new summary.
 _SUMMARY_KEY = "train_runtime"
 
@@ -62,3 +66,16 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, (torch.Tensor, np.generic)):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class BoundedHistory(TrainerCallback):
+    """Keeps the last 100 entries of `state.log_history`, and the last one with the running totals of the tokens.
+
+    For a run that has all of its logs in metrics.jsonl: memory and checkpoints then do not grow with the steps.
+    """
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        older, kept = state.log_history[:-_HISTORY], state.log_history[-_HISTORY:]
+        if older:
+            totals = [entry for entry in older if _TOTALS in entry][-1:]
+            state.log_history[:] = kept if any(_TOTALS in entry for entry in kept) else totals + kept

@@ -12,6 +12,7 @@ import torch
 from eaftdrope.loss.backends import cpu as backend
 from eaftdrope.loss.native import build
 from eaftdrope.loss.native import library as native
+from tests.loss.anchored_tiles import check_anchored
 from tests.loss.tile_cases import (
     TileCase,
     check_gradient,
@@ -36,6 +37,7 @@ def check_every_function() -> None:
             for case in [*cases, padded(make_case("neighbours", 3, 70, dtype), 71)]:
                 check_statistics(backend.tile_statistics, case)
                 check_gradient(backend.tile_statistics, backend.tile_gradient_, case)
+                check_anchored(backend, case)
             check_sliced_gradient(backend.tile_statistics, backend.tile_gradient_, make_case("s", 3, 257, dtype), 100)
             check_sums(dtype)
     library.eaft_set_isa(-1)

@@ -143,7 +143,7 @@ def test_sanitizers_see_a_read_beyond_the_end(tmp_path):
     assert result.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in result.stderr, result.stderr[-3000:]
 
 
-KERNELS = "tile_kernels.inc"
+KERNELS, ANCHOR = "tile_kernels.inc", "anchor_kernels.inc"
 PLANTED = {
     "the maximum is summed like any other": (KERNELS, "sums.maxima - rises", "sums.maxima"),
     "ties with the bound are forgotten": (KERNELS, "threshold, k - count, m)", "threshold, 0, m)"),
@@ -153,6 +153,24 @@ PLANTED = {
     "the end of a row is written too far": (KERNELS, "memcpy(x + i, rest, (n - i)", "memcpy(x + i, rest, (n - i + 1)"),
     "softcap without its derivative": (KERNELS, "(factor, z - m) * slope", "(factor, z - m)"),
     "every ninth row is left out": (KERNELS, "r += kRows) {", "r += kRows + 1) {"),
+    "the label takes part in a masked divergence": (
+        ANCHOR,
+        "{{0, label + 1}, {label, vocab}}",
+        "{{0, label}, {label, vocab}}",
+    ),
+    "what both exclude gets no care": (
+        ANCHOR,
+        "difference = choose(equal(first, zero), zero, difference)",
+        "(void)zero",
+    ),
+    "the anchor's softcap without its derivative": (ANCHOR, "capped ? g * slope : g", "g"),
+    "the label has no pull": (ANCHOR, "value += anchor * (p - std::exp(q) / base_sum);", ""),
+    "the offset without the divergence": (ANCHOR, "job.anchor.divergence[r] + std::log(sum)", "std::log(sum)"),
+    "the end of an anchored row is written too far": (
+        ANCHOR,
+        "memcpy(x + i, rest, (n - i)",
+        "memcpy(x + i, rest, (n - i + 1)",
+    ),
     "bfloat16 is truncated": ("isa_portable.inc", "(u + 0x7fff + ((u >> 16) & 1)) >> 16", "u >> 16"),
     "float16 rounds halves up": ("isa_portable.inc", "u + 0xfff + ((u >> 13) & 1)", "u + 0x1000"),
     "the exponential's last term": ("isa_avx2.inc", "0x1.5bba14p-10f", "0x1.0p-10f"),

@@ -10,6 +10,7 @@ import torch
 from eaftdrope.loss.backends import cpu as backend
 from eaftdrope.loss.backends import torch as torch_backend
 from eaftdrope.loss.backends.tile import LogitsTransform, TileStats
+from tests.loss.anchored_tiles import check_anchored
 from tests.loss.cpu.every_function import many_ties, rising_maximum
 from tests.loss.tile_cases import (
     PLAIN,
@@ -39,6 +40,25 @@ def test_statistics(isa, case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradient(isa, case):
     check_gradient(backend.tile_statistics, backend.tile_gradient_, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_anchored(isa, dtype):
+    for case in tile_cases(dtype, small=True):
+        check_anchored(backend, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", [3, 15, 17, 63, 64, 65, 4095, 4097, 8193])
+def test_anchored_widths_and_blocks(isa, dtype, vocab):
+    capped = LogitsTransform(scale=0.5, softcap=20.0)
+    check_anchored(backend, make_case(f"v{vocab}", 3, vocab, dtype))
+    check_anchored(backend, padded(make_case(f"v{vocab}", 4, vocab, dtype, transform=capped), vocab + 3), PLAIN)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_anchored_with_a_maximum_that_rises_from_block_to_block(isa, dtype):
+    check_anchored(backend, rising_maximum(dtype, blocks=2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -147,8 +167,9 @@ def test_threads_change_nothing(library, threads, openmp):
         torch.set_num_threads(threads)
         library.eaft_set_parallel(parallel if openmp else None)
         stats = backend.tile_statistics(case.logits, case.labels, PLAIN, 20)
-        for field in dataclasses.fields(stats):
-            assert torch.equal(getattr(stats, field.name), getattr(one_thread, field.name)), field.name
+        assert stats.anchor is None
+        for name in (field.name for field in dataclasses.fields(stats) if field.name != "anchor"):
+            assert torch.equal(getattr(stats, name), getattr(one_thread, name)), name
         backend.tile_gradient_(gradient, case.labels, stats, case.weight, PLAIN)
         check_gradient(backend.tile_statistics, backend.tile_gradient_, case)
     finally:

@@ -123,7 +123,8 @@ def test_a_tile_within_a_wider_one():
 def test_statistics_and_weights_that_are_strided():
     case = make_case("strided", 4, 100, FP32)
     stats = backend.tile_statistics(case.logits, case.labels, case.transform, 20)
-    every_other = {name: torch.stack((value, value * 0 - 9), 1)[:, 0] for name, value in vars(stats).items()}
+    every = {name: value for name, value in vars(stats).items() if name != "anchor"}
+    every_other = {name: torch.stack((value, value * 0 - 9), 1)[:, 0] for name, value in every.items()}
     expected, actual = case.logits.clone(), case.logits.clone()
     backend.tile_gradient_(expected, case.labels, stats, case.weight, case.transform)
     labels = torch.stack((case.labels, case.labels), 1)[:, 0]
@@ -136,7 +137,7 @@ def test_no_rows():
     case = make_case("none", 1, 40, BF16)
     stats = backend.tile_statistics(case.logits[:0], case.labels[:0], case.transform, 20)
     backend.tile_gradient_(case.logits[:0], case.labels[:0], stats, case.weight[:0], case.transform)
-    assert {tuple(value.shape) for value in vars(stats).values()} == {(0,)}
+    assert {tuple(value.shape) for value in vars(stats).values() if value is not None} == {(0,)}
 
 
 @pytest.mark.parametrize("at", [0, 127, 128, 299], ids=lambda at: f"column{at}")
