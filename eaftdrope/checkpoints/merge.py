@@ -1,10 +1,10 @@
-"""Merging: one checkpoint from a trained model and its base, checked to be the same model after saving.
+"""Merging: one checkpoint from an adapter and its base model, checked to be the same model after saving.
 
     live      base + adapter                in float32
     merged    base with W + scale * B A     in float32; live and merged logits must agree
     saved     merged in the chosen dtype    reloaded with stock transformers; its logits must agree with what was saved
 
-With a share below 1 the model is first moved towards its base (interpolate.py); without an adapter that is the only step.
+An adapter may be repaired first (repair.py). A model without an adapter needs no merging; streamed.py repairs it.
 
 Tied embeddings need care. If the input embeddings and the head are one tensor, an adapter that changes one of them
 changes both on merging; and with a configuration of "tied", loaders drop a separate head. So the two are separated before
@@ -15,8 +15,6 @@ Legend: T tokens of the prompt, V vocabulary.
 
 from __future__ import annotations
 
-import math
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +33,14 @@ from transformers import (
 from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
 from eaftdrope.files import atomic_folder, honour_umask
-from eaftdrope.models import load_config, load_model, load_tokenizer
+from eaftdrope.models import load_config, load_model
 
 from .adapters import CONFIG, adapter_settings, adapter_tokenizer, attach
-from .interpolate import adapter_line, full_line
 from .mergeable import check_biases, check_mergeable
+from .output import DTYPES, check_output, check_space
+from .repair import Kept, repair_adapter
+from .repair_options import NOTHING, Repair, check_repair
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = 1e-4
 _PROMPT = (
     "The quick brown fox jumps over the lazy dog. 1 + 2 = 3; print('hello, world')\nQuestion: what is the capital?"
@@ -53,7 +52,8 @@ class MergeReport:
     """The saved checkpoint, and the distance of its logits `[T, V]` on a fixed prompt from the live model's, in float32.
 
     `kl` is the mean over T of KL(live || reloaded) in nats. In a half-precision folder both figures contain the
-    rounding of the weights. `untied`: the base's tied embeddings had to become two tensors.
+    rounding of the weights. `untied`: the base's tied embeddings had to become two tensors. `kept`: what a repair left of
+    the adapter.
     """
 
     output_dir: str
@@ -63,6 +63,7 @@ class MergeReport:
     untied: bool
     max_abs_difference: float
     kl: float
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ class _Merged:
     prompt: Tensor
     live: Tensor
     untied: bool
+    kept: tuple[Kept, ...]
 
 
 def merge_adapter(
-    adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None, share: float = 1.0
+    adapter_dir: str | Path, output_dir: str | Path, *, dtype: str | None = None, repair: Repair = NOTHING
 ) -> MergeReport:
     """Merge the adapter into its base model and save an ordinary checkpoint (safetensors, tokenizer with template).
 
@@ -90,16 +92,17 @@ def merge_adapter(
         adapter_dir: folder with adapter_config.json; its `base_model_name_or_path` is any model reference.
         output_dir: must not exist, or be empty.
         dtype: "float32", "bfloat16" or "float16"; None keeps the base model's own.
-        share: position between the base model (0) and base + adapter (1).
+        repair: what is done to the adapter before it is merged.
 
     Raises:
         UserError: not a mergeable adapter, a quantised base, an output that is occupied or too large for its disk, a
-            share that is out of range or that the adapter does not allow, or logits that differ.
+            repair that the adapter does not allow, or logits that differ.
     """
     adapter_dir, output_dir = Path(adapter_dir), Path(output_dir)
-    _check_settings(output_dir, dtype, share)
+    check_output(output_dir, dtype)
+    check_repair(repair)
     settings = _adapter_settings(adapter_dir)
-    check_mergeable(adapter_dir, settings, share)
+    check_mergeable(adapter_dir, settings, repaired=bool(repair))
     reference, revision = settings["base_model_name_or_path"], settings.get("revision")
     config = load_config(reference, revision=revision)
     _check_not_quantised(adapter_dir, reference, config)
@@ -109,59 +112,17 @@ def merge_adapter(
     tokenizer = adapter_tokenizer(adapter_dir, reference, revision)
     prompt = _prompt(tokenizer)
     base = load_model(reference, dtype="float32", revision=revision).eval()
-    model, live, untied = _merge(base, adapter_dir, prompt, share)
-    return _write(_Merged(model, tokenizer, adapter_dir, reference, prompt, live, untied), output_dir, saved_dtype)
-
-
-def draw_back(
-    model_dir: str | Path,
-    base: str,
-    output_dir: str | Path,
-    *,
-    share: float,
-    dtype: str | None = None,
-    revision: str | None = None,
-) -> MergeReport:
-    """Save the model at a given share between its base and a model whose weights were all trained.
-
-    The folder gets its name only after the check; on any error nothing is left there. Needs memory for three
-    float32 copies of the model.
-
-    Args:
-        model_dir: folder with config.json and weights.
-        base: reference of the model it was trained from.
-        output_dir: must not exist, or be empty.
-        share: position between the base model (0) and the trained one (1).
-        dtype: "float32", "bfloat16" or "float16"; None keeps the trained model's own.
-        revision: branch, tag or commit of a base on the hub.
-
-    Raises:
-        UserError: no such model, another architecture than its base, an output that is occupied or too large for its
-            disk, a share that is out of range, or logits that differ.
-    """
-    model_dir, output_dir = Path(model_dir), Path(output_dir)
-    _check_settings(output_dir, dtype, share)
-    if (model_dir / CONFIG).is_file():
-        raise UserError(f"{model_dir} is an adapter, and its configuration has the base model: remove --base.")
-    config = load_config(str(model_dir))
-    saved_dtype = _saved_dtype(config, dtype)
-    tokenizer = load_tokenizer(str(model_dir))
-    model = load_model(str(model_dir), dtype="float32").eval()
-    start = load_model(base, dtype="float32", revision=revision).eval()
-    weights: dict[str, Tensor] = dict(start.named_parameters())
-    _check_same_tensors(model, weights, model_dir, base)
-    full_line(model, weights)(share)
-    del start, weights
-    prompt = _prompt(tokenizer)
-    merged = _Merged(model, tokenizer, model_dir, base, prompt, _logits(model, prompt), untied=False)
-    return _write(merged, output_dir, saved_dtype)
+    model, live, untied, kept = _merge(base, adapter_dir, prompt, repair)
+    return _write(
+        _Merged(model, tokenizer, adapter_dir, reference, prompt, live, untied, kept), output_dir, saved_dtype
+    )
 
 
 def _write(merged: _Merged, output_dir: Path, dtype: torch.dtype) -> MergeReport:
     """Save the merged model, reload it and compare; the folder gets its name last."""
     model, prompt = merged.model, merged.prompt
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    _check_space(output_dir, parameters * dtype.itemsize)
+    check_space(output_dir, parameters * dtype.itemsize)
     with atomic_folder(output_dir) as partial:
         _cast(model, dtype)
         _save(model, merged.tokenizer, merged.source_dir, partial)
@@ -185,17 +146,17 @@ def _write(merged: _Merged, output_dir: Path, dtype: torch.dtype) -> MergeReport
         untied=merged.untied,
         max_abs_difference=_largest(merged.live - reloaded),
         kl=_mean_kl(merged.live, reloaded),
+        kept=merged.kept,
     )
 
 
 def _merge(
-    base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, share: float
-) -> tuple[PreTrainedModel, Tensor, bool]:
-    """Return the merged model, the live logits, and True if tied embeddings had to be separated."""
+    base: PreTrainedModel, adapter_dir: Path, prompt: Tensor, repair: Repair
+) -> tuple[PreTrainedModel, Tensor, bool, tuple[Kept, ...]]:
+    """Return the merged model, the live logits, True if tied embeddings had to be separated, and what the repair kept."""
     tied = _separate_tied_head(base)
     live_model = attach(base, adapter_dir).eval()
-    if share != 1:
-        adapter_line(live_model)(share)
+    kept = tuple(repair_adapter(live_model, repair)) if repair else ()
     live = _logits(live_model, prompt)
     try:
         with warnings.catch_warnings():
@@ -215,7 +176,7 @@ def _merge(
             f"merging {adapter_dir} changes the model: its logits differ by {difference:.2g} from base + adapter "
             f"(limit {limit:.2g}). Nothing was written; use the adapter itself with peft."
         )
-    return model, live, untied
+    return model, live, untied, kept
 
 
 def _saved_dtype(config: PretrainedConfig, dtype: str | None) -> torch.dtype:
@@ -290,25 +251,6 @@ def _mean_kl(live: Tensor, reloaded: Tensor) -> float:
 # ---- refusals, before anything heavy is loaded ----
 
 
-def _check_settings(output_dir: Path, dtype: str | None, share: float) -> None:
-    _check_output(output_dir)
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    if not 0 <= share <= 1:
-        raise UserError(f"share {share:g} is not between 0 (the base model) and 1 (the trained one).")
-
-
-def _check_same_tensors(model: PreTrainedModel, base: dict[str, Tensor], model_dir: Path, reference: str) -> None:
-    trained = {name: weight.shape for name, weight in model.named_parameters()}
-    shapes = {name: weight.shape for name, weight in base.items()}
-    differing = sorted(name for name in trained | shapes if trained.get(name) != shapes.get(name))
-    if differing:
-        raise UserError(
-            f"{model_dir} was not trained from {reference!r}: {len(differing)} of their tensors differ in name or shape, "
-            f"{differing[0]} among them. Pass the model that it was trained from."
-        )
-
-
 def _adapter_settings(adapter_dir: Path) -> dict[str, Any]:
     """Return adapter_config.json.
 
@@ -333,13 +275,6 @@ def _no_adapter_text(folder: Path) -> str:
     return f"{folder} is not an adapter: it has no adapter_config.json.{hint}"
 
 
-def _check_output(output_dir: Path) -> None:
-    if output_dir.is_dir() and not any(output_dir.iterdir()):
-        return
-    if output_dir.exists():
-        raise UserError(f"the output {output_dir} already exists and is not empty. Choose a new folder, or remove it.")
-
-
 def _check_not_quantised(adapter_dir: Path, reference: str, config: PretrainedConfig) -> None:
     quantisation = config.to_dict().get("quantization_config")
     if quantisation:
@@ -347,18 +282,4 @@ def _check_not_quantised(adapter_dir: Path, reference: str, config: PretrainedCo
             f"the base model {reference!r} is quantised ({quantisation.get('quant_method', 'unknown method')}): merged "
             "into rounded weights, the adapter would be rounded away. Set `base_model_name_or_path` of "
             f"{adapter_dir / 'adapter_config.json'} to the unquantised model, or use the adapter with peft."
-        )
-
-
-def _check_space(output_dir: Path, needed: int) -> None:
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {output_dir.parent}: {error.strerror}. Choose another folder.") from error
-    needed += 64 << 20  # the tokenizer and the configuration
-    free = shutil.disk_usage(output_dir.parent).free
-    if free < needed:
-        raise UserError(
-            f"the merged model needs {math.ceil(needed / 1e6):,} MB in {output_dir.parent}, which has "
-            f"{free // 10**6:,} MB free. Free some space, or choose a folder on another disk."
         )

@@ -26,13 +26,13 @@ _NOT_MERGED = {
 _NO_WEIGHTS = ("XLORA", "POLY", "SHADOW", "CARTRIDGE")
 
 
-def check_mergeable(folder: Path, settings: dict[str, Any], share: float) -> None:
-    """Refuse adapters that peft cannot merge, or that have no share.
+def check_mergeable(folder: Path, settings: dict[str, Any], *, repaired: bool = False) -> None:
+    """Refuse adapters that peft cannot merge, or that cannot be repaired.
 
     Args:
         folder: folder of the adapter, for messages.
         settings: its adapter_config.json.
-        share: position between the base model (0) and base + adapter (1).
+        repaired: the adapter is repaired before it is merged.
 
     Raises:
         UserError: names the option that prevents it.
@@ -57,7 +57,7 @@ def check_mergeable(folder: Path, settings: dict[str, Any], share: float) -> Non
     for option, why in _NOT_MERGED.items():
         if settings.get(option):
             raise UserError(f"{folder} cannot be merged: {option} is set, and {why}. Use it as it is, with peft.")
-    if share != 1:
+    if repaired:
         check_linear(settings)
 
 
@@ -82,8 +82,8 @@ def check_linear(settings: dict[str, Any]) -> None:
     ]
     if odd:
         raise UserError(
-            f"an adapter with {', '.join(odd)} cannot be scaled towards its base model: use share 1, or train "
-            "plain LoRA."
+            f"an adapter with {', '.join(odd)} cannot be scaled towards its base model, or repaired: merge it as it is, or "
+            "train plain LoRA."
         )
 
 

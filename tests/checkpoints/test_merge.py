@@ -8,8 +8,9 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eaftdrope.checkpoints import merge
-from eaftdrope.checkpoints.merge import draw_back, merge_adapter
+from eaftdrope.checkpoints import merge, output
+from eaftdrope.checkpoints.merge import merge_adapter
+from eaftdrope.checkpoints.repair_options import Repair
 from eaftdrope.cli import main
 from eaftdrope.errors import UserError
 from tests.tiny_models import SMALLEST, character_tokenizer, tiny_llama
@@ -286,8 +287,8 @@ def test_a_broken_adapter_is_refused(base, tmp_path):
 
 def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
     adapter = _adapter(base)
-    usage = merge.shutil.disk_usage(tmp_path)._replace(free=5_000_000)
-    monkeypatch.setattr(merge.shutil, "disk_usage", lambda path: usage)
+    usage = output.shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError) as error:
         merge_adapter(adapter, tmp_path / "merged")
     assert str(error.value) == (
@@ -299,37 +300,11 @@ def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
 # ---- a share of the way ----
 
 
-def _trained(base, folder, *, seed=2):
-    """A model whose weights were all moved, saved with its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_whole_model_is_drawn_back_on_the_line_to_its_base(base, tmp_path, share):
-    trained = _trained(base, tmp_path / "trained")
-    report = draw_back(trained, str(base), tmp_path / "drawn", share=share)
-    start, end, found = _tensors(base), _tensors(trained), _tensors(tmp_path / "drawn")
-    assert found.keys() == end.keys()
-    for name, weight in found.items():
-        torch.testing.assert_close(weight, start[name] + share * (end[name] - start[name]), rtol=0, atol=1e-6)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "drawn")
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert (report.base_model, report.dtype, report.untied) == (str(base), "float32", False)
-    assert report.max_abs_difference <= 1e-5
-
-
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_a_share_of_an_adapter(base, tmp_path, share):
     adapter = _adapter(base)
     merge_adapter(adapter, tmp_path / "whole")
-    merge_adapter(adapter, tmp_path / "part", share=share)
+    merge_adapter(adapter, tmp_path / "part", repair=Repair(share))
     start, end, found = _tensors(base), _tensors(tmp_path / "whole"), _tensors(tmp_path / "part")
     for name, weight in found.items():
         torch.testing.assert_close(weight, start[name] + share * (end[name] - start[name]), rtol=0, atol=1e-6)
@@ -347,21 +322,8 @@ def test_a_share_of_an_adapter(base, tmp_path, share):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_without_a_line_to_its_base_is_refused(base, tmp_path, options, why):
     with pytest.raises(UserError, match=f"an adapter with {why} cannot be scaled towards its base model"):
-        merge_adapter(_adapter(base, **options), tmp_path / "merged", share=0.5)
+        merge_adapter(_adapter(base, **options), tmp_path / "merged", repair=Repair(0.5))
     assert not (tmp_path / "merged").exists()
-
-
-def test_what_can_not_be_drawn_back_is_refused(base, tmp_path):
-    trained = _trained(base, tmp_path / "trained")
-    for share in (-0.1, 1.01, float("nan")):
-        with pytest.raises(UserError, match="is not between 0"):
-            draw_back(trained, str(base), tmp_path / "drawn", share=share)
-    tiny_llama(intermediate_size=48, num_key_value_heads=4, vocab_size=64).save_pretrained(tmp_path / "other")
-    with pytest.raises(
-        UserError, match=r"was not trained from '.*other': \d+ of their tensors differ in name or shape"
-    ):
-        draw_back(trained, str(tmp_path / "other"), tmp_path / "drawn", share=0.5)
-    assert not (tmp_path / "drawn").exists()
 
 
 def _command(*arguments):
@@ -385,17 +347,3 @@ def test_the_verb_reports_what_was_written_and_checked(base, tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"the output {output} already exists and is not empty. Choose a new folder, or remove it.\n"
     )
-
-
-def test_the_verb_takes_a_share(base, tmp_path, capsys):
-    trained, adapter = _trained(base, tmp_path / "trained"), _adapter(base)
-    assert _command(trained, tmp_path / "drawn", "--share", "0.25", "--base", base) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"read       {trained} and {base}"
-    assert lines[1] == "share      0.25 of the way from the base model"
-    assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--base", base) == 2
-    assert "is an adapter, and its configuration has the base model: remove --base." in capsys.readouterr().err
-    assert _command(adapter, tmp_path / "merged", "--share", "0.25", "--revision", "main") == 2
-    assert "--revision belongs to --base" in capsys.readouterr().err
-    assert _command(trained, tmp_path / "merged", "--share", "0.25") == 2
-    assert "move it towards the model it was trained from: --share 0.5 --base MODEL." in capsys.readouterr().err

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from eaftdrope.checkpoints import merge
 from eaftdrope.checkpoints.merge import merge_adapter
+from eaftdrope.checkpoints.repair_options import Repair
 from eaftdrope.errors import UserError
 from tests.tiny_models import make_word_tokenizer
 from tests.trainer.tiny import tiny_model
@@ -53,10 +54,10 @@ def test_an_adapter_that_took_a_part_of_the_base_has_no_share(base, tmp_path, st
     live = save(base, tmp_path / "adapter", moved=0.05, init_lora_weights=start)
     for share in (0.0, 0.3):
         with pytest.raises(UserError) as caught:
-            merge_adapter(tmp_path / "adapter", tmp_path / "merged", share=share)
+            merge_adapter(tmp_path / "adapter", tmp_path / "merged", repair=Repair(share))
         assert str(caught.value) == (
-            f"an adapter with init_lora_weights='{start}' cannot be scaled towards its base model: use share 1, "
-            "or train plain LoRA."
+            f"an adapter with init_lora_weights='{start}' cannot be scaled towards its base model, or repaired: "
+            "merge it as it is, or train plain LoRA."
         )
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
@@ -71,7 +72,7 @@ def test_an_adapter_that_took_a_part_of_the_base_has_no_share(base, tmp_path, st
 @pytest.mark.parametrize("start", [True, "gaussian", "orthogonal", "mica"])
 def test_nothing_of_an_adapter_that_left_the_base_alone_is_the_base_model(base, tmp_path, start):
     save(base, tmp_path / "adapter", moved=0.05, init_lora_weights=start)
-    merge_adapter(tmp_path / "adapter", tmp_path / "merged", share=0.0)
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged", repair=Repair(0.0))
     merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
     assert (merged - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() <= 5e-5
 
@@ -92,7 +93,7 @@ def test_other_adapters_without_a_share(base, tmp_path, monkeypatch, changes, wh
     save(base, tmp_path / "adapter")
     edit(tmp_path / "adapter", **changes)
     with pytest.raises(UserError, match=f"^an adapter with {why} cannot be scaled towards its base model"):
-        merge_adapter(tmp_path / "adapter", tmp_path / "merged", share=0.5)
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged", repair=Repair(0.5))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_what_peft_cannot_merge_is_refused_before_anything_is_loaded(base, tmp_p
 def test_half_of_every_plain_adapter_lies_half_way(base, tmp_path, options):
     save(base, tmp_path / "adapter", moved=0.05, **options)
     for share in (0.0, 0.5, 1.0):
-        merge_adapter(tmp_path / "adapter", tmp_path / f"{share}", share=share)
+        merge_adapter(tmp_path / "adapter", tmp_path / f"{share}", repair=Repair(share))
     start, half, end = (
         dict(AutoModelForCausalLM.from_pretrained(tmp_path / f"{share}").named_parameters())
         for share in (0.0, 0.5, 1.0)
