@@ -36,6 +36,7 @@ _LAZY = {
     "hold_out": "build",
     "iter_examples": "build",
     "iter_rows": "sources",
+    "join_rows": "build",
     "normalise": "formats",
     "parse_tool_calls": "tools",
     "render_prompt": "chat",
@@ -60,6 +61,7 @@ __all__ = [
     "hold_out",
     "iter_examples",
     "iter_rows",
+    "join_rows",
     "normalise",
     "parse_tool_calls",
     "render_prompt",
@@ -68,7 +70,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .arrow_file import text_blocks
-    from .build import build_dataset, examples_for_probe, hold_out, iter_examples
+    from .build import build_dataset, examples_for_probe, hold_out, iter_examples, join_rows
     from .chat import render_prompt
     from .counts import DataReport, held_out_warnings
     from .encoding import TRAIN_ON, Encoded, encode, encode_prompt

@@ -6,6 +6,8 @@
   group in five, by a hash of its first name) or in "train". So no function offered in one split is seen in the other.
 - It is an evaluation set: a model trained on it must never report a BFCL score.
 
+- `irrelevant_rows`: questions that none of the functions on offer answers, for the probe `call_refusal`; no reference call.
+
 The package is found, never imported (importing it needs numpy 1.26 and a dozen model clients).
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 
 from eaftdrope.errors import DataError
 
+IRRELEVANCE = "irrelevance"
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simple")
 INSTALL = "pip install --no-deps bfcl-eval==2026.3.23"
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
@@ -53,6 +56,21 @@ def rows(split: str) -> Iterator[dict[str, Any]]:
     for row, answer in questions:
         if (split == "test") == _is_test(group[row["function"][0]["name"]]):
             yield _convert(row, answer)
+
+
+def irrelevant_rows() -> Iterator[dict[str, Any]]:
+    """Yield the 240 questions that no function on offer answers: `id`, `messages` (the question), `tools`.
+
+    Raises:
+        DataError: the package is not installed.
+    """
+    problem = check("test")
+    if problem is not None:
+        raise DataError(problem)
+    folder = _folder()
+    assert folder is not None, "checked above"
+    for row in _read(folder / f"BFCL_v4_{IRRELEVANCE}.json"):
+        yield {"id": row["id"], "messages": row["question"][0], "tools": _tools(row)}
 
 
 def _folder() -> Path | None:
@@ -97,11 +115,8 @@ def _is_test(group: str) -> bool:
 
 
 def _convert(row: dict[str, Any], ground_truth: list[dict[str, Any]]) -> dict[str, Any]:
-    schemas = {function["name"]: _json_schema(function["parameters"]) for function in row["function"]}
-    tools = [
-        {"type": "function", "function": {**function, "parameters": schemas[function["name"]]}}
-        for function in row["function"]
-    ]
+    tools = _tools(row)
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     calls = []
     for call in ground_truth:
         for name, accepted in call.items():
@@ -111,6 +126,13 @@ def _convert(row: dict[str, Any], ground_truth: list[dict[str, Any]]) -> dict[st
             calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
     answer = {"role": "assistant", "content": "", "tool_calls": calls}
     return {"id": row["id"], "messages": [*row["question"][0], answer], "tools": tools, "ground_truth": ground_truth}
+
+
+def _tools(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"type": "function", "function": {**function, "parameters": _json_schema(function["parameters"])}}
+        for function in row["function"]
+    ]
 
 
 def _first(values: Any, is_required: bool) -> Any:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eaftdrope.errors import ChatTemplateError, DataError, LostTextError
+from eaftdrope.errors import ChatTemplateError, DataError, LostTextError, TemplateLimitError
 
 from .arrow_file import WEIGHTS, write_rows
 from .counts import DataReport, SourceReport, StopTokens, choose, content_key, groups_of, repeated_rows
@@ -118,14 +118,27 @@ def _complete(dataset: Dataset, report: DataReport) -> Dataset:
     """Return the rows without the column of weights if no row has any, else with weights for every row."""
     if not report.weights.rows:
         return dataset.remove_columns(WEIGHTS)
-    if report.weights.rows == len(dataset):
-        return dataset
+    return dataset if report.weights.rows == len(dataset) else _with_weights(dataset)
+
+
+def _with_weights(dataset: Dataset) -> Dataset:
+    """Return the rows with weights, of 1 where a row has none."""
 
     def rows() -> Iterator[dict[str, object]]:
         for row in dataset:
-            yield {**row, WEIGHTS: row[WEIGHTS] or [1.0] * len(row["input_ids"])}
+            yield {**row, WEIGHTS: row.get(WEIGHTS) or [1.0] * len(row["input_ids"])}
 
     return write_rows(rows(), (*_COLUMNS, WEIGHTS))
+
+
+def join_rows(parts: Sequence[Dataset]) -> Dataset:
+    """Concatenate built datasets: with weights for every row if one of them has weights."""
+    from datasets import concatenate_datasets
+
+    weighted = [WEIGHTS in part.column_names for part in parts]
+    if any(weighted):
+        parts = [part if has_weights else _with_weights(part) for part, has_weights in zip(parts, weighted)]
+    return concatenate_datasets(list(parts))
 
 
 def hold_out(dataset: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -198,7 +211,7 @@ def _example(row: Row, read: Callable[..., Example]) -> Example:
         raise DataError(f"{row.origin}: {row.error}")
     try:
         return read(row.data, origin=row.origin)
-    except MemoryError:
+    except (MemoryError, TemplateLimitError):
         raise
     except Exception as error:
         raise DataError(f"{row.origin}: {_reason(error)}") from error
@@ -243,7 +256,7 @@ def _encode_row(
             counts.add_fields(example)
             encoded = encode(example, tokenizer, **options)
             counts.add_dropped(encoded.dropped)
-        except MemoryError:
+        except (MemoryError, TemplateLimitError):
             raise
         except Exception as error:
             reason, remedy = _reason(error), _remedy(error)

@@ -37,6 +37,7 @@ from .template import (
     template_of,
     try_render,
 )
+from .template_limits import bounded
 from .tools import as_plain_messages
 
 if TYPE_CHECKING:
@@ -181,13 +182,14 @@ class _Talk:
         """Return the spans of the template's own `{% generation %}` blocks; None if they do not match the turns."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        rendered, marked = render_jinja_template(
-            conversations=[self.messages],
-            tools=self.tools,
-            chat_template=self.template.source,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
+        with bounded(self.tokenizer):
+            rendered, marked = render_jinja_template(
+                conversations=[self.messages],
+                tools=self.tools,
+                chat_template=self.template.source,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
         blocks = [(start, end) for start, end in marked[0] if end > start]
         if rendered[0] != self.rendered or len(blocks) != len(self.turns):
             return None

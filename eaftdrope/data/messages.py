@@ -298,6 +298,11 @@ MARKS = _TRAINED | _CONTEXT | _PARTS | _FACTORS | _PLURAL
 _OF_ROWS = MARKS - _FACTORS - {"weights", "loss", "training", "trainon", "learn", "ignored", "supervised"}
 
 
+def is_weight_of_turn(key: str) -> bool:
+    """Return whether a key of a turn is read as the factor on its loss, or as the mark that it is trained."""
+    return plain_name(key) in _TRAINED | _FACTORS
+
+
 def turn_weight(turn: Fields, role: str) -> float | None:
     """Return the factor on the loss of the turn (0: context) if it has one or is marked, else None.
 

@@ -16,7 +16,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from eaftdrope.errors import ChatTemplateError, DataError
+from eaftdrope.errors import ChatTemplateError, DataError, TemplateLimitError
+
+from .template_limits import bounded, named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,14 +136,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> T
     """
     if not tokenizer.chat_template:
         raise ChatTemplateError(
-            f"the tokenizer {_name(tokenizer)} has no chat template, so a conversation cannot be written as text. Use the "
+            f"the tokenizer {named(tokenizer)} has no chat template, so a conversation cannot be written as text. Use the "
             "tokenizer of an instruct model, set tokenizer.chat_template, or bring the data as prompt and completion "
             "strings (format prompt_completion)."
         )
     try:
         source = tokenizer.get_chat_template(tools=[] if tools else None)
     except ValueError as error:
-        raise ChatTemplateError(f"the tokenizer {_name(tokenizer)}: {error}") from error
+        raise ChatTemplateError(f"the tokenizer {named(tokenizer)}: {error}") from error
     is_tool_use = tools and isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template
     templates = _known.setdefault(tokenizer, {})
     key = (source, is_tool_use, tokenizer.eos_token)
@@ -164,9 +166,10 @@ def render(
         DataError: the template refuses it or fails on it; the message has the template's own words.
     """
     try:
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=source, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        with bounded(tokenizer):
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=source, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
     # A template is a program that came with the model: it may raise anything (ZeroDivisionError, RecursionError, ...).
     except Exception as error:
         raise _refusal(error, tokenizer) from error
@@ -177,9 +180,11 @@ def render(
 def _refusal(error: Exception, tokenizer: PreTrainedTokenizerBase) -> DataError:
     from jinja2 import TemplateError
 
+    if isinstance(error, TemplateLimitError):
+        raise error
     if isinstance(error, TemplateError):
         return DataError(f"the chat template refuses this conversation: {error}")
-    what = f"the chat template of {_name(tokenizer)} fails on this conversation"
+    what = f"the chat template of {named(tokenizer)} fails on this conversation"
     return DataError(f"{what} ({type(error).__name__}: {error})")
 
 
@@ -196,7 +201,8 @@ def render_quickly(tokenizer: PreTrainedTokenizerBase, source: str, messages: li
 
     given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": False}
     try:
-        text = _compile_jinja_template(source).render(**given, **tokenizer.special_tokens_map)
+        with bounded(tokenizer):
+            text = _compile_jinja_template(source).render(**given, **tokenizer.special_tokens_map)
     except Exception as error:
         raise _refusal(error, tokenizer) from error
     return text.replace(_CLOSE_THOUGHT, "</think>")
@@ -298,7 +304,7 @@ class _Canary:
         text = self._text(*talk)
         if MARKER not in text:
             raise ChatTemplateError(
-                f"the chat template of {_name(self.tokenizer)} drops the text of the assistant, or refuses a conversation "
+                f"the chat template of {named(self.tokenizer)} drops the text of the assistant, or refuses a conversation "
                 f"of one question and one answer{reason.rstrip('.')}. Set another tokenizer.chat_template, or bring the "
                 "data as prompt and completion strings."
             )
@@ -374,10 +380,6 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     # Longest first: one special token's text may begin another's.
     return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True))
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return repr(tokenizer.name_or_path or type(tokenizer).__name__)
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from eaftdrope.errors import UserError
 
 KINDS = ("mean", "exp", "share")
 NOT_A_NUMBER = "not a number"
+ENOUGH = 100
+"""`Score.least` of the probes of behaviour: with fewer prompts one answer more or less is a change of over a point."""
 # Relative rounding of a float32 sum over some hundred tokens: equal rows differ by this in batches of other widths.
 _ROUNDING = 1e-6
-# Half of the last digit of a change in a table: a smaller change counts as zero.
-RESOLUTION = {"mean": 5e-4, "exp": 5e-3, "share": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Score:
         better: "lower" or "higher".
         kind: "mean", "exp" or "share" (see the module).
         units: (total, weight) of every unit, in a fixed order, for paired comparisons.
+        least: number of units below which a change has no verdict.
     """
 
     probe: str
@@ -57,10 +58,11 @@ class Score:
     better: str
     kind: str = "mean"
     units: tuple[tuple[float, float], ...] = ()
+    least: int = 0
 
 
 def score_units(
-    probe: str, group: str, metric: str, units: list[tuple[float, float]], *, kind: str, better: str
+    probe: str, group: str, metric: str, units: list[tuple[float, float]], *, kind: str, better: str, least: int = 0
 ) -> Score:
     """Return the Score of a probe from its units' (total, weight)."""
     assert kind in KINDS and better in ("lower", "higher") and units
@@ -75,7 +77,7 @@ def score_units(
     if kind == "exp":
         value = _exp(mean)
         stderr = value * stderr if stderr is not None and math.isfinite(value) else None
-    return Score(probe, group, metric, value, stderr, len(units), better, kind, tuple(units))
+    return Score(probe, group, metric, value, stderr, len(units), better, kind, tuple(units), least)
 
 
 def change_stderr(before: Score, after: Score) -> float | None:
@@ -94,20 +96,6 @@ def change_stderr(before: Score, after: Score) -> float | None:
         return math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
     residuals = [a - b for a, b in zip(_residuals(after), _residuals(before))]
     return _ratio_stderr(residuals, before.units)
-
-
-def verdict(before: Score, after: Score) -> str:
-    """Return "better" or "worse" for a change of more than two standard errors that a table can show, else "no clear
-    change".
-
-    "not a number" if a value is NaN. A value that became infinite is worse, or better if that is its good direction.
-    """
-    change, stderr = after.value - before.value, change_stderr(before, after)
-    if math.isnan(change):
-        return NOT_A_NUMBER
-    if math.isfinite(change) and (stderr is None or abs(change) <= max(2 * stderr, RESOLUTION[before.kind])):
-        return "no clear change"
-    return "better" if (change < 0) == (before.better == "lower") else "worse"
 
 
 def refuse_not_a_number(scores: Sequence[Score], model: str) -> None:

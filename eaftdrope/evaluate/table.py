@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from .scores import NOT_A_NUMBER, Score, change_stderr, verdict
+from .scores import NOT_A_NUMBER, Score
+from .verdicts import BETTER, UNCLEAR, UNDECIDED, WORSE, Change, judge_changes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 GROUPS = {"target": "Target: what was trained", "general": "General: what may be forgotten"}
-_STYLES = {"better": "green", "worse": "red", "no clear change": "dim", NOT_A_NUMBER: "red"}
-NOTE = "± is one standard error; a change is called better or worse only beyond two standard errors of the change."
+STYLES = {BETTER: "green", WORSE: "red", UNCLEAR: "dim", UNDECIDED: "yellow", NOT_A_NUMBER: "red"}
+"""Verdict -> its style in the terminal."""
+NOTE = (
+    "± is one standard error. A change is called better or worse beyond two standard errors of it, more for several metrics "
+    "(Holm's correction)."
+)
 
 
 class TextTable(NamedTuple):
@@ -39,14 +44,19 @@ def as_table(table: TextTable) -> Table:
 
 
 class Line(NamedTuple):
-    """One row as text; `verdict` is "" if one of the two sides was not measured."""
+    """One row as text; `judged` is None, and `verdict` "", if one of the two sides was not measured."""
 
     group: str
     name: str
     before: str
     after: str
     change: str
-    verdict: str
+    judged: Change | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The word of the verdict, and the number of items that one would need."""
+        return self.judged.text if self.judged else ""
 
 
 def paired_scores(before: list[Score], after: list[Score]) -> list[tuple[Score | None, Score | None]]:
@@ -60,7 +70,14 @@ def paired_scores(before: list[Score], after: list[Score]) -> list[tuple[Score |
 
 def comparison_lines(before: list[Score], after: list[Score]) -> list[Line]:
     """Return the rows of the table; a score that only one side has is shown with a dash."""
-    return [_line(old, new) for old, new in paired_scores(before, after)]
+    pairs = paired_scores(before, after)
+    return [_line(old, new, judged) for (old, new), judged in zip(pairs, judged_pairs(pairs))]
+
+
+def judged_pairs(pairs: list[tuple[Score | None, Score | None]]) -> list[Change | None]:
+    """Return the verdict of every pair, judged together; None where one of the two sides was not measured."""
+    judged = iter(judge_changes((old, new) for old, new in pairs if old and new))
+    return [next(judged) if old and new else None for old, new in pairs]
 
 
 def by_metric(scores: list[Score]) -> dict[str, Score]:
@@ -89,7 +106,7 @@ def comparison(before: list[Score], after: list[Score]) -> Table:
             table.add_section()
             table.add_row(f"[bold]{GROUPS[line.group]}[/bold]")
             group = line.group
-        mark = f"[{_STYLES[line.verdict]}]{line.verdict}[/]" if line.verdict else ""
+        mark = f"[{STYLES[line.judged.word]}]{line.verdict}[/]" if line.judged else ""
         table.add_row(f"  {line.name}", line.before, line.after, line.change, mark)
     return table
 
@@ -106,19 +123,15 @@ def comparison_markdown(before: list[Score], after: list[Score]) -> str:
     return "\n".join(rows) + f"\n\n{NOTE}\n"
 
 
-def _line(old: Score | None, new: Score | None) -> Line:
+def _line(old: Score | None, new: Score | None, judged: Change | None) -> Line:
     score = old or new
     assert score is not None, "a pair has at least one side"
     arrow = "↓" if score.better == "lower" else "↑"
     name = f"{score.metric} {arrow}"
-    if old is None or new is None:
-        return Line(score.group, name, _value(old), _value(new), "–", "")
-    stderr = change_stderr(old, new)
-    if not math.isfinite(new.value - old.value):
-        return Line(score.group, name, _value(old), _value(new), "–", verdict(old, new))
-    change = number_text(new.value - old.value, score.kind, signed=True)
-    change += error_text(stderr, score.kind)
-    return Line(score.group, name, _value(old), _value(new), change, verdict(old, new))
+    change = "–"
+    if judged is not None and math.isfinite(judged.difference):
+        change = number_text(judged.difference, score.kind, signed=True) + error_text(judged.stderr, score.kind)
+    return Line(score.group, name, _value(old), _value(new), change, judged)
 
 
 def _value(score: Score | None) -> str:

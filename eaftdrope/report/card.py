@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from eaftdrope.drope.engines import engines_markdown
-from eaftdrope.errors import UserError
+from eaftdrope.errors import UserError, printable
 from eaftdrope.evaluate import Score, comparison_markdown
 from eaftdrope.files import write_atomically
 from eaftdrope.models import PACKAGE_PREFIX, hub_id_of
@@ -140,7 +140,9 @@ def write_model_card(folder: str | Path, content: CardContent) -> Path:
         "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in content.versions.items()),
     ]
     metadata = _metadata(content, dropped)
-    card = ModelCard(f"---\n{metadata}\n---\n\n" + "\n\n".join(part.strip() for part in body) + "\n")
+    # a name or a path in it could reverse the order of what follows it on the page
+    text = printable("\n\n".join(part.strip() for part in body), lines=True)
+    card = ModelCard(f"---\n{metadata}\n---\n\n{text}\n")
     return write_atomically(folder / "README.md", str(card))
 
 

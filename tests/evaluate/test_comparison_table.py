@@ -31,19 +31,20 @@ def test_markdown():
         "|---|---:|---:|---:|---|\n"
         "| **Target: what was trained** | | | | |\n"
         "| held-out loss ↓ | 0.881 | 0.101 | -0.780 | better |\n"
-        "| exact calls ↑ | 0.0 % (0/12) | 16.7 % (2/12) | +16.7 % ± 13.8 % | no clear change |\n"
+        "| exact calls ↑ | 0.0 % (0/12) | 16.7 % (2/12) | +16.7 % ± 13.8 % | not enough evidence (needs 33 items) |\n"
         "| **General: what may be forgotten** | | | | |\n"
         "| perplexity ↓ | 20.09 | 22.20 | +2.11 | worse |\n"
-        "\n± is one standard error; a change is called better or worse only beyond two standard errors of the change.\n"
+        "\n± is one standard error. A change is called better or worse beyond two standard errors of it, more for several "
+        "metrics (Holm's correction).\n"
     )
 
 
 def test_terminal_table_says_the_same():
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=140)
     console.print(comparison(BEFORE, AFTER))
     text = console.file.getvalue()
     lines = [line for line in text.splitlines() if "held-out" in line or "exact" in line or "perplexity" in line]
-    assert [line.split()[-1].strip("│ ") or line.split()[-2] for line in lines] == ["better", "change", "worse"]
+    assert [line.split()[-1].strip("│ ") or line.split()[-2] for line in lines] == ["better", "items)", "worse"]
     assert text.index("Target: what was trained") < text.index("held-out loss") < text.index("General: what may be")
     assert "0.0 % (0/12)" in text and "22.20" in text
 
@@ -61,7 +62,7 @@ def loss_line(before, after, kind="mean"):
         for value, spread in (before, after)
     ]
     (line,) = comparison_lines(*sides)
-    return line[2:]
+    return line.before, line.after, line.change, line.verdict
 
 
 @pytest.mark.parametrize(

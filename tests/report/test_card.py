@@ -230,3 +230,9 @@ def test_names_cannot_write_markup_into_a_card(tmp_path):
         "from `` mo`del `` (a local model) on `` rows `x` <img onerror=x>.jsonl ``, ``` a``b.csv ``` with" in lines[2]
     )
     assert [line for line in lines if line.startswith("# ")] == [lines[0]]
+
+
+def test_names_cannot_turn_the_text_of_a_card_around(tmp_path):
+    card = _card(tmp_path, datasets=["a\u202eb\x1b[0m.jsonl"], title="c\u2066d")
+    assert all(char.isprintable() or char == "\n" for char in card.text)
+    assert "`a\\u202eb\\x1b[0m.jsonl`" in card.text

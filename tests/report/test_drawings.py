@@ -104,9 +104,14 @@ def test_a_long_training_is_means_of_neighbours():
 
 
 def test_a_change_beyond_the_axis_is_an_arrow():
-    axes = changes_figure([("a", 40.0), ("b", -1.0), ("c", -3.0), ("d", float("-inf"))]).axes[0]
+    axes = changes_figure([("a", 40.0), ("b", -0.9), ("c", -1.1), ("d", float("-inf"))]).axes[0]
     marks = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
-    assert [(mark.get_marker(), mark.get_xdata()[0]) for mark in marks] == [(">", 8), ("o", -1), ("o", -3), ("<", -8)]
+    assert [(mark.get_marker(), mark.get_xdata()[0]) for mark in marks] == [
+        (">", 4),
+        ("o", -0.9),
+        ("o", -1.1),
+        ("<", -4),
+    ]
     assert [mark.get_fillstyle() for mark in marks] == ["full", "none", "full", "full"]
 
 

@@ -109,12 +109,14 @@ def test_a_run_begins_with_what_changed(pages):
     page = pages["run"]
     assert list(page.sections)[1:] == ["outcome", "curves", "landscape", "samples", "run", "probes"]
     sentence = (
-        "On the target, held-out loss got better, exact calls showed no clear change; in general, perplexity got worse."
+        "On the target, held-out loss got better, exact calls gave not enough evidence; in general, perplexity got "
+        "worse."
     )
     assert sentence in page.sections[""]
     assert ["Target: what was trained"] in page.rows
     assert ["held-out loss ↓", "2.195 ± 0.018", "1.795 ± 0.018", "-0.400", "better"] in page.rows
-    calls = ["exact calls ↑", "33.3 % (4/12) ± 12.1 %", "33.3 % (4/12) ± 12.1 %", "+0.0 % ± 10.1 %", "no clear change"]
+    undecided = "not enough evidence (needs 1,300 items)"
+    calls = ["exact calls ↑", "33.3 % (4/12) ± 12.1 %", "33.3 % (4/12) ± 12.1 %", "+0.0 % ± 10.1 %", undecided]
     assert calls in page.rows
     assert ["perplexity ↓", "23.34 ± 0.56", "24.29 ± 0.58", "+0.95 ± 0.02", "worse"] in page.rows
 
@@ -265,7 +267,7 @@ def test_a_comparison_of_one_seed_that_is_not_finished(tmp_path):
 def test_an_evaluation(pages):
     page = pages["eval"]
     sentence = (
-        "On the target, held-out loss came out better, exact calls did not clearly differ; in general, perplexity came out "
+        "On the target, held-out loss came out better, exact calls gave not enough evidence; in general, perplexity came out "
         "worse."
     )
     assert f"new {NASTY} compared with tiny: {sentence}" in page.sections[""]
@@ -303,7 +305,7 @@ def test_time_training(pages):
 def test_side_by_side(pages):
     page = pages["side by side"]
     sentence = (
-        "On the target, held-out loss came out worse, exact calls did not clearly differ; in general, perplexity came out "
+        "On the target, held-out loss came out worse, exact calls gave not enough evidence; in general, perplexity came out "
         "better."
     )
     assert f"worse compared with run: {sentence}" in page.sections[""]

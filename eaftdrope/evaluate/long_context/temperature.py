@@ -23,8 +23,9 @@ from eaftdrope.errors import UserError, raise_problems
 from eaftdrope.models import load_config, load_model, load_tokenizer, refuse_ttt
 
 from ..likelihood import Progress
-from ..scores import Score, change_stderr, verdict
+from ..scores import Score, change_stderr
 from ..texts import SHIPPED
+from ..verdicts import BETTER, judge_change
 from .lengths import parse_lengths
 from .needles import Hay, Windows
 from .perplexity import window_losses
@@ -74,7 +75,7 @@ class TemperatureFit:
     @property
     def distinguishable(self) -> bool:
         """True if the best beta is better than 1 by more than two standard errors."""
-        return verdict(self.plain, self.best) == "better"
+        return judge_change(self.plain, self.best).word == BETTER
 
 
 def fit_temperature(

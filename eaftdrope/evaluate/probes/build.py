@@ -13,12 +13,19 @@ from ..scores import Score
 from .agreement import AgreementProbe
 from .answers import READINGS, AnswersProbe
 from .base import CheapProbe, HeldOut, Probe
+from .call_refusal import CallRefusalProbe
+from .format_keeping import FormatKeepingProbe
 from .function_calls import FunctionCallsProbe
 from .held_out_loss import HeldOutLossProbe
 from .instructions import InstructionsProbe
+from .language_drift import LanguageDriftProbe
+from .long_recall import LongRecallProbe
 from .multiple_choice import MultipleChoiceProbe
 from .perplexity import PerplexityProbe
 from .rlm_tasks import RLMTasksProbe
+from .serving import ServingProbe
+from .turn_consistency import TurnConsistencyProbe
+from .verbosity import VerbosityProbe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +42,13 @@ PROBES: dict[str, type[Probe]] = {
     "instructions": InstructionsProbe,
     "agreement": AgreementProbe,
     "rlm_tasks": RLMTasksProbe,
+    "format_keeping": FormatKeepingProbe,
+    "call_refusal": CallRefusalProbe,
+    "verbosity": VerbosityProbe,
+    "language_drift": LanguageDriftProbe,
+    "turn_consistency": TurnConsistencyProbe,
+    "long_recall": LongRecallProbe,
+    "serving": ServingProbe,
 }
 """A recipe's name of each probe -> its class, which documents its options; the recipe's schema has their defaults."""
 

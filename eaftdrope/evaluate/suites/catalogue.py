@@ -10,6 +10,12 @@
 |          medqa           | multiple_choice | GBaker/MedQA-USMLE-4-options, test                               |
 | math:    gsm8k           | numeric_answers | openai/gsm8k, test                                               |
 | tool_use: calls          | function_calls  | package:bfcl, test                                               |
+| behaviour: format_keeping | format_keeping | stated formats, built in                                         |
+|          verbosity       | verbosity       | prompts and questions, shipped                                   |
+|          language_drift  | language_drift  | questions in eight languages, shipped                            |
+|          turn_consistency | turn_consistency | pairs of turns, built in; needs a chat template                |
+|          call_refusal    | call_refusal    | bfcl-eval's irrelevance rows; needs a chat template              |
+| recall:  long_recall     | long_recall     | needles in the shipped text, at 1, 2 and 4 times 1,024 tokens    |
 
 `medical:pubmedqa` is only that part, `lm-eval:mmlu` a task of lm-eval; names after it are lm-eval's too, up to the next
 suite. The suites are for following a model, not for a leaderboard: few rows, one prompt, greedy answers.
@@ -134,6 +140,21 @@ SUITES = {
             Source("package:bfcl", split="test"),
         ),
     ),
+    "behaviour": (
+        Part("format_keeping", "format_keeping", "general", {"limit": None, "max_new_tokens": 48}),
+        Part("verbosity", "verbosity", "general", {"limit": 100, "max_new_tokens": 128}),
+        Part("language_drift", "language_drift", "general", {"limit": None, "max_new_tokens": 32}),
+        Part("turn_consistency", "turn_consistency", "general", {"limit": None, "max_new_tokens": 32}),
+        Part(
+            "call_refusal",
+            "call_refusal",
+            "general",
+            {"file": None, "limit": 100, "max_new_tokens": 48},
+            "JSONL with messages and tools that no call answers",
+            option="file",
+        ),
+    ),
+    "recall": (Part("long_recall", "long_recall", "general", {"length": 1024, "multiples": [1, 2, 4], "trials": 100}),),
 }
 _WITH_FILE = {part.name: part for parts in SUITES.values() for part in parts if part.rows}
 

@@ -13,6 +13,8 @@ from eaftdrope.models import refuse_ttt, short_name
 from .. import lm_eval as harness
 from ..probes.agreement import AgreementProbe
 from ..probes.answers import prompt_ids
+from ..probes.call_refusal import CallRefusalProbe
+from ..probes.turn_consistency import TurnConsistencyProbe
 from ..scores import Score
 from .catalogue import LM_EVAL, Part, Selection, build_part, find_data, parse_suites
 from .subject import Subject, find_subject
@@ -217,6 +219,7 @@ def _plan(
         if options.chat and wanted.tasks and not tokenizers[model].chat_template:
             problems.append(f"--chat: {model} has no chat template. Leave --chat out, or choose a model that has one.")
         own = _without_agreement(model, reference, own, tokenizers, notes)
+        own = _without_conversations(model, own, tokenizers[model], notes)
         if not own:
             problems.append(f"{model}: nothing is left to measure. {' '.join(notes)}")
         models.append(planned(model, own))
@@ -264,6 +267,17 @@ def _without_agreement(
         else:
             kept.append(step)
     return kept
+
+
+def _without_conversations(
+    model: str, steps: list[EvaluationStep], tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> list[EvaluationStep]:
+    """Return the steps that a model without a chat template can be measured by, and note the others."""
+    if tokenizer.chat_template:
+        return steps
+    chatting = [step.probe.name for step in steps if isinstance(step.probe, TurnConsistencyProbe | CallRefusalProbe)]
+    notes += [f"{model}: {name} is left out: it needs a chat template." for name in chatting]
+    return [step for step in steps if step.probe is None or step.probe.name not in chatting]
 
 
 def _same_prompts(probe: AgreementProbe, one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

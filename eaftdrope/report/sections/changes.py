@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score, change_stderr, verdict
+from eaftdrope.evaluate.scores import NOT_A_NUMBER, Score
 from eaftdrope.evaluate.table import GROUPS, NOTE, Line, comparison_lines, error_text, paired_scores
+from eaftdrope.evaluate.verdicts import BETTER, UNCLEAR, UNDECIDED, WORSE
 
 from ..blocks import Cell, Gallery, PageSection, TableBlock
 from ..figures.changes import changes_figure
@@ -19,10 +19,11 @@ _NAMED = 4
 
 
 class Pair(NamedTuple):
-    """A metric before and after; None for a side that was not measured."""
+    """A metric before and after, None for a side that was not measured, and its row of the terminal's table."""
 
     old: Score | None
     new: Score | None
+    line: Line
 
     @property
     def score(self) -> Score:
@@ -31,32 +32,28 @@ class Pair(NamedTuple):
         return score
 
     @property
-    def line(self) -> Line:
-        """The row of the terminal's table."""
-        return comparison_lines([self.old] if self.old else [], [self.new] if self.new else [])[0]
+    def word(self) -> str:
+        """The word of the verdict; "" without one."""
+        return self.line.judged.word if self.line.judged else ""
 
     @property
     def clearness(self) -> float | None:
-        """The change in units of its standard error, positive for an improvement; None if the error is unknown."""
-        if self.old is None or self.new is None:
-            return None
-        stderr = change_stderr(self.old, self.new)
-        if stderr is None:
-            return None
-        change = self.new.value - self.old.value
-        sign = 1 if self.old.better == "higher" else -1
-        return sign * change / stderr if stderr else math.copysign(math.inf, sign * change) if change else 0.0
+        """The change in units of its margin, positive for an improvement; None if the error is unknown."""
+        judged = self.line.judged
+        return -judged.worsening / judged.margin if judged and judged.margin else None
 
 
 def pairs_of(before: list[Score], after: list[Score]) -> list[Pair]:
     """Match scores by probe and metric, target first."""
-    return [Pair(old, new) for old, new in paired_scores(before, after)]
+    lines = comparison_lines(before, after)
+    return [Pair(old, new, line) for (old, new), line in zip(paired_scores(before, after), lines)]
 
 
 _CHANGED = {
-    "better": "got better",
-    "worse": "got worse",
-    "no clear change": "showed no clear change",
+    BETTER: "got better",
+    WORSE: "got worse",
+    UNCLEAR: "showed no clear change",
+    UNDECIDED: "gave not enough evidence",
     NOT_A_NUMBER: "is not a number",
 }
 
@@ -76,7 +73,7 @@ def change_sentence(pairs: list[Pair], verbs: dict[str, str] = _CHANGED) -> str:
 def _group_sentence(pairs: list[Pair], verbs: dict[str, str]) -> str:
     clauses = []
     for word, verb in verbs.items():
-        names = [pair.score.metric for pair in pairs if verdict(pair.old, pair.new) == word]
+        names = [pair.score.metric for pair in pairs if pair.word == word]
         if names:
             subject = listing(names) if len(names) <= _NAMED else plural(len(names), "metric")
             clauses.append(f"{subject} {verb}")
@@ -91,7 +88,7 @@ def change_table(pairs: list[Pair]) -> TableBlock:
         if line.group != group:
             group = line.group
             rows.append([GROUPS[group]])
-        tone = line.verdict if line.verdict in ("better", "worse") else ""
+        tone = pair.word if pair.word in (BETTER, WORSE) else ""
         before, after = _with_error(line.before, pair.old), _with_error(line.after, pair.new)
         rows.append([line.name, before, after, line.change, Cell(line.verdict or "not measured on both sides", tone)])
     head = ("metric", "before", "after", "change", "verdict")
@@ -105,7 +102,7 @@ def _with_error(text: str, score: Score | None) -> str:
 
 
 def change_pictures(pairs: list[Pair], writer: FigureWriter) -> list[Gallery]:
-    """Return the figure of the changes in units of their standard errors; empty if no error is known."""
+    """Return the figure of the changes in units of their margins; empty if no error is known."""
     known = [(pair.line.name, pair.clearness) for pair in pairs if pair.clearness is not None]
     if not known:
         return []
@@ -113,8 +110,8 @@ def change_pictures(pairs: list[Pair], writer: FigureWriter) -> list[Gallery]:
     picture = writer.picture(
         "changes",
         changes_figure(known),
-        f"Changes in units of their standard errors; positive is better. {words}.",
-        "Each change in units of its standard error. Inside the grey band there is no clear change.",
+        f"Changes in units of the margin of a clear change; positive is better. {words}.",
+        "Each change in units of its margin. Inside the grey band it is neither better nor worse.",
     )
     return [Gallery([picture])]
 
@@ -142,9 +139,8 @@ def difference_table(first: str, name: str, old: list[Score], new: list[Score]) 
     """Return the table of differences of a model from the first, paired over the same units where possible."""
     rows = []
     for pair in pairs_of(old, new):
-        word = pair.line.verdict
-        shown = word.replace("change", "difference") or "not measured on both sides"
-        rows.append([pair.line.name, pair.line.change, Cell(shown, word if word in ("better", "worse") else "")])
+        shown = pair.line.verdict.replace("change", "difference") or "not measured on both sides"
+        rows.append([pair.line.name, pair.line.change, Cell(shown, pair.word if pair.word in (BETTER, WORSE) else "")])
     note = NOTE.replace("change", "difference")
     head = ("metric", "difference", "verdict")
     return TableBlock(f"{name} compared with {first}", head, rows, numeric=(1,), stack=True, note=note)
@@ -152,6 +148,11 @@ def difference_table(first: str, name: str, old: list[Score], new: list[Score]) 
 
 def difference_sentence(first: str, name: str, old: list[Score], new: list[Score]) -> str:
     """Return `change_sentence` for two independent models."""
-    verbs = {"better": "came out better", "worse": "came out worse", "no clear change": "did not clearly differ"}
-    verbs[NOT_A_NUMBER] = "cannot be compared (not a number)"
+    verbs = {
+        BETTER: "came out better",
+        WORSE: "came out worse",
+        UNCLEAR: "did not clearly differ",
+        UNDECIDED: "gave not enough evidence",
+        NOT_A_NUMBER: "cannot be compared (not a number)",
+    }
     return f"{name} compared with {first}: {change_sentence(pairs_of(old, new), verbs)}"

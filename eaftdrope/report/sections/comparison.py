@@ -27,7 +27,7 @@ def compare_page(folder: Path, writer: FigureWriter) -> Page:
         *_arms(document),
         about_section(document, ("Seeds", listing([str(seed) for seed in seeds]) if seeds else None)),
     ]
-    return Page("Comparison of gates", folder.resolve().name, _summary(document), sections)
+    return Page("Comparison", folder.resolve().name, _summary(document), sections)
 
 
 def _summary(document: dict) -> str:
@@ -69,7 +69,7 @@ def _outcome(document: dict, writer: FigureWriter) -> PageSection:
         rows = [[listing([str(name) for name in one["pair"]]), one["text"]] for one in document["verdicts"]]
         blocks.append(TableBlock("Each pair", ("pair", "verdict"), rows, stack=True, long=(1,)))
     return PageSection(
-        "outcome", "Gained and forgotten under each gate", blocks or [Text("Nothing has been measured yet.")]
+        "outcome", "Gained and forgotten by each arm", blocks or [Text("Nothing has been measured yet.")]
     )
 
 
@@ -81,7 +81,7 @@ def _table(document: dict) -> TableBlock:
         values = {**row, document["target"]: row["target"], document["general"]: row["general"]}
         texts = [_spread(values[name], score.kind) for name, score in base.items()]
         rows.append([row["label"], f"{row['n']:,}", number(row["mean_gate"]), *texts])
-    head = ["gate", "seeds", "mean gate", *_head(base)]
+    head = ["arm", "seeds", "mean gate", *_head(base)]
     note = "± is one standard deviation over seeds; before training, one standard error. ↓ lower, ↑ higher is better."
     return TableBlock("Means over seeds", head, rows, numeric=range(1, len(head)), stack=len(head) < 7, note=note)
 
@@ -107,13 +107,13 @@ def _matched(document: dict) -> list[PageSection]:
         for arm, scores in found
     ]
     words = (
-        "A gate that simply learns less also forgets less. Here the weights of every run are interpolated towards the base "
+        "A method that simply learns less also forgets less. Here the weights of every run are interpolated towards the base "
         "model until its gain on the target equals that of the run that gained least; what it forgot is measured there."
     )
     out = [f"{one['label']}, seed {one['seed']}: {one['why']}" for one in matched.get("left_out", [])]
     blocks: list = [Text(words + (f" Left out: {'; '.join(out)}." if out else ""))]
     if rows:
-        head = ["gate", "seed", "share of the way", *_head(base)]
+        head = ["arm", "seed", "share of the way", *_head(base)]
         note = "Share of the way: 0 % is the base model, 100 % the trained weights. ± is one standard error."
         caption = f"At an equal target ({document['target']})"
         blocks.append(TableBlock(caption, head, rows, numeric=range(1, len(head)), stack=len(head) < 7, note=note))
@@ -129,7 +129,7 @@ def _arms(document: dict) -> list[PageSection]:
         scores = _scores(arm["scores"])
         run = [str(arm["seed"]), f"{arm['learning_rate']:g}", number(arm["mean_gate"]), f"{arm['steps']:,}"]
         rows.append([arm["label"], *run, *(value_text(scores.get(name)) for name in base), arm["folder"]])
-    head = ["gate", "seed", "learning rate", "mean gate", "steps", *_head(base)]
+    head = ["arm", "seed", "learning rate", "mean gate", "steps", *_head(base)]
     table = TableBlock(
         "Each run with its own error",
         [*head, "folder"],

@@ -107,10 +107,14 @@ def test_probes_of_the_target_need_held_out_data():
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_every_option_of_the_recipe_is_required(name):
+def test_every_option_of_the_recipe_is_required(name, tmp_path):
     """The recipe's schema alone has the defaults."""
     held_out = {"held_out_examples": HELD_OUT, "held_out_dataset": [{"input_ids": [1, 2], "labels": [-100, 2]}]}
-    options = probe_options(name)
+    offers = tmp_path / "offers.jsonl"
+    offers.write_text(json.dumps({"messages": [ASKED], "tools": [{"type": "function", "function": {"name": "add"}}]}))
+    # what has no default that works by itself: a trained length, and rows of a package
+    chosen = {"long_recall": {"length": 512}, "call_refusal": {"file": str(offers)}}
+    options = probe_options(name, **chosen.get(name, {}))
     (probe,) = build_probes([(name, "target", options)], **held_out)
     assert (probe.name, probe.group) == (name, "target")
     for option in options:

@@ -7,6 +7,7 @@ import pytest
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate.probes.multiple_choice import MultipleChoiceProbe, Question
 from eaftdrope.evaluate.suites.catalogue import SUITES, Part, build_part, find_data, parse_suites
+from tests.evaluate.probe_options import probe_options
 
 
 def names(text):
@@ -33,6 +34,7 @@ def rows(file, *values):
         ("general", {"general": ["perplexity", "multiple_choice", "instructions", "agreement"]}, []),
         ("medical, math", {"medical": ["pubmedqa", "medqa"], "math": ["gsm8k"]}, []),
         ("medical:pubmedqa", {"medical": ["pubmedqa"]}, []),
+        ("behaviour:verbosity,recall", {"behaviour": ["verbosity"], "recall": ["long_recall"]}, []),
         ("general:agreement,general:perplexity", {"general": ["agreement", "perplexity"]}, []),
         ("medical:medqa,medical", {"medical": ["medqa", "pubmedqa"]}, []),
         # what stands behind lm-eval: is lm-eval's, also a name that a part of ours has
@@ -50,7 +52,8 @@ def test_names(text, parts, tasks):
     [
         (
             "genral",
-            r"--suite genral: no such suite\. Did you mean general\? Suites: general, medical, math, tool_use; ",
+            r"--suite genral: no such suite\. Did you mean general\? Suites: general, medical, math, tool_use, "
+            r"behaviour, recall; ",
         ),
         ("mmlu", r"--suite mmlu: no such suite\..* tasks of lm-eval as lm-eval:TASK\."),
         ("gsm8k", r"--suite gsm8k: no such suite\."),
@@ -180,3 +183,22 @@ def test_data_that_cannot_be_had():
     assert str(e.value).endswith(
         "--data gsm8k=FILE (rows with messages, or with question and answer that ends with a number)."
     )
+
+
+def test_the_suite_of_behaviour(tmp_path):
+    """Every part has a hundred items or more, and the options of a recipe's probe."""
+    sizes = {
+        "format_keeping": len(build("format_keeping").tasks),
+        "verbosity": len(build("verbosity").prompts),
+        "language_drift": len(build("language_drift").prompts),
+        "turn_consistency": len(build("turn_consistency").pairs),
+        "long_recall": build("long_recall").trials,
+    }
+    assert min(sizes.values()) >= 100, sizes
+    assert len(build("turn_consistency", limit=7).pairs) == 7
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    mine = rows(tmp_path / "mine.jsonl", {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool]})
+    assert len(build("call_refusal", mine).offers) == 1
+    for suite in ("behaviour", "recall"):
+        for found in SUITES[suite]:
+            assert found.options.keys() == probe_options(found.probe).keys()
