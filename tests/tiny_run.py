@@ -287,6 +287,7 @@ MOMENTS = {
     "after run.json": (0, _folder_method("_write_run", _after)),
     "while probing before": (0, _while_probing(1)),
     "in step 2, before a checkpoint": (0, _in_step(2)),
+    "in step 3, after a checkpoint": (2, _in_step(3)),
     "in step 4, after a checkpoint": (2, _in_step(4)),
     "in a checkpoint, before its weights": (2, _trainer_method("_save", 2)),
     "in a checkpoint, before its optimizer": (2, _trainer_method("_save_optimizer_and_scheduler", 2)),

@@ -1,6 +1,8 @@
 """`eaftdrope VERB ...`: find the verb, run it, and turn errors meant for the user into text and an exit code.
 
-Exit codes: 0 done, 2 something the user can correct (no traceback), 130 interrupted, 1 a bug in eaftdrope (traceback).
+Exit codes: 0 done; 2 something the user can correct (no traceback); 130 Ctrl-C and 143 SIGTERM, after which the same command
+resumes; 3 another process of the launch was lost, likewise; 1 a bug in eaftdrope (traceback), and for `eval --fail-if-worse`
+a metric that is worse.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable
 
 import typer
 
-from eaftdrope.errors import UserError, missing_package, printable
+from eaftdrope.errors import ReportedByAnother, UserError, missing_package, printable
 
 VERBS = {
     "train": "Run a recipe and show what was gained and forgotten.",
@@ -31,7 +33,7 @@ VERBS = {
     "ttt": "TTT: read a text into a state, ask about it, measure it.",
     "rlm": "Answer queries over long texts with a model that writes code.",
     "report": "Render the report of a result again, or compare runs.",
-    "recipes": "List, show or copy the recipes that come with eaftdrope.",
+    "recipes": "List, show or copy recipes; translate those of other tools.",
     "schema": "Print the JSON schema of a recipe, for editors.",
     "doctor": "Show what this machine can run.",
     "bench": "Measure what the loss costs on this machine.",
@@ -55,8 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Begun inside a page, a freed tensor leaves a hole that glibc finds too small for the next of its size: half as much
     # memory again in training on a CPU.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # of a lost process, one message instead of pages of warnings from each of the others
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     verb = next((word for word in arguments if not word.startswith("-")), None)
-    build_app(verb)(args=arguments, prog_name="eaftdrope")
+    build_app(verb)(args=_with_values(arguments), prog_name="eaftdrope")
 
 
 def _current_names(arguments: list[str]) -> list[str]:
@@ -67,6 +72,17 @@ def _current_names(arguments: list[str]) -> list[str]:
     old, new = arguments[place], RENAMED[arguments[place]]
     typer.echo(f"`eaftdrope {old}` is now `eaftdrope {new}`.", err=True)
     return [*arguments[:place], new, *arguments[place + 1 :]]
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """`arguments` with an empty value for a --fail-if-worse that has none; click would use the word after it, a model."""
+    option = "--fail-if-worse"
+    if option not in arguments:
+        return arguments
+    from eaftdrope.evaluate.suites.regressions import LIMIT
+
+    followed = zip(arguments, [*arguments[1:], ""])
+    return [f"{option}=" if word == option and not LIMIT.fullmatch(after) else word for word, after in followed]
 
 
 def build_app(verb: str | None) -> typer.Typer:
@@ -130,6 +146,8 @@ def _guarded(function: Callable, verb: str) -> Callable:
             if verb in SINGLE_PROCESS:
                 _refuse_several_processes(verb)
             return function(*args, **kwargs)
+        except ReportedByAnother:
+            raise SystemExit(2) from None
         except UserError as error:
             _print_error(str(error))
             raise SystemExit(2) from None

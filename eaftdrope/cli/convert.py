@@ -11,6 +11,8 @@ import typer
 
 from eaftdrope.errors import UserError
 
+from .terminal import echo
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -118,7 +120,7 @@ def undo_conversion(source: str, target: Path, *, copy: bool) -> None:
     from eaftdrope.drope import undo
 
     restored = undo(source, target, copy=copy)
-    typer.echo(f"restored   {restored}: every file is as it was before the conversion of {source}")
+    echo(f"restored   {restored}: every file is as it was before the conversion of {source}")
 
 
 def _check_temperatures(

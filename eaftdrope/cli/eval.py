@@ -7,23 +7,25 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+
+from eaftdrope.errors import UserError, printable
+from eaftdrope.files import write_atomically
 
 from .measure import DeviceName, Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from eaftdrope.evaluate import Score
     from eaftdrope.evaluate.suites.plan import EvaluationOptions, EvaluationPlan, RecipeProbes
+    from eaftdrope.evaluate.suites.regressions import WorseningLimits
     from eaftdrope.files import ResultFolder
 
 _UNSHOWN = {"show_default": False}
 _DEFAULT_SUITE = "general"
-_STYLES = {"better": "green", "worse": "red", "no clear change": "dim"}
 
 
 _Models = Annotated[
@@ -35,7 +37,8 @@ _Models = Annotated[
 _Suite = Annotated[
     str | None,
     typer.Option(
-        help="From general,medical,math,tool_use; medical:pubmedqa is one part; lm-eval:mmlu,ifeval are tasks of lm-eval.",
+        help="From general,behaviour,recall,medical,math,tool_use; medical:pubmedqa is one part; lm-eval:mmlu,ifeval are "
+        "tasks of lm-eval.",
         show_default=f"{_DEFAULT_SUITE}, without --probes",
     ),
 ]
@@ -58,6 +61,21 @@ _Limit = Annotated[
 ]
 _Include = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder with your own task files for lm-eval (YAML).", **_UNSHOWN)
+]
+_FailIfWorse = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[METRIC:MARGIN]",
+        help="Exit with 1 if a metric is clearly worse than the base's: any, or METRIC by more than MARGIN; repeatable.",
+        **_UNSHOWN,
+    ),
+]
+_JUnit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write the verdicts as JUnit XML.", **_UNSHOWN)
+]
+_GitHub = Annotated[
+    bool,
+    typer.Option("--github", envvar="GITHUB_ACTIONS", help="Print the verdicts as annotations of GitHub Actions."),
 ]
 _BatchTokens = Annotated[
     int, typer.Option(min=64, help="Tokens per forward pass, padding included; bounds the logits.")
@@ -82,11 +100,16 @@ def eval(
         bool, typer.Option("--dry-run", help="Print what would be measured; read the data, load no weights.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")] = False,
+    fail_if_worse: _FailIfWorse = None,
+    junit: _JUnit = None,
+    github: _GitHub = False,
 ) -> None:
     """Measure models with standard errors; the first of several is the base that changes are computed from.
 
-    Writes eval.json and report.html. Scores of the same weights and the same probe come from a cache, so that the same
-    command resumes an interrupted one.
+    Writes eval.json, report.html, and the scores as lm-eval and inspect-ai write them. Scores of the same weights and the
+    same probe come from a cache, so that the same command resumes an interrupted one.
+
+    Exit codes: 0; 1 if --fail-if-worse finds a metric that is clearly worse; 2 for an error of the user.
     """
     if not sys.stderr.isatty():
         # nothing else turns off the bars of lm-eval; tqdm reads the variable when it is imported
@@ -97,6 +120,7 @@ def eval(
     from .measure import device_and_dtype
 
     device, dtype, problems = device_and_dtype(device, dtype)
+    verdicts = _verdict_options(fail_if_worse, junit, github, len(models), problems)
     folder = output or Path("runs") / "eval" / short_name(models[0])
     options = EvaluationOptions(
         models=tuple(models),
@@ -112,7 +136,60 @@ def eval(
         batch_tokens=batch_tokens,
     )
     recipe_probes = _recipe_probes(probes, models[0], folder) if probes else None
-    _eval(options, problems, recipe_probes, folder, fresh=fresh, dry_run=dry_run, overwrite=overwrite)
+    found = _eval(options, problems, recipe_probes, folder, fresh=fresh, dry_run=dry_run, overwrite=overwrite)
+    if found is not None and _report_verdicts(found, verdicts):
+        raise SystemExit(1)
+
+
+class _VerdictOptions(NamedTuple):
+    """What is done with the verdicts; `limits` is None without --fail-if-worse."""
+
+    limits: WorseningLimits | None
+    junit: Path | None
+    github: bool
+
+
+def _verdict_options(
+    fail_if_worse: list[str] | None, junit: Path | None, github: bool, models: int, problems: list[str]
+) -> _VerdictOptions:
+    """Read the options on verdicts; what is wrong with them is added to `problems`."""
+    from eaftdrope.evaluate.suites.regressions import parse_limits
+
+    limits = None
+    for option in ("--fail-if-worse",) * bool(fail_if_worse) + ("--junit",) * bool(junit):
+        if models < 2:
+            problems.append(f"{option}: there is nothing to compare. Pass the base model and at least one other.")
+    if junit is not None and not junit.parent.is_dir():
+        problems.append(f"--junit {junit}: there is no folder {junit.parent}. Create it, or choose another file.")
+    if fail_if_worse:
+        try:
+            limits = parse_limits(fail_if_worse)
+        except UserError as error:
+            problems.append(str(error))
+    return _VerdictOptions(limits, junit, github)
+
+
+def _report_verdicts(found: dict[str, dict[str, list[Score]]], options: _VerdictOptions) -> bool:
+    """Print and write the verdicts as the options require; return True if --fail-if-worse fails."""
+    from eaftdrope.evaluate.suites.ci_output import github_annotations, junit_xml
+    from eaftdrope.evaluate.suites.regressions import PASSED, WorseningLimits, check_models, summary
+    from eaftdrope.evaluate.verdicts import WORSE
+
+    if len(found) < 2 or not any(options):
+        return False
+    scores = {model: [score for part in suites.values() for score in part] for model, suites in found.items()}
+    checked = check_models(scores, options.limits or WorseningLimits())
+    if options.junit is not None:
+        write_atomically(options.junit, junit_xml(checked))
+    for line in github_annotations(checked) if options.github else []:
+        typer.echo(line)
+    if options.limits is None:
+        return False
+    typer.echo(printable(summary(checked)))
+    for one in checked:
+        if one.word != PASSED:
+            typer.echo(f"  {printable(one.text)}")
+    return any(one.word == WORSE for one in checked)
 
 
 def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
@@ -121,7 +198,6 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
     Raises:
         UserError: the recipe is wrong, or has no data section.
     """
-    from eaftdrope.errors import UserError
     from eaftdrope.recipe.load import load_recipe
 
     recipe = load_recipe(path, [f"model={model}", f"output.dir={folder}"])
@@ -135,7 +211,8 @@ def _recipe_probes(path: Path, model: str, folder: Path) -> RecipeProbes:
         from eaftdrope.run.data import build_data
         from eaftdrope.run.settings import eaft_settings
 
-        return build_run_probes(recipe.probes, build_data(eaft_settings(recipe), tokenizer))
+        settings = eaft_settings(recipe)
+        return build_run_probes(recipe.probes, build_data(settings, tokenizer), length=settings.max_length)
 
     return build
 
@@ -149,18 +226,20 @@ def _eval(
     fresh: bool,
     dry_run: bool,
     overwrite: bool,
-) -> None:
-
+) -> dict[str, dict[str, list[Score]]] | None:
+    """Measure and print; return the scores by model and suite, None for a dry run."""
     from eaftdrope.evaluate.suites.plan import make_plan
     from eaftdrope.evaluate.suites.run import NAME, SCHEMA
     from eaftdrope.files import ResultFolder
 
+    from .eval_tables import plan_table, score_table
     from .terminal import make_console, show_report, silence_libraries
 
     silence_libraries(bars=False)
     console = make_console()
     plan = make_plan(options, problems, recipe_probes)
     results = ResultFolder(folder, NAME, "an evaluation", plan.settings, schema=SCHEMA, overwrite=overwrite)
+    found = None
     if dry_run:
         console.print(plan_table(plan))
     else:
@@ -170,12 +249,14 @@ def _eval(
         show_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    return found
 
 
 def _run(
     plan: EvaluationPlan, results: ResultFolder, console: Console, *, fresh: bool
 ) -> dict[str, dict[str, list[Score]]]:
     """Measure with a bar in a terminal, elsewhere one line per step, and report how much came from the cache."""
+    from eaftdrope.evaluate.suites.other_formats import write_other_formats
     from eaftdrope.evaluate.suites.run import SCHEMA, run_plan
 
     from .measure import about, bars
@@ -202,63 +283,10 @@ def _run(
         found = run_plan(plan, results, started, fresh=fresh)
     results.document["status"] = "finished"
     results.save()
+    write_other_formats(
+        results, {model: [s for part in suites.values() for s in part] for model, suites in found.items()}
+    )
     to_measure = plan.to_measure
     if kept := sum(pair not in measured for pair in to_measure):
         console.print(f"{kept} of {len(to_measure)} came from the cache (--fresh ignores it)", highlight=False)
     return found
-
-
-def plan_table(plan: EvaluationPlan) -> Table:
-    """Table of the steps of a plan and their data."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Evaluation", title_justify="left")
-    for column in ("model", "suite", "part", "data"):
-        table.add_column(column)
-    for model in plan.models:
-        table.add_section()
-        for step in model.steps:
-            table.add_row(*map(Text, (model.name, step.suite, step.name, plan.data.get(step.name, ""))))
-    return table
-
-
-def score_table(found: dict[str, dict[str, list[Score]]]) -> Table:
-    """One column per model, those after the first with the change from it; one section per suite."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from eaftdrope.evaluate.table import NOTE
-    from eaftdrope.report.words import arrowed, value_text
-
-    first, *others = found
-    caption = NOTE if others else "± is one standard error."
-    table = Table(title="Evaluation", caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("")
-    table.add_column(Text(first), justify="right")
-    for name in others:
-        table.add_column(Text(name), justify="right")
-        table.add_column("change", justify="right")
-    table.add_column("n", justify="right")
-    for suite in dict.fromkeys(suite for suites in found.values() for suite in suites):
-        by_model = [{(s.probe, s.metric): s for s in suites.get(suite, [])} for suites in found.values()]
-        table.add_section()
-        table.add_row(Text(suite, "bold"))
-        for key in dict.fromkeys(key for scores in by_model for key in scores):
-            base, *rest = (scores.get(key) for scores in by_model)
-            score = next(filter(None, (base, *rest)))
-            cells = [text for other in rest for text in (value_text(other), _change(base, other))]
-            name = Text(f"  {arrowed(score.metric, score.better)}")
-            table.add_row(name, value_text(base), *cells, f"{score.n:,}")
-    return table
-
-
-def _change(base: Score | None, other: Score | None) -> str:
-    """Return the change with its paired error, in the colour of the verdict."""
-    from eaftdrope.evaluate.table import comparison_lines
-
-    if base is None or other is None:
-        return "–"
-    (line,) = comparison_lines([base], [other])
-    mark = "" if line.verdict == "no clear change" else f" {line.verdict}"
-    return f"[{_STYLES[line.verdict]}]{line.change}{mark}[/]"

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaftdrope.data import Source
 from eaftdrope.errors import UserError
 from eaftdrope.recipe import Recipe, load_recipe
 
+from .terminal import make_console
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from eaftdrope.data.preview import Preview
 
 # Tokens of a document that are shown if the block length is the model's own.
@@ -30,16 +35,43 @@ def preview(
     read, the share of truncated rows, whether the stop token is trained, and the rows that cannot be used."""
     loaded = load_recipe(recipe, overrides or [])
 
-    from rich.console import Console
-
     from eaftdrope.data.preview import preview_text
 
-    console = Console()
+    console = make_console(None)
     marks = not console.is_terminal or console.no_color
     for stage, shown in stage_previews(loaded, recipe, rows=rows, scan=scan):
         if loaded.stages:
             console.print(stage_heading(stage, loaded), highlight=False, markup=False)
         console.print(preview_text(shown, marks=marks), soft_wrap=True)
+        if stage == "eaft" and (note := replay_note(loaded, shown)):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def replay_sources(loaded: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Source]:
+    """Return the source of a recipe's replay: a file, or the replies in the cache, the newest file of them."""
+    replay = loaded.data.replay
+    if replay is None:
+        return []
+    if not replay.is_generated:
+        return [Source(replay.origin)]
+    from eaftdrope.run.replay import find_replies
+    from eaftdrope.run.settings import eaft_settings
+
+    file = find_replies(eaft_settings(loaded), tokenizer).newest
+    return [] if file is None else [Source(str(file))]
+
+
+def replay_note(loaded: Recipe, shown: Preview) -> str | None:
+    """Return a line about the replay of the stage eaft; None without replay."""
+    replay = loaded.data.replay if loaded.data else None
+    if replay is None:
+        return None
+    what = f"replay: {replay.share:.0%} of the training rows"
+    if len(shown.report.by_source) > len(loaded.data.train):
+        return f"{what}, chosen from the last source"
+    return (
+        f"{what}, which the model generates from {replay.prompts} when the training starts; no replies are stored yet"
+    )
 
 
 def stage_heading(stage: str, loaded: Recipe) -> str:
@@ -76,10 +108,11 @@ def stage_previews(
     vocabulary = load_config(model.reference, **how).get_text_config().vocab_size
     for stage in stages:
         data, training = trained[stage]
+        replay = replay_sources(loaded, tokenizer) if stage == "eaft" else []
         yield (
             stage,
             make_preview(
-                [*data.train_sources(), *(data.held_out_sources() if held_out else ())],
+                [*data.train_sources(), *replay, *(data.held_out_sources() if held_out else ())],
                 tokenizer,
                 rows=rows,
                 format=data.format,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .terminal import echo
+
 
 def report(
     folders: Annotated[
@@ -33,4 +35,4 @@ def report(
     path = write_report(folders[0], output) if len(folders) == 1 else write_side_by_side(folders, output)
     # the page of a journal has no figures
     is_journal = len(folders) == 1 and folders[0].is_file()
-    typer.echo(f"written: {path}" + ("" if is_journal else f", {path.parent / 'figures'}"))
+    echo(f"written: {path}" + ("" if is_journal else f", {path.parent / 'figures'}"))

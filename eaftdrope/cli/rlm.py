@@ -20,6 +20,7 @@ from .measure import DeviceName, Dtype, Overwrite
 from .rlm_bench import bench
 from .rlm_context import JOURNALS, read_context
 from .rlm_options import Endpoint, Model, ShortPrompt, SubModel, Window, served_problems
+from .terminal import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,7 +159,7 @@ def _ask(
     try:
         result = _run(engine, context, query, file, None if as_json else console)
     except KeyboardInterrupt:
-        typer.echo(printable(f"The same command resumes from {file}."), err=True)
+        echo(f"The same command resumes from {file}.", err=True)
         raise
     _show(result, file, console, as_json=as_json)
     if not as_json:
@@ -303,11 +304,11 @@ def rows(
         raise UserError(f"--scores {scores}: not a JSON object of scores by file name.")
     found, counts = training_rows(files, filters, per=per, scores=known)
     for reason, count in sorted(counts.items()):
-        typer.echo(f"{count:,} {reason}")
+        echo(f"{count:,} {reason}")
     if not found:
         raise UserError(f"no row is left of {len(files)} files, so nothing was written.")
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    typer.echo(f"written: {output}: {len(found):,} rows")
+    echo(f"written: {output}: {len(found):,} rows")
 
 
 @rlm.command()
@@ -334,4 +335,4 @@ def expert(
         raise UserError(f"{output} exists. Choose another file with --output, or pass --overwrite.")
     made = expert_rows(rows, names=names, chars=chars, journals=journals)
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
-    typer.echo(f"written: {output}: {rows:,} rows")
+    echo(f"written: {output}: {rows:,} rows")

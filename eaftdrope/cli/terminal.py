@@ -6,20 +6,40 @@ import importlib.util
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from eaftdrope.errors import missing_package
+import typer
+
+from eaftdrope.errors import missing_package, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segment
 
 
-def make_console(width: int = 140) -> Console:
-    """A rich console as wide as the terminal; `width` columns where the output is a file or a pipe."""
+def make_console(width: int | None = 140) -> Console:
+    """A rich console as wide as the terminal; `width` columns where the output is a file or a pipe (None: rich's default).
+
+    Whatever is shown on it, a name of a file or a model's answer, cannot control the terminal: its control characters are
+    escaped.
+    """
     from rich.console import Console
+    from rich.segment import Segment
 
-    return Console() if sys.stdout.isatty() else Console(width=width)
+    class SafeConsole(Console):
+        def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+            for segment in super().render(*args, **kwargs):
+                shown = segment.text if segment.control else printable(segment.text, lines=True)
+                yield segment if shown == segment.text else Segment(shown, segment.style)
+
+    return SafeConsole() if width is None or sys.stdout.isatty() else SafeConsole(width=width)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text that may contain names and answers of others, with its control characters escaped."""
+    typer.echo(printable(text, lines=True), err=err)
 
 
 def silence_libraries(*, bars: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from eaftdrope.recipe import load_recipe
 
-from .terminal import make_console, silence_libraries
+from .terminal import echo, make_console, silence_libraries
 
 
 def train(
@@ -33,6 +33,7 @@ def train(
     """
     checked = load_recipe(recipe, overrides or [])
 
+    from eaftdrope.run.heartbeat import EXIT_CODE, LaunchEnded
     from eaftdrope.run.interrupts import RunInterrupted
     from eaftdrope.run.train import run_recipe, show_plan
 
@@ -46,5 +47,9 @@ def train(
         run_recipe(checked, console, command=command, overwrite=overwrite)
     except RunInterrupted as stop:
         if not console.quiet:
-            typer.echo(str(stop), err=True)
-        raise SystemExit(130) from None
+            echo(str(stop), err=True)
+        raise SystemExit(stop.exit_code) from None
+    except LaunchEnded as end:
+        if str(end):
+            echo(str(end), err=True)
+        raise SystemExit(EXIT_CODE) from None

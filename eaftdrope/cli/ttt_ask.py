@@ -66,7 +66,7 @@ def ask(
     from eaftdrope.ttt.loading import find_ttt
 
     from .measure import device_and_dtype
-    from .terminal import make_console, silence_libraries
+    from .terminal import echo, make_console, silence_libraries
 
     silence_libraries(bars=False)
     changes = given(lr=lr, window=window, sink=sink, chunk=chunk, fast_blocks=fast_blocks, layout=layout)
@@ -80,7 +80,7 @@ def ask(
     if tokenizer.chat_template is None and not raw:
         raise UserError(f"model {model!r} has no chat template. Pass --raw to have it continue the text as it is.")
     console = make_console(width=120)
-    typer.echo(heading(source), err=True)
+    echo(heading(source), err=True)
     with console.status("loading"):
         loaded = source.load(dtype, device)
         reading = source.state(loaded, state)
@@ -88,7 +88,7 @@ def ask(
     _answer(loaded, tokenizer, reading, prompt, _settings(loaded, tokenizer, max_new_tokens, temperature), seed)
     if save is not None:
         reading.save(save)
-        typer.echo(f"written: {save} ({reading.position:,} tokens). Keep it as private as what was read.", err=True)
+        echo(f"written: {save} ({reading.position:,} tokens). Keep it as private as what was read.", err=True)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, raw: bool, is_fresh: bool) -> list[int]:

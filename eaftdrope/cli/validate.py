@@ -12,8 +12,10 @@ from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.stage_sections import Drope, Recalibrate
-from eaftdrope.recipe.training_sections import Loss, Train
+from eaftdrope.recipe.training_sections import AnchoredLoss, Loss, Train
 from eaftdrope.recipe.ttt_section import MetaTraining
+
+from .terminal import echo
 
 
 def validate(
@@ -36,11 +38,11 @@ def validate(
         raise UserError("--scan limits the rows, which are only read with --data. Add --data, or leave --scan out.")
     checked = printable(f"ok  {recipe}\n{summary(loaded)}", lines=True)
     if not data:
-        typer.echo(checked)
+        echo(checked)
         return
     if bad := _print_audit(loaded, recipe, scan):
         raise UserError(f"{recipe}: {bad:,} bad rows, and training stops at the first (on_bad_row: stop). See above.")
-    typer.echo(checked)
+    echo(checked)
 
 
 def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
@@ -52,8 +54,8 @@ def _print_audit(loaded: Recipe, recipe: Path, scan: int | None) -> int:
     bad = 0
     for stage, shown in stage_previews(loaded, recipe, rows=0, scan=scan, held_out=True):
         if loaded.stages:
-            typer.echo(stage_heading(stage, loaded))
-        typer.echo(report_text(shown).plain)
+            echo(stage_heading(stage, loaded))
+        echo(report_text(shown).plain)
         bad += shown.report.skipped_rows if shown.on_bad_row == "stop" else 0
     return bad
 
@@ -156,7 +158,9 @@ def _held_out(data: Rows) -> str:
 def _loss(loss: Loss) -> str:
     options = ", ".join(f"{name} {value}" for name, value in loss.gate_kwargs().items())
     exempt = f", not on {', '.join(map(repr, loss.exempt))}" if loss.exempt else ""
-    return f"gate {loss.gate}" + (f" ({options})" if options else "") + exempt
+    anchor = loss.anchor_of_loss if isinstance(loss, AnchoredLoss) else None
+    kept = f", anchor {anchor.formula}" if anchor else ""
+    return f"gate {loss.gate}" + (f" ({options})" if options else "") + exempt + kept
 
 
 def _length(train: Train) -> str:

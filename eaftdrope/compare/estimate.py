@@ -14,7 +14,7 @@ from eaftdrope.run.machine import uses_bfloat16
 from eaftdrope.run.plan import make_plan
 from eaftdrope.run.settings import eaft_settings
 
-from .plan import Arm, ComparisonPlan
+from .plan import Arm
 from .training import is_trained, train_seconds
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ _SIDE = 1024
 _SECONDS = 0.5
 
 
-def arms_table(plan: ComparisonPlan) -> Table:
+def arms_table(measurement: Measurement) -> Table:
     """Return the table of the arms with their folders and states."""
-    table = Table()
+    plan, table = measurement.plan, Table()
     for column in ("arm", "seed", "learning rate", "folder", ""):
         table.add_column(column, overflow="fold")
     for arm in plan.arms:
         table.add_row(
-            arm.gate.label, str(arm.seed), f"{arm.learning_rate:g}", Text(str(plan.path(arm))), _state(plan, arm)
+            arm.spec.label, str(arm.seed), f"{arm.learning_rate:g}", Text(str(plan.path(arm))), _state(measurement, arm)
         )
     return table
 
@@ -46,11 +46,12 @@ def estimate(measurement: Measurement) -> list[str]:
     plan, recipe = measurement.plan, measurement.plan.recipe
     settings = eaft_settings(recipe)
     one = make_plan(settings, measurement.config, measurement.data.stats, autocast=settings.autocast)
-    done = [arm for arm in plan.arms if is_trained(plan, arm)]
-    left = len(plan.arms) - len(done)
+    done = [arm for arm in plan.trained if is_trained(plan, arm, measurement.held_out_loss)]
+    left = len(plan.trained) - len(done)
+    repaired = len(plan.arms) - len(plan.trained)
     lines = [
-        f"{len(plan.arms)} arms of {one.steps:,} steps, at most {one.steps * one.tokens_per_step:,} tokens each; "
-        f"{len(done)} trained, {left} to train",
+        f"{len(plan.trained)} arms of {one.steps:,} steps, at most {one.steps * one.tokens_per_step:,} tokens each; "
+        f"{len(done)} trained, {left} to train" + (f"; {repaired} repaired from them" if repaired else ""),
         f"each writes {one.files[0][0]}: {one.files[0][1]}",
     ]
     times = [found for arm in done if (found := train_seconds(plan.path(arm))) is not None]
@@ -65,8 +66,14 @@ def estimate(measurement: Measurement) -> list[str]:
     return lines
 
 
-def _state(plan: ComparisonPlan, arm: Arm) -> str:
-    return {True: "trained", False: "to train", None: "to train, after eaft"}[is_trained(plan, arm)]
+def _state(measurement: Measurement, arm: Arm) -> str:
+    plan = measurement.plan
+    trained = is_trained(plan, arm, measurement.held_out_loss)
+    if arm.spec.repair:
+        return f"repaired from {plan.source_of(arm).spec.label}" + ("" if trained else ", once that is trained")
+    if trained is None:
+        return "to train, after " + ("the others" if arm.spec.stops_early else plan.weight_source(arm).spec.label)
+    return "trained" if trained else "to train"
 
 
 def _speed(measurement: Measurement) -> float:

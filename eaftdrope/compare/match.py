@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from eaftdrope.checkpoints.interpolate import adapter_line, full_line
-from eaftdrope.evaluate.scores import change_stderr, verdict
+from eaftdrope.evaluate.scores import change_stderr
+from eaftdrope.evaluate.verdicts import BETTER, judge_change
 from eaftdrope.run.machine import weights_dtype
 
 from .measurement import Measurement, StartProgress
@@ -109,8 +110,8 @@ def match(measurement: Measurement, started: StartProgress, changed: Callable[[]
     plan = measurement.plan
     lines = {arm: _Interpolation(measurement, arm, started, changed) for arm in plan.arms}
     levels, matched, left_out = [], [], []
-    for seed, rate in dict.fromkeys((arm.seed, arm.learning_rate) for arm in plan.arms):
-        arms = [arm for arm in plan.arms if (arm.seed, arm.learning_rate) == (seed, rate)]
+    for seed, rate in dict.fromkeys((arm.seed, arm.base_rate) for arm in plan.arms):
+        arms = [arm for arm in plan.arms if (arm.seed, arm.base_rate) == (seed, rate)]
         ends = {arm: (lines[arm].score(0.0), lines[arm].score(1.0)) for arm in arms}
         reasons = left_out_reasons(ends)
         left_out += [_left_out(arm, why) for arm, why in reasons.items()]
@@ -144,7 +145,7 @@ def left_out_reasons(ends: dict[Arm, tuple[Score, Score]]) -> dict[Arm, str]:
     for arm, (base, end) in ends.items():
         if not math.isfinite(gains[arm]):
             reasons[arm] = "its target loss is not a number"
-        elif verdict(base, end) != "better":
+        elif judge_change(base, end).word != BETTER:
             reasons[arm] = "no clear gain on the target"
         elif gains[arm] < LEAST_GAIN * gains[best]:
             reasons[arm] = (
@@ -159,7 +160,7 @@ def level_of(ends: dict[Arm, tuple[Score, Score]]) -> TargetLevel:
     base, end = ends[weakest]
     largest = base.value - min(score.value for _, score in ends.values())
     share = (base.value - end.value) / largest
-    seed, rate = weakest.seed, weakest.learning_rate
+    seed, rate = weakest.seed, weakest.base_rate
     return TargetLevel(seed, rate, base.value, end.value, tolerance_of(base, end), weakest.label, share)
 
 

@@ -1,6 +1,6 @@
-"""The plan of a comparison: its arms (gate x learning rate x seed), each a recipe.
+"""The plan of a comparison: its arms (what arms.py describes x learning rate x seed), each a recipe.
 
-An arm is the recipe with the arm's gate, rate and seed and without probes, in DIR/arms/LABEL-seedS. It is the run that
+An arm is the recipe with the arm's changes, rate and seed and without probes, in DIR/arms/LABEL-seedS. It is the run that
 
     eaftdrope train RECIPE loss.gate=GATE train.seed=S 'probes.target=[]' 'probes.general=[]' output.dir=DIR/arms/GATE-seedS
 
@@ -11,53 +11,43 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from eaftdrope.checkpoints.repair_options import SMALLEST
 from eaftdrope.errors import UserError
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 from eaftdrope.recipe import load_recipe
 from eaftdrope.recipe.schema import Recipe
-from eaftdrope.recipe.suggest import did_you_mean
 
-PLAIN = "none"
-# the gate whose mean is the weight of a constant
-MEASURED_GATE = "eaft"
+from .arms import EARLY_STOP, ArmSpec, is_source_of_weight, parse_arms
 
-
-@dataclass(frozen=True)
-class ArmGate:
-    """A gate as the user wrote it: its name, and its options as text."""
-
-    name: str
-    options: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The gate and its options, such as `eaft alpha=2`."""
-        return " ".join([self.name, *(f"{option}={value}" for option, value in self.options)])
-
-    @property
-    def is_matched_scale(self) -> bool:
-        """The gate is a constant without a weight: its weight is the mean gate of the eaft arm."""
-        return self.name == "constant" and not self.options
+# in place of what finished arms determine, for the checks of the recipe
+_ANY_VALUES = MappingProxyType({"loss.weight": "1.0", "train.stop_at": "1.0"})
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One training. `label` is the gate, with the rate if several are compared; arms that differ in the seed only
-    share it."""
+    """One training, or one repair of a training. `label` has the rate if several are compared; arms that differ in the seed
+    only share it. `base_rate` is the learning rate before the arm divides it."""
 
-    gate: ArmGate
-    learning_rate: float
+    spec: ArmSpec
+    base_rate: float
     seed: int
     label: str
 
     @property
     def name(self) -> str:
         """The name of its folder and of its file of scores."""
-        return f"{self.label.replace(' ', '-')}-seed{self.seed}"
+        return f"{re.sub('[^A-Za-z0-9_.=@-]+', '-', self.label)}-seed{self.seed}"
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of its training."""
+        return self.base_rate / self.spec.rate_divisor
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class ComparisonPlan:
         overrides: changes to the recipe for every arm.
         recipe: the recipe with those changes, and with its probes.
         folder: of the comparison and all its files.
-        arms: in the order of training: a constant after the arm that determines its weight.
+        arms: in the order of training: each after those that it needs.
         match: also compare retention at equal target gain.
     """
 
@@ -90,29 +80,38 @@ class ComparisonPlan:
         """Each label once, in the order of the arms."""
         return tuple(dict.fromkeys(arm.label for arm in self.arms))
 
+    @property
+    def trained(self) -> tuple[Arm, ...]:
+        """The arms that are trained; the others are repairs of one of them."""
+        return tuple(arm for arm in self.arms if not arm.spec.repair)
+
+    def beside(self, arm: Arm) -> list[Arm]:
+        """Return all arms of the same seed and rate, in order."""
+        return [other for other in self.arms if (other.seed, other.base_rate) == (arm.seed, arm.base_rate)]
+
     def reference_of(self, arm: Arm) -> Arm:
-        """Return the arm to compare with, of the same rate and seed: gate `none`, else the first."""
-        beside = [other for other in self.arms if (other.seed, other.learning_rate) == (arm.seed, arm.learning_rate)]
-        return next((other for other in beside if other.gate.label == PLAIN), beside[0])
+        """Return the arm to compare with: plain fine-tuning, else the first."""
+        beside = self.beside(arm)
+        return next((other for other in beside if other.spec == ArmSpec()), beside[0])
+
+    def source_of(self, arm: Arm) -> Arm:
+        """Return the training that an arm is a repair of; the arm itself if it is none."""
+        return next(other for other in self.beside(arm) if other.spec == arm.spec.training)
 
     def path(self, arm: Arm) -> Path:
-        """Return the run folder of an arm."""
-        return self.folder / "arms" / arm.name
+        """Return the run folder of an arm's training."""
+        return self.folder / "arms" / self.source_of(arm).name
 
     def weight_source(self, arm: Arm) -> Arm:
         """Return the arm whose mean gate is the weight of a constant without one."""
-        return next(
-            other
-            for other in self.arms
-            if other.gate.name == MEASURED_GATE and (other.seed, other.learning_rate) == (arm.seed, arm.learning_rate)
-        )
+        return next(other for other in self.beside(arm) if is_source_of_weight(other.spec, arm.spec))
 
 
 def plan_comparison(
     file: Path,
     overrides: list[str],
     *,
-    gates: str,
+    arms: str,
     seeds: int = 3,
     rates: str | None = None,
     folder: Path | None = None,
@@ -121,7 +120,7 @@ def plan_comparison(
     """Read the recipe and plan its arms; no data or weights are loaded, and nothing is written.
 
     Args:
-        gates: names separated by commas, each with its options after colons: `none,eaft,eaft:alpha=2,constant`.
+        arms: separated by commas, in the language of arms.py: `none,eaft,eaft:alpha=2,constant,lr/2,none+denoise`.
         rates: learning rates separated by commas; the recipe's by default.
         folder: runs/compare/<name of the recipe> by default.
 
@@ -129,9 +128,8 @@ def plan_comparison(
         UserError: the recipe, a gate or an option is wrong, or the recipe cannot be compared.
     """
     recipe = load_recipe(file, overrides)
-    problems = list(_problems_of(recipe, match))
-    wanted, wrong = _parse_gates(gates)
-    problems += wrong
+    specs, wrong = parse_arms(arms)
+    problems = [*_problems_of(recipe, match), *wrong, *_unsuited_arms(recipe, specs)]
     learning_rates, wrong = _parse_rates(rates, recipe)
     problems += wrong
     if problems:
@@ -141,39 +139,44 @@ def plan_comparison(
         # with a split drawn by the training seed, an arm would train on the held-out rows of another
         changes.append(f"data.seed={recipe.train.seed}")
         recipe = load_recipe(file, changes)
-    arms = tuple(
-        Arm(gate, rate, recipe.train.seed + number, gate.label + (f"@{rate:g}" if len(learning_rates) > 1 else ""))
+    planned = tuple(
+        Arm(spec, rate, recipe.train.seed + number, spec.label + (f"@{rate:g}" if len(learning_rates) > 1 else ""))
         for number in range(seeds)
         for rate in learning_rates
-        for gate in sorted(wanted, key=lambda gate: gate.is_matched_scale)
+        for spec in specs
     )
-    plan = ComparisonPlan(file, tuple(changes), recipe, folder or Path("runs/compare") / file.stem, arms, match)
-    for arm in arms:
-        # checks the options of the gate and their values
-        arm_recipe(plan, arm, weight=1.0)
+    plan = ComparisonPlan(file, tuple(changes), recipe, folder or Path("runs/compare") / file.stem, planned, match)
+    for arm in plan.trained:
+        # checks the options of the gate, the methods and their values
+        arm_recipe(plan, arm, _ANY_VALUES if arm.spec.order else {})
     return plan
 
 
-def arm_recipe(plan: ComparisonPlan, arm: Arm, *, weight: float | None = None) -> Recipe:
+def arm_recipe(plan: ComparisonPlan, arm: Arm, depending: Mapping[str, str] = MappingProxyType({})) -> Recipe:
     """Return the recipe that trains `arm`.
 
     Args:
-        weight: of a constant without a weight; None for any other gate.
+        depending: changes that depend on finished arms, by key: the weight of a constant without one, the loss at which
+            an early stop ends.
 
     Raises:
-        RecipeError: the gate has no such option, or its value is out of range.
+        RecipeError: the gate or a method has no such option, or its value is out of range.
     """
-    options = dict(arm.gate.options)
-    if arm.gate.is_matched_scale:
-        options["weight"] = repr(weight)
-    foreign = [option for option in ALL_GATE_OPTIONS if option not in GATE_OPTIONS[arm.gate.name]]
+    spec = arm.spec
+    options = dict(spec.options)
+    if spec.is_matched_scale:
+        options["weight"] = depending["loss.weight"]
+    foreign = [option for option in ALL_GATE_OPTIONS if option not in GATE_OPTIONS[spec.gate]]
+    changes = spec.recipe_changes(other.spec for other in plan.arms)
+    stop = {"train.stop_at": depending["train.stop_at"]} if spec.stops_early else {}
     return load_recipe(
         plan.file,
         [
             *plan.overrides,
-            f"loss.gate={arm.gate.name}",
+            f"loss.gate={spec.gate}",
             *(f"loss.{option}=null" for option in foreign if option not in options),
             *(f"loss.{option}={value}" for option, value in options.items()),
+            *(f"{key}={value}" for key, value in {**changes, **stop}.items()),
             f"train.seed={arm.seed}",
             f"train.learning_rate={arm.learning_rate!r}",
             "probes.target=[]",
@@ -212,30 +215,26 @@ def _problems_of(recipe: Recipe, match: bool) -> Iterator[str]:
         )
 
 
-def _parse_gates(text: str) -> tuple[list[ArmGate], list[str]]:
-    """Return the gates, each once, and the problems found."""
-    gates, problems = {}, []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, *options = (piece.strip() for piece in part.split(":"))
-        if name not in GATE_OPTIONS:
-            problems.append(
-                f"--gates {part}: no such gate.{did_you_mean(name, GATE_OPTIONS)} Gates: {', '.join(GATE_OPTIONS)}."
-            )
-        parts = [option.partition("=") for option in options]
-        pairs = [(option.strip(), value.strip()) for option, _, value in parts]
-        if any(not name or not value for name, value in pairs):
-            problems.append(f"--gates {part}: write options as gate:option=value, such as eaft:alpha=2.")
-        gate = ArmGate(name, tuple(pairs))
-        gates[gate.label] = gate
-    found = list(gates.values())
-    if not problems and len(found) < 2:
-        problems.append("--gates: pass at least two gates, such as none,eaft.")
-    if any(gate.is_matched_scale for gate in found) and all(gate.name != MEASURED_GATE for gate in found):
-        problems.append(
-            "--gates constant: its weight is the mean gate of the eaft arm, which is missing. Add eaft to --gates, or "
-            "set the weight: constant:weight=0.3."
+def _unsuited_arms(recipe: Recipe, specs: list[ArmSpec]) -> Iterator[str]:
+    """Yield the problems of arms that this recipe does not allow."""
+    repairs = [spec for spec in specs if spec.repair]
+    if repairs and recipe.lora and recipe.lora.use_dora:
+        yield (
+            f"--arms {repairs[0].label}: a repair acts on the change of the weights, and DoRA's is no sum of low-rank "
+            "updates. Leave the repairs out, or compare LoRA adapters."
         )
-    return found, problems
+    denoised = next((spec for spec in repairs if spec.repair.denoise), None)
+    if denoised and recipe.lora and recipe.lora.r < SMALLEST:
+        yield (
+            f"--arms {denoised.label}: adapters of rank {recipe.lora.r} have too few singular values for a threshold. Raise "
+            f"lora.r to {SMALLEST} or more, or leave denoise out."
+        )
+    early = any(spec.stops_early for spec in specs)
+    if early and all(probe.name != "held_out_loss" for probe in recipe.probes.target or []):
+        yield (
+            f"--arms {EARLY_STOP}: it ends at the held-out loss of another arm, which is not measured. Set data.held_out and "
+            f"add held_out_loss to probes.target, or leave {EARLY_STOP} out."
+        )
 
 
 def _parse_rates(text: str | None, recipe: Recipe) -> tuple[list[float], list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import asdict
-from functools import cached_property
 
 from eaftdrope.evaluate import Score
 from eaftdrope.evaluate.scores import scores_from_dicts
@@ -15,7 +14,7 @@ from eaftdrope.recipe.dump import dump_recipe
 from .measurement import Measurement
 from .plan import Arm
 from .table import by_metric, main_metric, table_rows
-from .training import training_facts
+from .training import is_trained, training_facts
 from .verdict import ScoresBySeed, compare_pair, judge, overall
 
 NAME = "compare.json"
@@ -37,6 +36,7 @@ class ComparisonResults:
         self._measurement, self._plan = measurement, measurement.plan
         self._command, self._about = command, about
         self.matched: dict | None = None
+        self._facts: dict[str, dict] = {}
 
     def store(self, status: str) -> dict:
         """Write the document with this status ("running" or "finished") and return it."""
@@ -44,13 +44,14 @@ class ComparisonResults:
         write_atomically(self._plan.folder / NAME, json.dumps(document) + "\n")
         return document
 
-    @cached_property
-    def _facts(self) -> dict[Arm, dict]:
-        return {arm: training_facts(self._plan.path(arm)) for arm in self._plan.arms}
+    @property
+    def _finished(self) -> list[Arm]:
+        """The arms that are trained; all of them but while an early stop is still to be trained."""
+        return [arm for arm in self._plan.arms if is_trained(self._plan, arm, self._measurement.held_out_loss)]
 
     def _document(self, status: str) -> dict:
         base = self._measurement.known(None)
-        scores = {arm: self._measurement.known(arm) for arm in self._plan.arms}
+        scores = {arm: self._measurement.known(arm) for arm in self._finished}
         names = by_metric(base)
         is_complete = {score.group for score in base} >= {"target", "general"}
         document = {
@@ -62,7 +63,7 @@ class ComparisonResults:
             "base": [asdict(score) for score in base],
             "target": main_metric(names, "target") if is_complete else None,
             "general": main_metric(names, "general") if is_complete else None,
-            "arms": [self._arm(arm, scores[arm]) for arm in self._plan.arms],
+            "arms": [self._arm(arm, found) for arm, found in scores.items()],
             "matched": self.matched,
             "table": self._table(base, scores) if is_complete else [],
             "verdicts": [],
@@ -72,24 +73,32 @@ class ComparisonResults:
 
     def _arm(self, arm: Arm, scores: list[Score]) -> dict:
         return {
-            "gate": arm.gate.name,
+            "gate": arm.spec.gate,
             "label": arm.label,
             "seed": arm.seed,
             "learning_rate": arm.learning_rate,
-            "folder": f"arms/{arm.name}",
-            **self._facts[arm],
+            "folder": f"arms/{self._plan.path(arm).name}",
+            "repair": asdict(arm.spec.repair) if arm.spec.repair else None,
+            **self._training(arm),
             "scores": [asdict(score) for score in scores],
         }
 
+    def _training(self, arm: Arm) -> dict:
+        """Return the facts on an arm's training, read once."""
+        path = self._plan.path(arm)
+        if path.name not in self._facts:
+            self._facts[path.name] = training_facts(path)
+        return self._facts[path.name]
+
     def _table(self, base: list[Score], scores: dict[Arm, list[Score]]) -> list[dict]:
         by_label: dict[str, list[Arm]] = {}
-        for arm in self._plan.arms:
-            if len(scores[arm]) == len(base):
+        for arm, found in scores.items():
+            if len(found) == len(base):
                 by_label.setdefault(arm.label, []).append(arm)
         return table_rows(
             base,
             {label: [scores[arm] for arm in arms] for label, arms in by_label.items()},
-            {label: [self._facts[arm]["mean_gate"] for arm in arms] for label, arms in by_label.items()},
+            {label: [self._training(arm)["mean_gate"] for arm in arms] for label, arms in by_label.items()},
         )
 
     def _verdicts(self, base: dict[str, Score], scores: dict[Arm, list[Score]], document: dict) -> dict:
@@ -102,7 +111,7 @@ class ComparisonResults:
             reference = self._plan.reference_of(arm)
             if arm != reference:
                 pairs.append(compare_pair(runs[arm.label], runs[reference.label], target, general))
-            if arm.gate.is_matched_scale:
+            if arm.spec.is_matched_scale and not arm.spec.repair:
                 source = self._plan.weight_source(arm)
                 controls.append(compare_pair(runs[source.label], runs[arm.label], target, general))
         plain = runs[self._plan.reference_of(self._plan.arms[0]).label]

@@ -61,7 +61,7 @@ def print_comparison_plan(plan: ComparisonPlan, console: Console) -> None:
     check_arms(plan)
     measurement = open_measurement(plan)
     print_audit(measurement.data, console)
-    console.print(arms_table(plan))
+    console.print(arms_table(measurement))
     for line in estimate(measurement):
         console.print(line, highlight=False, markup=False)
 
@@ -72,10 +72,16 @@ def _run(plan: ComparisonPlan, console: Console, command: str, about: dict, bars
     print_audit(measurement.data, console)
 
     def starting(arm: Arm, number: int) -> None:
-        console.print(f"arm {number} of {len(plan.arms)}: {arm.label}, seed {arm.seed}", highlight=False, markup=False)
+        console.print(
+            f"arm {number} of {len(plan.trained)}: {arm.label}, seed {arm.seed}", highlight=False, markup=False
+        )
 
     train_arms(plan, starting, command)
     results = ComparisonResults(measurement, command, about)
+    if any(arm.spec.stops_early for arm in plan.trained):
+        with bars() as start:
+            measure(measurement, start, lambda: results.store("running"))
+        train_arms(plan, starting, command, measurement.held_out_loss)
     with bars() as start:
         measure(measurement, start, lambda: results.store("running"))
         if plan.match:

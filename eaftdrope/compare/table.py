@@ -7,10 +7,12 @@ import io
 import math
 import shlex
 import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from eaftdrope.checkpoints.repair_options import Repair
 from eaftdrope.evaluate.table import by_metric, error_text, number_text
 
 if TYPE_CHECKING:
@@ -101,7 +103,9 @@ def _how_to_save(document: dict, matched: dict, plan: ComparisonPlan) -> str:
     """Return the command that writes a model of the comparison at equal target loss."""
     model = plan.recipe.model
     arm = next(a for a in document["arms"] if (a["label"], a["seed"]) == (matched["label"], matched["seed"]))
-    words = ["eaftdrope", "merge", str(plan.folder / arm["folder"]), "OUTPUT", "--share", f"{matched['share']:.4g}"]
+    repair = Repair(**(arm.get("repair") or {}))
+    repair = replace(repair, share=repair.share * matched["share"], restore=tuple(repair.restore))
+    words = ["eaftdrope", "merge", str(plan.folder / arm["folder"]), "OUTPUT", *repair.options]
     if not plan.recipe.lora:
         words += ["--base", model.reference]
         words += ["--revision", model.revision] if model.revision else []

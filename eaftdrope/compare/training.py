@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,18 @@ from eaftdrope.run.train import run_recipe
 from .plan import Arm, ComparisonPlan, arm_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # Relative; a weight written with fewer digits is the same control.
 WEIGHT_TOLERANCE = 0.01
+
+
+Losses = Callable[["Arm"], "float | None"]
+"""Held-out loss of a finished arm; None before it was measured."""
+
+
+def _not_measured(arm: Arm) -> None:
+    return None
 
 
 def check_arms(plan: ComparisonPlan) -> None:
@@ -36,7 +45,7 @@ def check_arms(plan: ComparisonPlan) -> None:
         UserError: a folder has other contents.
     """
     problems = []
-    for arm in plan.arms:
+    for arm in plan.trained:
         try:
             is_trained(plan, arm)
         except UserError as error:
@@ -45,15 +54,30 @@ def check_arms(plan: ComparisonPlan) -> None:
         raise UserError("\n".join(problems))
 
 
-def is_trained(plan: ComparisonPlan, arm: Arm) -> bool | None:
-    """Return True if an arm is finished; None for a constant whose weight depends on an unfinished arm.
+def is_trained(plan: ComparisonPlan, arm: Arm, losses: Losses = _not_measured) -> bool | None:
+    """Return True if an arm, or the training that it repairs, is finished; None if its recipe depends on unfinished arms.
 
     Raises:
         UserError: as `is_finished`.
     """
-    if arm.gate.is_matched_scale and not is_trained(plan, plan.weight_source(arm)):
-        return None
-    return is_finished(plan, arm, arm_recipe(plan, arm, weight=weight_of(plan, arm)))
+    arm = plan.source_of(arm)
+    depending = depending_changes(plan, arm, losses)
+    return None if depending is None else is_finished(plan, arm, arm_recipe(plan, arm, depending))
+
+
+def depending_changes(plan: ComparisonPlan, arm: Arm, losses: Losses) -> dict[str, str] | None:
+    """Return the changes of an arm's recipe that finished arms determine; None if one of those is not finished."""
+    changes = {}
+    if arm.spec.is_matched_scale:
+        if not is_trained(plan, plan.weight_source(arm), losses):
+            return None
+        changes["loss.weight"] = repr(_weight_of(plan, arm))
+    if arm.spec.stops_early:
+        level = _level_of(plan, arm, losses)
+        if level is None:
+            return None
+        changes["train.stop_at"] = repr(level)
+    return changes
 
 
 def is_finished(plan: ComparisonPlan, arm: Arm, recipe: Recipe) -> bool:
@@ -77,8 +101,10 @@ def is_finished(plan: ComparisonPlan, arm: Arm, recipe: Recipe) -> bool:
     return True
 
 
-def train_arms(plan: ComparisonPlan, starting: Callable[[Arm, int], None], command: str) -> None:
-    """Train the arms that are not finished.
+def train_arms(
+    plan: ComparisonPlan, starting: Callable[[Arm, int], None], command: str, losses: Losses = _not_measured
+) -> None:
+    """Train the arms that are not finished and whose recipe is known: those that end early need measured arms.
 
     Args:
         starting: called with an arm and its number in the plan before it is trained.
@@ -87,8 +113,11 @@ def train_arms(plan: ComparisonPlan, starting: Callable[[Arm, int], None], comma
     Raises:
         UserError, RunInterrupted: as `run_recipe`.
     """
-    for number, arm in enumerate(plan.arms, start=1):
-        recipe = arm_recipe(plan, arm, weight=weight_of(plan, arm))
+    for number, arm in enumerate(plan.trained, start=1):
+        depending = depending_changes(plan, arm, losses)
+        if depending is None:
+            continue
+        recipe = arm_recipe(plan, arm, depending)
         if is_finished(plan, arm, recipe):
             continue
         starting(arm, number)
@@ -100,18 +129,31 @@ def train_arms(plan: ComparisonPlan, starting: Callable[[Arm, int], None], comma
         gc.collect()
 
 
-def weight_of(plan: ComparisonPlan, arm: Arm) -> float | None:
-    """Return the weight of a constant, the mean gate of its finished eaft arm; None for any other gate.
+def _weight_of(plan: ComparisonPlan, arm: Arm) -> float:
+    """Return the weight of a constant, the mean gate of its finished eaft arm.
 
     A constant that was trained with this weight within `WEIGHT_TOLERANCE` keeps its own.
     """
-    if not arm.gate.is_matched_scale:
-        return None
     weight = float(f"{mean_gate(plan.path(plan.weight_source(arm))):.4g}")
-    run = _read(plan.path(arm) / "run.json")
-    trained = run["recipe"]["loss"]["weight"] if run else None
+    trained = _recorded(plan, arm, "loss", "weight")
     is_near = trained is not None and abs(trained - weight) <= WEIGHT_TOLERANCE * weight
     return trained if is_near else weight
+
+
+def _level_of(plan: ComparisonPlan, arm: Arm, losses: Losses) -> float | None:
+    """Return the loss at which an early stop ends: the highest of the other arms of its seed and rate; None if one of them
+    was not measured. A run that has begun keeps its own."""
+    recorded = _recorded(plan, arm, "train", "stop_at")
+    if recorded is not None:
+        return recorded
+    found = [losses(other) for other in plan.beside(arm) if not other.spec.stops_early and not other.spec.repair]
+    return None if None in found else float(f"{max(found):.6g}")
+
+
+def _recorded(plan: ComparisonPlan, arm: Arm, section: str, key: str) -> float | None:
+    """Return a value of the recipe of an arm's run; None without a run, or for a run of an older version."""
+    run = _read(plan.path(arm) / "run.json")
+    return run["recipe"][section].get(key) if run else None
 
 
 def mean_gate(path: Path) -> float:

@@ -3,13 +3,15 @@
 Two arms are compared seed by seed: d_k is the difference of a metric under seed k, both trained on the same rows in the same
 order. A difference is called better or worse if its mean is beyond both
 
-    the seeds    t * sd(d) / sqrt(n)                t: Student's, two-sided 95 %, n - 1 degrees of freedom (12.7 for 2 seeds)
-    the items    2 * mean of the probe's own paired standard errors       (rows, questions or windows, `change_stderr`)
+    the seeds    t * sd(d) / sqrt(n)                t: Student's with n - 1 degrees of freedom (4.5 for three seeds)
+    the items    z * mean of the probe's own paired standard errors       (rows, questions or windows, `change_stderr`)
 
-and anything else is "no difference beyond the spread". The first tests whether another seed would give the same result, the
-second whether other rows or questions would. One seed has no spread: only the second applies, and the sentence states it.
+and anything else is "no difference beyond the spread", with the seeds, and the items, that it would need. The first tests
+whether another seed would give the same result, the second whether other rows or questions would. One seed has no spread:
+only the second applies, and the sentence states it.
 
-In a comparison of many arms and metrics, some differences are called by chance: one in twenty, where nothing differs.
+t and z are those of evaluate/evidence.py: z is 2 for one metric, and both grow with the number of metrics of a pair of arms
+(Holm's correction). Pairs of arms are not corrected for: with many arms, some differences are still called by chance.
 """
 
 from __future__ import annotations
@@ -20,21 +22,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from eaftdrope.evaluate import evidence
 from eaftdrope.evaluate.scores import NOT_A_NUMBER, change_stderr
 
 if TYPE_CHECKING:
     from eaftdrope.evaluate import Score
 
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-# for ten degrees of freedom; slightly too strict for more
-MANY = 2.228
 BETTER, WORSE, SAME = "better", "worse", "no difference beyond the spread"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The difference of two arms in one metric: its mean over `n` seeds, and the margin that it must exceed (None: the
-    probe has one item, so its error is unknown)."""
+    """The difference of two arms in one metric.
+
+    Attributes:
+        difference: mean over `n` seeds.
+        margin: what it must exceed; None if the probe has one item, so that its error is unknown, or fewer than it requires.
+        needs: the study in which the difference would be beyond its margin, such as "about 9 seeds", or the items that the
+            probe requires; "" if it is beyond, or if no study is large enough.
+    """
 
     metric: str
     kind: str
@@ -42,6 +48,7 @@ class Outcome:
     margin: float | None
     n: int
     word: str
+    needs: str = ""
 
     @property
     def text(self) -> str:
@@ -50,12 +57,13 @@ class Outcome:
             return self.word
         difference = ("+" if self.difference > 0 else "") + _number(self.difference, self.kind)
         if self.margin is None:
-            return f"{self.word} ({difference}; one item has no error)"
+            return f"{self.word} ({difference}; {f'{self.needs} needed' if self.needs else 'one item has no error'})"
         if self.margin == 0:
             # no measurement is certain, so ± 0 is not shown
             return f"{self.word} ({difference}, the same in every item)"
         beyond = "not beyond" if self.word == SAME else "beyond"
-        return f"{self.word} ({difference}, {beyond} {_number(self.margin, self.kind)})"
+        needs = f"; {self.needs} needed" if self.needs else ""
+        return f"{self.word} ({difference}, {beyond} {_number(self.margin, self.kind)}{needs})"
 
 
 @dataclass(frozen=True)
@@ -67,29 +75,101 @@ class ScoresBySeed:
     matched: dict[int, dict[str, Score]]
 
 
-def judge(metric: str, pairs: Sequence[tuple[Score, Score]]) -> Outcome:
+@dataclass(frozen=True)
+class _Spread:
+    """The differences of a metric: their mean over `n` seeds, standard deviation, and mean error over `items` items (None:
+    unknown)."""
+
+    mean: float
+    sd: float
+    error: float | None
+    n: int
+    items: int
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Score, Score]]) -> _Spread:
+        differences = [arm.value - reference.value for reference, arm in pairs]
+        errors = [change_stderr(reference, arm) for reference, arm in pairs]
+        known = [error for error in errors if error is not None]
+        error = statistics.mean(known) if len(known) == len(errors) else None
+        # an error is only known where every difference is finite
+        sd = statistics.stdev(differences) if len(pairs) > 1 and error is not None else 0.0
+        return cls(statistics.mean(differences), sd, error, len(pairs), min(arm.n for _, arm in pairs))
+
+    def is_too_small(self, score: Score) -> bool:
+        """Return whether the probe has fewer items than it requires for a verdict."""
+        return self.items < score.least
+
+    def margins(self, count: int) -> tuple[float, float]:
+        """Return the margins of the items and of the seeds (0 for one seed)."""
+        assert self.error is not None, "without an error there is no margin"
+        seeds = 0.0 if self.n == 1 else evidence.student_quantile(self.n - 1, count) * self.sd / math.sqrt(self.n)
+        return evidence.normal_quantile(count) * self.error, seeds
+
+    @property
+    def p_value(self) -> float | None:
+        """The larger one of the p-values of items and seeds, since a difference must be beyond both; None if unknown."""
+        if self.error is None:
+            return None
+        without_spread = float(self.mean == 0)
+        items = evidence.normal_p(self.mean / self.error) if self.error else without_spread
+        if self.n == 1:
+            return items
+        sd = self.sd / math.sqrt(self.n)
+        return max(items, evidence.student_p(self.mean / sd, self.n - 1) if sd else without_spread)
+
+    def needs(self, count: int) -> str:
+        """Return the study in which the difference would be beyond both margins; "" if none is large enough."""
+        items, seeds = self.margins(count)
+        parts = []
+        if seeds >= abs(self.mean):
+            wanted = evidence.seeds_needed(self.mean, self.sd, count)
+            parts.append(f"over {evidence.MOST_SEEDS:,} seeds" if wanted is None else f"about {wanted:,} seeds")
+        if items >= abs(self.mean):
+            wanted = evidence.items_needed(self.items, items, abs(self.mean))
+            parts.append("" if wanted is None else f"about {evidence.about(wanted)} items")
+        return "" if not all(parts) else " and ".join(parts)
+
+
+def judge(metric: str, pairs: Sequence[tuple[Score, Score]], count: int = 1) -> Outcome:
     """Judge the differences of one metric by the rule of this module.
 
     Args:
         pairs: (reference, arm) of each seed; at least one.
+        count: divisor of the level (`evidence.holm`).
     """
-    differences = [arm.value - reference.value for reference, arm in pairs]
-    mean, n = statistics.mean(differences), len(pairs)
-    errors = [change_stderr(reference, arm) for reference, arm in pairs]
-    margin = None if None in errors else 2 * statistics.mean(errors)
-    if n > 1 and margin is not None:
-        margin = max(margin, STUDENT.get(n - 1, MANY) * statistics.stdev(differences) / math.sqrt(n))
-    score = pairs[0][1]
-    word = SAME if math.isfinite(mean) else NOT_A_NUMBER
-    if margin is not None and abs(mean) > margin:
-        word = BETTER if (mean < 0) == (score.better == "lower") else WORSE
-    return Outcome(metric, score.kind, mean, margin, n, word)
+    spread, score = _Spread.of(pairs), pairs[0][1]
+    if not math.isfinite(spread.mean):
+        return Outcome(metric, score.kind, spread.mean, None, spread.n, NOT_A_NUMBER)
+    if spread.is_too_small(score):
+        return Outcome(metric, score.kind, spread.mean, None, spread.n, SAME, f"{score.least:,} items")
+    if spread.error is None:
+        return Outcome(metric, score.kind, spread.mean, None, spread.n, SAME)
+    margin = max(spread.margins(count))
+    if abs(spread.mean) <= margin:
+        return Outcome(metric, score.kind, spread.mean, margin, spread.n, SAME, spread.needs(count))
+    word = BETTER if (spread.mean < 0) == (score.better == "lower") else WORSE
+    return Outcome(metric, score.kind, spread.mean, margin, spread.n, word)
+
+
+def judge_metrics(pairs: dict[str, Sequence[tuple[Score, Score]]]) -> dict[str, Outcome]:
+    """Judge every metric of two arms, with Holm's correction over those that can have a verdict.
+
+    Args:
+        pairs: metric -> (reference, arm) of each seed.
+    """
+    spreads = {metric: _Spread.of(found) for metric, found in pairs.items()}
+    judged = {metric: one for metric, one in spreads.items() if not one.is_too_small(pairs[metric][0][1])}
+    known = {metric: p for metric, one in judged.items() if (p := one.p_value) is not None}
+    counts = dict(zip(known, evidence.holm(list(known.values()))))
+    return {metric: judge(metric, found, counts.get(metric, 1)) for metric, found in pairs.items()}
 
 
 def compare_pair(arm: ScoresBySeed, reference: ScoresBySeed, target: str, general: str) -> dict:
     """Return an entry of `verdicts`: the outcome of every metric, and a sentence on the two main metrics."""
     outcomes = _outcomes(reference.scores, arm.scores)
-    matched = _outcomes(reference.matched, arm.matched)
+    # the target is equal by construction there, so it is no comparison to correct for
+    matched = _outcomes(reference.matched, arm.matched, equal=target)
     at_equal_target = matched.get(general)
     parts = [
         f"{arm.label} against {reference.label}: {target} {outcomes[target].text}; {general} {outcomes[general].text}"
@@ -105,14 +185,16 @@ def compare_pair(arm: ScoresBySeed, reference: ScoresBySeed, target: str, genera
     }
 
 
-def _outcomes(reference: dict[int, dict[str, Score]], arm: dict[int, dict[str, Score]]) -> dict[str, Outcome]:
+def _outcomes(
+    reference: dict[int, dict[str, Score]], arm: dict[int, dict[str, Score]], equal: str = ""
+) -> dict[str, Outcome]:
+    """Judge the metrics of two arms; one that was made `equal` is judged apart from the others."""
     seeds = [seed for seed in arm if seed in reference]
     if not seeds:
         return {}
-    return {
-        metric: judge(metric, [(reference[seed][metric], arm[seed][metric]) for seed in seeds])
-        for metric in arm[seeds[0]]
-    }
+    pairs = {metric: [(reference[seed][metric], arm[seed][metric]) for seed in seeds] for metric in arm[seeds[0]]}
+    judged = judge_metrics({metric: found for metric, found in pairs.items() if metric != equal})
+    return {metric: judged.get(metric) or judge(metric, found) for metric, found in pairs.items()}
 
 
 def _meaning(target: Outcome, general: Outcome, matched: Outcome | None) -> str:
@@ -144,6 +226,9 @@ def overall(
     """
     n = max(outcome["n"] for entry in verdicts for outcome in entry["outcomes"])
     details = f"{n} seeds" if n > 1 else "one seed, so the spread over seeds is unknown"
+    metrics = max(len(entry["outcomes"]) if level is None else len(entry["matched"]) - 1 for entry in verdicts)
+    if metrics > 1:
+        details += f"; Holm's correction over {metrics} metrics"
     where = general
     if level is not None:
         where += " at equal target loss"
@@ -156,6 +241,7 @@ def overall(
     clauses = "; ".join(f"{_listed(labels)}: {outcome}" for outcome, labels in arms_by_outcome.items())
     references = _listed(list(dict.fromkeys(entry["pair"][1] for entry in verdicts)))
     text = f"Against {references}, {where} ({details}): {clauses}."
+    text += _needs_sentence([*verdicts, *controls], general, level is not None)
     for entry in controls:
         outcome = _outcome_text(entry, target, general, level is not None)
         text += (
@@ -166,6 +252,16 @@ def overall(
             f" {references} itself shows no forgetting beyond the spread ({base.text}), so a gate could prevent little."
         )
     return text
+
+
+def _needs_sentence(entries: list[dict], general: str, is_matched: bool) -> str:
+    """Return a sentence on the study that each undecided pair would need; "" without one."""
+    needs = []
+    for entry in entries:
+        outcomes = {outcome["metric"]: outcome for outcome in entry["matched" if is_matched else "outcomes"]}
+        if general in outcomes and outcomes[general]["needs"]:
+            needs.append(f"{' against '.join(entry['pair'])} {outcomes[general]['needs']}")
+    return f" A difference as measured would need: {_listed(needs)}." if needs else ""
 
 
 def _outcome_text(entry: dict, target: str, general: str, is_matched: bool) -> str:

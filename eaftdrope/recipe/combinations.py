@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from eaftdrope.loss.anchor import PRESETS
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
-from .probe_sections import GENERATED
+from .probe_sections import READ_HELD_OUT
 from .stage_sections import STAGE_SECTIONS, STAGES
 from .suggest import did_you_mean
 from .ttt_section import ttt_problems
@@ -32,6 +33,7 @@ def _all(raw: Any) -> Iterator[tuple[Loc, str]]:
             # a run of its own, with the same sections under other defaults
             for loc, text in _training(raw[stage], (stage,), default_gate="none"):
                 yield (stage, *loc), text
+    yield from _replay(raw)
     yield from _lora(raw)
     yield from stage_problems(raw)
     if isinstance(get(raw, "ttt"), dict):
@@ -88,6 +90,9 @@ def _schedule(raw: Any) -> Iterator[tuple[Loc, str]]:
 
 
 def _gate_options(raw: Any, default: str) -> Iterator[tuple[Loc, str]]:
+    preset = get(raw, "loss", "preset")
+    if isinstance(preset, str) and preset in PRESETS:
+        default = PRESETS[preset].gate
     gate = get(raw, "loss", "gate") if isinstance(get(raw, "loss"), dict) and "gate" in raw["loss"] else default
     if not isinstance(gate, str) or gate not in GATE_OPTIONS:
         return
@@ -108,6 +113,12 @@ def _loss_settings(raw: Any) -> Iterator[tuple[Loc, str]]:
             ("loss", "recompute"),
             "recompute forms whole slices of the gradient, tail sparse leaves most columns out. Keep one",
         )
+    if tail == "sparse" and (_is_set(raw, "loss", "anchor") or _is_set(raw, "loss", "preset")):
+        yield (
+            ("loss", "tail"),
+            "a sparse tail restores what it drops as one mean, which needs gradients of one sign; those of an anchor have "
+            "both. Use tail: exact, or leave the anchor out",
+        )
     if _is_set(raw, "loss", "tail_threshold") and tail != "sparse":
         yield (
             ("loss", "tail_threshold"),
@@ -119,12 +130,13 @@ def _held_out_needed(raw: Any, key: str) -> Iterator[tuple[Loc, str]]:
     if not isinstance(get(raw, "data"), dict) or get(raw, "data", "held_out") is not None:
         return
     way_out = f"Set {key}: a file, a dataset, or a share of train such as 0.05"
-    if _is_set(raw, "train", "eval_every"):
-        yield ("train", "eval_every"), f"no rows to evaluate on. {way_out}"
+    for name in ("eval_every", "stop_at"):
+        if _is_set(raw, "train", name):
+            yield ("train", name), f"no rows to evaluate on. {way_out}"
     target = get(raw, "probes", "target")
     for index, entry in enumerate(target if isinstance(target, list) else [target]):
         name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        held_out = name in GENERATED and get(entry, name, "file") is None
+        held_out = name in READ_HELD_OUT and get(entry, name, "file") is None
         if held_out or name in ("held_out_loss", "function_calls"):
             loc = ("probes", "target", index) if isinstance(target, list) else ("probes", "target")
             yield loc, f"{name} is measured on held-out rows, and the recipe has none. {way_out}"
@@ -148,6 +160,24 @@ def _same_rows(raw: Any) -> Iterator[tuple[Loc, str]]:
                 f"'{path}' (split {split}) is trained on as well, so the held-out loss would measure memory. "
                 "Use other rows, or a share of train such as 0.05",
             )
+
+
+def _replay(raw: Any) -> Iterator[tuple[Loc, str]]:
+    replay = get(raw, "data", "replay")
+    if not isinstance(replay, dict):
+        return
+    is_generated, prompts = replay.get("from", "model") == "model", replay.get("prompts")
+    if is_generated and prompts is None:
+        yield (
+            ("data", "replay"),
+            "the model replies to prompts, and there are none. Set data.replay.prompts to a .jsonl file of them (other ones "
+            "than the probes measure), or data.replay.from to a file of rows",
+        )
+    if not is_generated and prompts is not None:
+        yield (
+            ("data", "replay", "prompts"),
+            "rows of a file need no prompts. Leave prompts out, or write from: model",
+        )
 
 
 def _lora(raw: Any) -> Iterator[tuple[Loc, str]]:
@@ -274,7 +304,7 @@ def _text_probes(raw: Any) -> Iterator[tuple[Loc, str]]:
         target = get(raw, stage, "probes", "target")
         for index, entry in enumerate(target if isinstance(target, list) else [target]):
             name = next(iter(entry), None) if isinstance(entry, dict) else entry
-            conversations = name == "function_calls" or (name in GENERATED and get(entry, name, "file") is None)
+            conversations = name == "function_calls" or (name in READ_HELD_OUT and get(entry, name, "file") is None)
             if conversations and get(raw, stage, "data", "held_out") is not None:
                 loc = ("target", index) if isinstance(target, list) else ("target",)
                 yield (

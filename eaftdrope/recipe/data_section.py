@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from eaftdrope.data import Source, check_source
 from eaftdrope.data.formats import FORMATS
 
 from . import paths
-from .base import MOST, OneOf, Positive, Section, describe, recipe_folder
+from .base import MOST, OneOf, Positive, Section, describe, existing_file, recipe_folder
 
 
 class DataSource(Section):
@@ -120,6 +130,62 @@ class Rows(Section):
         return self.held_out if isinstance(self.held_out, float) else None
 
 
+def _model_or_file(value: str, info: ValidationInfo) -> str:
+    """`model`, or a file or dataset as it was found."""
+    folder = recipe_folder(info)
+    if value == "model" or folder is None:
+        return value
+    found = paths.resolved(value, folder)
+    if problem := check_source(Source(found)):
+        raise ValueError(f"{problem} Or write model, for replies that the model generates")
+    return found
+
+
+class _ReplayOptions(Section):
+    share: float = Field(0.2, gt=0, lt=1, description="Share of the training rows that are replay.")
+    prompts: str | None = Field(
+        None, description="from: model: file of prompts (.jsonl with prompt, question or messages)."
+    )
+    max_tokens: Positive = Field(256, description="from: model: longest reply; longer ones are left out.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None, description="Seed of the replies and of the choice of rows (null: that of the data)."
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_exist(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else existing_file(value, info)
+
+    @property
+    def origin(self) -> str:
+        """The key `from`, which Python cannot name: `model`, or a source of rows."""
+        return getattr(self, "from")
+
+    @property
+    def is_generated(self) -> bool:
+        """True if the model generates the rows."""
+        return self.origin == "model"
+
+
+# a field of this name cannot be written in a class
+Replay = create_model(
+    "Replay",
+    __base__=_ReplayOptions,
+    __doc__="Rows against forgetting, mixed into the training rows and masked like them.",
+    __module__=__name__,
+    **{
+        "from": (
+            Annotated[str, AfterValidator(_model_or_file)],
+            Field(
+                "model",
+                min_length=1,
+                description="model: replies of the model itself, before the training; or a file or dataset of rows.",
+            ),
+        )
+    },
+)
+
+
 class Data(Rows):
     """What to train on, and what to hold out."""
 
@@ -131,6 +197,9 @@ class Data(Rows):
         ge=8,
         le=MOST,
         description="Maximum length in tokens; longer rows are truncated, and the number is reported.",
+    )
+    replay: Replay | None = Field(
+        None, description="Rows of the model itself, or of other data, mixed in against forgetting (null: none)."
     )
     packing: bool = Field(
         False, description="Pack several rows into one sequence (refused if attention would mix them)."

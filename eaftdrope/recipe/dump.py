@@ -42,6 +42,10 @@ def _make_relative(data: dict, folder: Path) -> None:
         for sources in (rows.get("train", []), rows.get("held_out")):
             for source in sources if isinstance(sources, list) else []:
                 source["path"] = relative(source["path"])
+        replay = rows.get("replay", {})
+        for key in ("from", "prompts"):
+            if replay.get(key, "model") != "model":
+                replay[key] = relative(replay[key])
         probes = training.get("probes", {})
         for options in (
             o for group in ("target", "general") for probe in probes.get(group, []) for o in probe.values()

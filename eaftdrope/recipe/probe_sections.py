@@ -17,6 +17,8 @@ from .suggest import did_you_mean
 
 GENERATED = ("numeric_answers", "exact_answers", "yes_no_maybe")
 """Probes that are allowed in both lists: on the held-out rows, or on a file."""
+READ_HELD_OUT = (*GENERATED, "serving")
+"""Probes of the target that read the held-out rows, unless they have a file."""
 
 
 class HeldOutLoss(Section):
@@ -125,6 +127,74 @@ class Agreement(Section):
         return None if value is None else existing_file(value, info)
 
 
+class FormatKeeping(Section):
+    """Formats that the prompt states to the letter (JSON, lists, tags), checked exactly."""
+
+    limit: Positive | None = Field(None, description="Maximum number of prompts (null: all 120).")
+    max_new_tokens: Positive = Field(48, description="Maximum length of an answer in tokens.")
+
+
+class CallRefusal(Section):
+    """Questions that no function on offer answers: the share that is answered without a call."""
+
+    file: str | None = Field(
+        None, description="JSONL of messages and tools that no call answers (null: those of bfcl-eval)."
+    )
+    limit: Positive = Field(100, description="Maximum number of questions, and of answerable ones as a control.")
+    max_new_tokens: Positive = Field(48, description="Maximum length of an answer in tokens.")
+
+    @field_validator("file")
+    @classmethod
+    def _file_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else existing_file(value, info)
+
+
+class Verbosity(Section):
+    """Length of the answers to everyday requests; the change is the log of its ratio to the base model's."""
+
+    limit: Positive | None = Field(100, description="Maximum number of prompts (null: all).")
+    max_new_tokens: Positive = Field(128, description="Maximum length of an answer in tokens.")
+
+
+class LanguageDrift(Section):
+    """Share of an answer's letters in a script that the question does not have, in eight languages."""
+
+    limit: Positive | None = Field(None, description="Maximum number of questions (null: all 104).")
+    max_new_tokens: Positive = Field(32, description="Maximum length of an answer in tokens.")
+
+
+class TurnConsistency(Section):
+    """Pairs of turns whose second one can only be answered by keeping what the first one states."""
+
+    limit: Positive | None = Field(None, description="Maximum number of pairs (null: all 120).")
+    max_new_tokens: Positive = Field(32, description="Maximum length of an answer in tokens.")
+
+
+class LongRecall(Section):
+    """Needles hidden in texts of 1, 2 and 4 times the trained length."""
+
+    length: Annotated[int, Field(ge=64, le=MOST)] | None = Field(
+        None, description="Trained length in tokens (null: max_length of the data)."
+    )
+    multiples: list[Positive] = Field([1, 2, 4], min_length=1, description="Lengths, as multiples of it.")
+    trials: Positive = Field(100, description="Needles per length.")
+
+
+class Serving(Section):
+    """Tokens of a tool call as a server of llama.cpp feeds them to the model, compared with the trained ones."""
+
+    server: str = Field(
+        "http://127.0.0.1:8080", min_length=1, description="Address of `llama-server -m MODEL.gguf --jinja`."
+    )
+    file: str | None = Field(None, description="JSONL of rows whose last answer calls (null: the held-out rows).")
+    limit: Positive = Field(100, description="Maximum number of rows.")
+
+    @field_validator("file")
+    @classmethod
+    def _file_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return None if value is None else existing_file(value, info)
+
+
 class Probe(Section):
     """One entry of a list of probes: exactly one of the fields is set, and its name is the probe's."""
 
@@ -146,6 +216,7 @@ class TargetProbe(Probe):
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")
     rlm_tasks: RLMTasks | None = Field(None, description="Long contexts, as the root of an RLM.")
+    serving: Serving | None = Field(None, description="Tokens of tool calls as llama.cpp feeds them.")
 
 
 class GeneralProbe(Probe):
@@ -153,6 +224,12 @@ class GeneralProbe(Probe):
     multiple_choice: MultipleChoice | None = Field(None, description="Multiple choice, by likelihood.")
     agreement: Agreement | None = Field(None, description="KL divergence from the base model, and agreement with it.")
     instructions: Instructions | None = Field(None, description="Verifiable instructions, by generation.")
+    format_keeping: FormatKeeping | None = Field(None, description="Stated formats, by generation.")
+    call_refusal: CallRefusal | None = Field(None, description="No call where none fits, by generation.")
+    verbosity: Verbosity | None = Field(None, description="Length of answers, by generation.")
+    language_drift: LanguageDrift | None = Field(None, description="Script of answers, by generation.")
+    turn_consistency: TurnConsistency | None = Field(None, description="Two-turn pairs, by generation.")
+    long_recall: LongRecall | None = Field(None, description="Needles beyond the trained length, by generation.")
     numeric_answers: NumericAnswers | None = Field(None, description="Final numbers of answers, by generation.")
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")

@@ -24,7 +24,7 @@ from .base import OneOf, Section, describe, existing_model, recipe_folder, requi
 from .data_section import Data
 from .probe_sections import Probes
 from .stage_sections import STAGES, Drope, Recalibrate
-from .training_sections import Lora, Loss, Train
+from .training_sections import AnchoredLoss, Lora, Parallel, Train
 from .ttt_section import MetaTraining
 
 LOGGERS = {
@@ -141,10 +141,13 @@ class Recipe(Section):
         None, description="Conversion to a model that keeps learning as it reads, and its training."
     )
     data: Data | None = Field(None, description="Training data and held-out data.")
-    loss: Loss = Field(Loss(), description="The gate on each token's cross-entropy, and how the loss is computed.")
+    loss: AnchoredLoss = Field(
+        AnchoredLoss(), description="The gate on each token's cross-entropy, the anchor, and how the loss is computed."
+    )
     lora: Lora | None = Field(None, description="Low-rank adapters; null or left out: full fine-tuning.")
     train: Train = Field(Train(), description="Length, learning rate and optimiser of the training.")
     probes: Probes = Field(Probes(), description="Probes measured before and after training.")
+    parallel: Parallel = Field(Parallel(), description="The processes of a launch.")
     output: Output = Field(description="Output folder and what is written to it.")
 
     @field_validator("probes")

@@ -27,6 +27,8 @@ FOREIGN_KEYS = {
     "loss_type": "loss.gate",
     "use_eaft": "loss.gate",
     "use_eaft_loss": "loss.gate",
+    "use_asft_loss": "loss.preset",
+    "asft_alpha": "loss.anchor",
     "lora_r": "lora.r",
     "lora_rank": "lora.r",
     "rank": "lora.r",

@@ -1,11 +1,13 @@
-"""The sections `loss`, `lora` and `train`. Other stages have them too, with other defaults."""
+"""The sections `loss`, `lora`, `train` and `parallel`. Other stages have them too, with other defaults."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from eaftdrope.loss.anchor import PRESETS, Anchor
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
 from .base import LARGEST_RATE, MOST, STRONGEST, OneOf, Positive, Section, Share, describe, require_package
@@ -82,6 +84,46 @@ class Loss(Section):
         return {name: getattr(self, name) for name in ALL_GATE_OPTIONS if getattr(self, name) is not None}
 
 
+class AnchorOptions(Section):
+    """A divergence from the base model, added to the gated loss of every trained token."""
+
+    kl: float = Field(Anchor.kl, gt=0, le=STRONGEST, description="Factor on the divergence, which is in nats.")
+    direction: Literal["forward", "reverse"] = Field(
+        "forward", description="forward: KL(base || model); reverse: KL(model || base)."
+    )
+    mask_target: bool = Field(
+        Anchor.mask_target, description="Leave the label out of both distributions, which are renormalised."
+    )
+
+
+class AnchoredLoss(Loss):
+    """The gate on each token's cross-entropy, the anchor to the base model, and how the loss is computed."""
+
+    preset: Annotated[str, OneOf(PRESETS)] | None = Field(
+        None, description="A published loss: the gate and anchor of sft-kl, asft or mask-target where they are not set."
+    )
+    anchor: AnchorOptions | None = Field(
+        None,
+        description="Divergence from the base model: with lora the model without its adapters, else a second copy.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: object) -> object:
+        name = value.get("preset") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(name, str) or name not in PRESETS:
+            return value
+        preset, given = PRESETS[name], value.get("anchor")
+        if given is not None and not isinstance(given, dict):
+            return value
+        return {"gate": preset.gate, **value, "anchor": {**asdict(preset.anchor), **(given or {})}}
+
+    @property
+    def anchor_of_loss(self) -> Anchor | None:
+        """The anchor as the loss reads it."""
+        return None if self.anchor is None else Anchor(**self.anchor.model_dump())
+
+
 def _as_target_modules(value: object) -> object:
     if isinstance(value, str) and value != "all-linear":
         hint = did_you_mean(value, ["all-linear"]) or f" For this module only, write [{value}]"
@@ -124,6 +166,18 @@ class Lora(Section):
                 "Put lm_head in lora.modules_to_save instead"
             )
         return value
+
+
+LONGEST = 7 * 24 * 60
+"""Minutes of a week: the largest time that a recipe can set."""
+
+
+class Parallel(Section):
+    """The processes of a launch."""
+
+    timeout_minutes: float = Field(
+        30.0, gt=0, le=LONGEST, description="Minutes after which a process that does not respond ends the run."
+    )
 
 
 class Train(Section):
@@ -173,9 +227,20 @@ class Train(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     save_every: Positive = Field(100, description="Steps between checkpoints.")
+    save_every_minutes: float | None = Field(
+        None, gt=0, le=LONGEST, description="Also save a checkpoint after this many minutes (null: by steps only)."
+    )
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones are deleted.")
     log_every: Positive = Field(1, description="Steps between lines of the log.")
-    eval_every: Positive | None = Field(None, description="Steps between evaluations on held_out (null: none).")
+    eval_every: Positive | None = Field(
+        None, description="Steps between evaluations on held_out (null: none; with stop_at, a twentieth of all steps)."
+    )
+    stop_at: float | None = Field(
+        None,
+        gt=0,
+        le=STRONGEST,
+        description="End the training once the loss on held_out is at most this (null: never).",
+    )
     dataloader_workers: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="Processes that load data.")
 
     @field_validator("epochs")

@@ -6,6 +6,7 @@ are text. Duplicate keys, which PyYAML silently merges, are reported with both l
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -143,6 +144,14 @@ def read_value(text: str) -> object:
 def write_yaml(data: dict) -> str:
     """`data` as YAML that `read_yaml`, and any reader of YAML 1.1 or 1.2, reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_inline(value: object) -> str:
+    """A value as YAML in one line, that `read_yaml`, and any reader of YAML 1.1 or 1.2, reads back unchanged."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=math.inf
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def line_of(root: yaml.Node, loc: Loc) -> tuple[int, Loc, yaml.Node]:

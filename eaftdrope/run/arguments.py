@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from eaftdrope.loss.settings import LossSettings
 from eaftdrope.processes import process_count
+from eaftdrope.recipe.training_sections import Train
 from eaftdrope.trainer import EAFTConfig, EAFTTrainer
 from eaftdrope.ttt.meta_training import TTTTrainer
 
@@ -21,6 +23,8 @@ from .result import gather_on_save
 from .settings import TrainingSettings
 
 _DECAY_RATIO = 0.2
+# share of the steps between evaluations that only watch for the end
+_WATCH_RATIO = 0.05
 
 
 def schedule_options(settings: TrainingSettings, data: DataStats) -> dict[str, float] | None:
@@ -31,6 +35,11 @@ def schedule_options(settings: TrainingSettings, data: DataStats) -> dict[str, f
     steps = train.steps or steps_of(settings, data, process_count())
     decay = max(1, round(steps * (_DECAY_RATIO if train.decay_ratio is None else train.decay_ratio)))
     return {"num_decay_steps": decay, "min_lr_ratio": train.min_rate_ratio or 0.0}
+
+
+def evaluates(train: Train) -> bool:
+    """Return whether the held-out rows are evaluated during the training."""
+    return train.eval_every is not None or train.stop_at is not None
 
 
 def build_arguments(settings: TrainingSettings, checkpoints: Path, data: DataStats) -> EAFTConfig:
@@ -66,8 +75,8 @@ def build_arguments(settings: TrainingSettings, checkpoints: Path, data: DataSta
         logging_steps=train.log_every,
         # a NaN must be seen
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if train.eval_every else "no",
-        eval_steps=train.eval_every,
+        eval_strategy="steps" if evaluates(train) else "no",
+        eval_steps=train.eval_every or (None if train.stop_at is None else _WATCH_RATIO),
         dataloader_num_workers=train.dataloader_workers,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
@@ -85,6 +94,7 @@ def build_arguments(settings: TrainingSettings, checkpoints: Path, data: DataSta
         loss_tail_threshold=loss.tail_threshold or LossSettings.tail_threshold,
         loss_gate_threshold=loss.gate_threshold,
         loss_recompute=loss.recompute,
+        anchor=None if settings.anchor is None else asdict(settings.anchor),
     )
 
 
@@ -100,6 +110,10 @@ def build_trainer(
     if adapters:
         # peft records the base model's place, but not its commit
         adapters.revision = settings.model.revision
+    # A search for unused parameters takes a pass over the graph in every step. Only experts, and a model that learns as it
+    # reads, may leave some unused: a batch without a trained token has gradients of zero.
+    has_experts = any("expert" in key for key in model.config.get_text_config().to_dict())
+    arguments.ddp_find_unused_parameters = has_experts or settings.ttt is not None
     add_stop_tokens(model, tokenizer, data.report.stop_tokens)
     make_generation_config_saveable(model)
     trainer_class = TTTTrainer if settings.ttt else EAFTTrainer
@@ -107,9 +121,10 @@ def build_trainer(
         model,
         arguments,
         train_dataset=data.train,
-        eval_dataset=data.held_out if settings.train.eval_every else None,
+        eval_dataset=data.held_out if evaluates(settings.train) else None,
         processing_class=tokenizer,
         peft_config=adapters,
+        base_model=build_model(settings.model) if settings.needs_second_model else None,
     )
     gather_on_save(trainer)
     return trainer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 import torch
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eaftdrope.errors import UserError
@@ -21,6 +23,8 @@ from eaftdrope.ttt.saved import CONFIG_FILE, WEIGHTS_FILE, load_primes
 from .data import RunData
 from .lora import freeze_non_text_modules
 from .machine import training_device, uses_bfloat16, weights_dtype
+from .replay import find_replies
+from .settings import TrainingSettings
 
 
 def build_model(section: Model) -> PreTrainedModel:
@@ -38,6 +42,36 @@ def build_model(section: Model) -> PreTrainedModel:
         # peft writes it into adapter_config.json, and a package's folder exists on this machine only
         model.name_or_path = model.config._name_or_path = hub_id
     return model
+
+
+def generate_replay(
+    settings: TrainingSettings, tokenizer: PreTrainedTokenizerBase, data: RunData, console: Console
+) -> None:
+    """Load the model, let it generate the replay that is missing, and release it again.
+
+    Raises:
+        UserError: see [`Replies.generate`].
+    """
+    assert data.replay is not None, "the recipe has replay"
+    model = build_model(settings.model)
+    if settings.model.quantization == "none":
+        # pyrefly: ignore[bad-argument-type]
+        model = model.to(training_device().kind)
+    # stops as after the training, where the answers of the rows end
+    add_stop_tokens(model, tokenizer, data.report.stop_tokens)
+    # a model on the hub has a place only now
+    replies = find_replies(settings, tokenizer)
+    started = time.monotonic()
+    done = replies.cached(data.replay.rows)
+
+    def progress(rows: int, wanted: int) -> None:
+        if rows > done:
+            minutes = (time.monotonic() - started) * (wanted - rows) / (rows - done) / 60
+            console.print(f"replay {rows}/{wanted}, about {minutes:.0f} minutes left", highlight=False)
+
+    replies.generate(
+        model, tokenizer, data.replay.rows, batch_tokens=4 * settings.probes.batch_tokens, progress=progress
+    )
 
 
 def learning_model(model: PreTrainedModel, section: Model, config: TTTConfig) -> PreTrainedModel:
@@ -123,8 +157,8 @@ def check_backend(model: Model, loss: Loss, precision: str) -> None:
         raise UserError(f"{where}: {name} cannot work on this machine's {device}: {reason}")
 
 
-def build_run_probes(section: Probes, data: RunData) -> list[Probe]:
-    """The probes of the recipe.
+def build_run_probes(section: Probes, data: RunData, *, length: int | None = None) -> list[Probe]:
+    """The probes of the recipe; `length` is the trained one, in tokens.
 
     Raises:
         UserError: the data of a probe is missing or cannot be used.
@@ -134,4 +168,7 @@ def build_run_probes(section: Probes, data: RunData) -> list[Probe]:
         for group, probes in (("target", section.target or []), ("general", section.general))
         for probe in probes
     ]
+    for name, _, options in wanted:
+        if name == "long_recall" and options["length"] is None:
+            options["length"] = length
     return build_probes(wanted, held_out_examples=data.held_out_examples, held_out_dataset=data.held_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,16 +19,18 @@ from eaftdrope.data import (
     held_out_warnings,
     hold_out,
     iter_examples,
+    join_rows,
     text_blocks,
 )
 from eaftdrope.errors import DataError
 from eaftdrope.evaluate.texts import evenly_spaced
 from eaftdrope.loaded_model import check_token_ids
 from eaftdrope.recipe.data_section import Data
-from eaftdrope.recipe.probe_sections import GENERATED, Probes
+from eaftdrope.recipe.probe_sections import READ_HELD_OUT, Probes
 from eaftdrope.recipe.stage_sections import TextData
 
 from .record import DataStats
+from .replay import Replies, choose_rows, find_replies, rows_wanted, source_of
 from .settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ _SKIPPED_SHOWN = 5
 
 @dataclass(frozen=True)
 class RunData:
-    """Encoded rows; the held-out ones also as examples, for the probes that generate."""
+    """Encoded rows; the held-out ones also as examples, for the probes that generate. `replay`: how many of the training
+    rows are replay, and which of them the model has still to generate."""
 
     train: Dataset
     report: DataReport
     held_out: Dataset | None
     held_out_examples: list[Example]
+    replay: ReplayRows | None = None
 
     @property
     def longest(self) -> int:
@@ -59,7 +63,8 @@ class RunData:
 
     @property
     def stats(self) -> DataStats:
-        """Counts of the training rows, without those set aside by a held-out share."""
+        """Counts of the training rows, without those set aside by a held-out share. Replay that is still to be generated
+        counts with the mean length of the other rows."""
         import pyarrow.compute as pc
 
         tokens = trained = 0
@@ -69,7 +74,40 @@ class RunData:
             trained += pc.sum(pc.not_equal(labels, -100)).as_py() or 0
         report = self.report
         skipped = report.skipped_rows + report.fully_masked
-        return DataStats(len(self.train), tokens, trained, truncated=report.truncated, skipped=skipped)
+        rows = len(self.train)
+        if self.replay and self.replay.replies:
+            whole = rows + self.replay.rows
+            tokens, trained, rows = tokens * whole // rows, trained * whole // rows, whole
+        return DataStats(rows, tokens, trained, truncated=report.truncated, skipped=skipped)
+
+
+@dataclass(frozen=True)
+class ReplayRows:
+    """The replay of a training.
+
+    Args:
+        rows: how many of the training rows are replay.
+        replies: where the model's replies are stored, if some of them are still to be generated: the rows are not among
+            those of the training then.
+    """
+
+    rows: int
+    replies: Replies | None = None
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """The replay as lines of a plan."""
+        if self.replies is None:
+            return [("replay", f"{self.rows:,} of the rows")]
+        left = self.rows - self.replies.cached(self.rows)
+        most = left * self.replies.max_tokens
+        return [
+            (
+                "replay",
+                f"{self.rows:,} of the rows, which the model generates first: {left:,} replies are missing, at most "
+                f"{most:,} tokens, and are kept for later runs",
+            )
+        ]
 
 
 def arrow_batches(rows: Dataset, columns: list[str], size: int) -> Iterator[Any]:
@@ -140,18 +178,52 @@ def _conversations(settings: TrainingSettings, data: Data, tokenizer: PreTrained
         held_out, held_out_report = encode(sources)
         report.warnings += held_out_warnings(train, held_out, held_out_report)
     else:
-        return RunData(train, report, None, [])
+        train, report, replay = _with_replay(train, report, settings, data, tokenizer)
+        return RunData(train, report, None, [], replay)
+    # held-out rows are never replay: a share of the rows was set aside before
+    train, report, replay = _with_replay(train, report, settings, data, tokenizer)
     chosen = set(_answered_rows(settings.probes, list(held_out["origin"])))
     # by origin: bad rows were skipped when the others were encoded
     examples = [e for source in sources for e in iter_examples(source, format=data.format, only=chosen)]
-    return RunData(train, report, held_out, examples)
+    return RunData(train, report, held_out, examples, replay)
+
+
+def _with_replay(
+    train: Dataset, report: DataReport, settings: TrainingSettings, data: Data, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, DataReport, ReplayRows | None]:
+    """The training rows with their replay, which is left out as long as the model has not generated all of it."""
+    replay = data.replay
+    if replay is None:
+        return train, report, None
+    seed = settings.data_seed if replay.seed is None else replay.seed
+    wanted = rows_wanted(replay.share, len(train))
+    file = replay.origin
+    if replay.is_generated:
+        replies = find_replies(settings, tokenizer)
+        file = replies.file(wanted)
+        if file is None:
+            return train, report, ReplayRows(wanted, replies)
+    sources = [source_of(file)]
+    # a reply of the model may be one that its template cannot write again
+    lenient = data.model_copy(update={"on_bad_row": "skip"}) if replay.is_generated else data
+    options = {"seed": seed, "max_length": data.max_length, "exempt": settings.loss.exempt}
+    rows, found = encode_rows(lenient, sources, tokenizer, **options)
+    chosen = choose_rows(len(rows), wanted, seed)
+    (counts,) = found.by_source.values()
+    name = "replay by the model" if replay.is_generated else f"replay of {sources[0]}"
+    report.by_source[name] = replace(counts, rows=len(chosen), tokens=0, trained_tokens=0)
+    # a string that is exempt in the other rows need not occur in these
+    kept = [warning for warning in found.warnings if not warning.startswith("loss.exempt:")]
+    report.warnings += [f"{name}: {warning}" for warning in kept]
+    # pyrefly: ignore[bad-argument-type]  # datasets annotates select as if it could return a DatasetDict
+    return join_rows([train, rows.select(chosen)]), report, ReplayRows(len(chosen))
 
 
 def _answered_rows(probes: Probes, origins: list[str]) -> list[str]:
     """The held-out rows to generate answers for: all if a probe needs them, a few as samples, none without probes."""
     target = probes.target or []
     if any(
-        probe.name == "function_calls" or (probe.name in GENERATED and not probe.options.model_dump()["file"])
+        probe.name == "function_calls" or (probe.name in READ_HELD_OUT and not probe.options.model_dump()["file"])
         for probe in target
     ):
         return origins

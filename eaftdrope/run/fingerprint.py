@@ -12,25 +12,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from eaftdrope.evaluate import Probe
 from eaftdrope.evaluate.likelihood import TokenRow
-from eaftdrope.models import resolve_model
 from eaftdrope.recipe.schema import Model
 
 from .data import RunData, arrow_batches
+from .model_files import model_fingerprint, model_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH = 1000
-_MEBIBYTE = 1 << 20
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # origins of rows, and the place of a file of the run
 _NOT_ASKED = ("origin", "captured", "fields_read", "fields_ignored")
 
@@ -58,7 +54,7 @@ def fingerprints(
         found["the recovery's text"] = _sha256(json.dumps(_content(recovery)))
     found["the chat template"] = _sha256(json.dumps(tokenizer.chat_template, sort_keys=True))
     found["the tokenizer"] = tokenizer_fingerprint(tokenizer)
-    folder = _model_folder(model)
+    folder = model_folder(model)
     if folder is not None:
         found["the base model"] = model_fingerprint(folder)
     return found
@@ -86,32 +82,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return _sha256(json.dumps([sorted(tokenizer.get_vocab().items()), special], sort_keys=True))
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Hash of config.json and the weights files of a folder; a change in the middle of a file of the same size is missed."""
-    digest = hashlib.sha256()
-    # the first kind that exists is the one that is loaded: a later download of another changes nothing
-    weights = next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
-    for file in (folder / "config.json", *weights):
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with open(file, "rb") as opened:
-            digest.update(opened.read(_MEBIBYTE))
-            opened.seek(max(0, size - _MEBIBYTE))
-            digest.update(opened.read(_MEBIBYTE))
-    return digest.hexdigest()
-
-
-def _model_folder(model: Model) -> Path | None:
-    """The folder with the files of the base model; None for one on the hub whose cache cannot be read."""
-    found = resolve_model(model.reference, revision=model.revision)
-    if found.kind != "hub":
-        return Path(found.path)
-    config = try_to_load_from_cache(found.path, "config.json", revision=model.revision)
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def _content(value: object) -> object:

@@ -29,6 +29,7 @@ from eaftdrope.recipe.schema import Recipe
 from eaftdrope.ttt.saved import WEIGHTS_FILE
 
 from .checkpoints import MANIFEST, Checkpoints, Found
+from .continuing import Continuation, other_engine
 from .interrupts import LOCK_FILE
 from .record import (
     NAME,
@@ -106,16 +107,20 @@ class RunFolder:
         if self._overwrite:
             return
         finished = run["status"] == "finished"
-        if finished and not self._keep_finished and not self.missing:
+        now = Continuation(self._as_now(run["recipe"]), self._recipe, run["processes"], self._processes)
+        if finished and not self._keep_finished and not self.missing and not now.lengthened:
             raise UserError(f"{self.path} holds a finished run. {WAYS_OUT}")
-        if keys := differences(self._as_now(run["recipe"]), self._recipe, free=True):
-            kind = "a finished run" if finished else "an unfinished run"
-            raise UserError(f"{self.path} holds {kind} of another recipe (different: {keys}). {WAYS_OUT}")
-        if run["status"] == "running" and run["processes"] != self._processes:
-            raise UserError(
-                f"{self.path} holds an unfinished run on {run['processes']} processes, and this run has {self._processes}: "
-                f"its steps would have other rows. {WAYS_OUT}"
-            )
+        holds = f"{self.path} holds {'a finished' if finished else 'an unfinished'} run"
+        if keys := differences(now.recipe, self._recipe, free=True, also_free=now.free_keys):
+            raise UserError(f"{holds} of another recipe (different: {keys}). {WAYS_OUT}")
+        checkpoint = self.last_checkpoint()
+        if now.lengthened and not checkpoint and run["status"] != "running":
+            raise UserError(f"{holds} without a checkpoint to continue from. {WAYS_OUT}")
+        if now.lengthened:
+            self._notes.append(f"{self.path}: {now.lengthened}")
+            run = self._run = {**run, "status": "running"}
+        if run["status"] == "running" and (reason := now.refusal() or other_engine(checkpoint, moved=now.moved)):
+            raise UserError(f"{holds} {reason} {WAYS_OUT}")
 
     def _opened(self) -> dict[str, Any] | None:
         """run.json, rebuilt from recipe.yaml if it is damaged, and set back to "running" if the result is incomplete."""

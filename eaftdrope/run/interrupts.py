@@ -1,4 +1,4 @@
-"""Early exits: an unwritable disk and Ctrl-C, both of which leave a folder to resume from; and the lock of a run.
+"""Early exits: an unwritable disk, SIGTERM and Ctrl-C, which leave a folder to resume from; and the lock of a run.
 
 Only one process may run in a folder: two that write the same run folder would use each other's checkpoints.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -27,8 +30,38 @@ _FULL_FOR_TORCH = ("PytorchStreamWriter failed", "inline_container.cc", "iostrea
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where Ctrl-C would raise KeyboardInterrupt."""
+
+
 class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the text states where it stopped and how to resume it."""
+    """Ctrl-C or SIGTERM during a run; the text states where it stopped and how to resume it.
+
+    Args:
+        message: the text.
+        signal_number: the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Raise Terminated at SIGTERM. Elsewhere than in the main thread, which has the signals, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

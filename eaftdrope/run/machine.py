@@ -13,7 +13,6 @@ import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.loss import products
-from eaftdrope.processes import process_count
 
 GIB = 2**30
 _PACKAGES = ("eaftdrope", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -103,14 +102,6 @@ def format_bytes(size: float) -> str:
 
 
 # Processes
-
-
-def wait_for_everyone() -> None:
-    """Wait until every process of the launch is here."""
-    if process_count() > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=training_device().kind == "cpu").wait_for_everyone()
 
 
 def sharding_engine() -> str | None:

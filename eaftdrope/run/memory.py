@@ -1,6 +1,6 @@
 """Memory of a training step on one device, estimated from shapes before anything is loaded; and GPUs that it fits on.
 
-    total = weights + gradients + optimizer + activations + loss tile (+ fast weights, see fast_weights.py)
+    total = weights + gradients + optimizer + activations + loss tile (+ fast weights, see fast_weights.py; + base model)
 
 Not counted: the process itself (Python, torch, a CUDA context: 0.5 to 1 GB), short-lived buffers and fragmentation.
 
@@ -15,7 +15,7 @@ On n devices under FSDP (full shard, one decoder layer per unit) each holds
 `gathered` is held whole for a moment: two layers (the current one, and the next fetched ahead), the gradient of one, and
 everything outside the layers (embeddings and head), with gradients where these are trained. It is in bfloat16 under autocast,
 except for the head's gradient, which the loss accumulates in float32. Each device has its own batch, so activations and tile
-are not divided.
+are not divided; nor is a second model, the base of an anchor, which every device holds whole.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Memory:
     activations: int
     loss_tile: int
     fast_weights: int = 0
+    base_model: int = 0
 
     @property
     def total(self) -> int:
@@ -86,8 +87,10 @@ def estimate(
             layers=layers,
         )
         + (fast.activation_bytes if fast else 0),
-        loss_tile=loss_tile_bytes(config, tokens=tokens, tile_mb=settings.loss.tile_mb, device=device, element=element),
+        loss_tile=(2 if settings.anchor else 1)
+        * loss_tile_bytes(config, tokens=tokens, tile_mb=settings.loss.tile_mb, device=device, element=element),
         fast_weights=fast.bytes if fast else 0,
+        base_model=base_model_bytes(model) if settings.needs_second_model else 0,
     )
 
 
@@ -123,6 +126,11 @@ def weight_bytes(model: PreTrainedModel, *, autocast: bool, quantized: bool = Fa
     if recompute:
         copies //= max(1, model.config.get_text_config().num_hidden_layers)
     return int(total) + copies
+
+
+def base_model_bytes(model: PreTrainedModel) -> int:
+    """P e: the frozen second model of an anchor. Autocast keeps no copies of weights without a gradient."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def optimizer_bytes(optimizer: str, model: nn.Module) -> int:
@@ -210,6 +218,7 @@ def layer_bytes(config: PretrainedConfig, model: nn.Module, *, autocast: bool, l
 
 def loss_tile_bytes(config: PretrainedConfig, *, tokens: int, tile_mb: int | None, device: str, element: int) -> int:
     """One tile of logits (never N x V), and the gradient with respect to the hidden states, e N D, formed in the forward.
+    With an anchor the base model needs as much: its tile, and its hidden states.
 
     Args:
         tile_mb: the recipe's size of a tile, None for the operator's default.
@@ -272,7 +281,11 @@ def fits(
 def sharded_bytes(whole: Memory, gathered: int, devices: int) -> int:
     """Bytes on each of several devices."""
     return (
-        (whole.weights + whole.gradients + whole.optimizer) // devices + gathered + whole.activations + whole.loss_tile
+        (whole.weights + whole.gradients + whole.optimizer) // devices
+        + gathered
+        + whole.activations
+        + whole.loss_tile
+        + whole.base_model
     )
 
 

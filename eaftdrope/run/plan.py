@@ -47,6 +47,7 @@ class StagePlan:
     trained_parameters: int
     method: str
     gate: str
+    anchor: str | None
     precision: str
     processes: int
     rows_per_step: int
@@ -107,6 +108,7 @@ def make_plan(
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         method=f"LoRA r {lora.r}, alpha {lora.alpha:g}" if lora else "full fine-tune",
         gate=_gate(settings.loss),
+        anchor=_anchor(settings),
         precision=precision_line(settings.model.dtype, autocast, device),
         processes=processes,
         rows_per_step=rows,
@@ -170,11 +172,17 @@ def steps_of(settings: TrainingSettings, data: DataStats, processes: int) -> int
 
     A last, smaller batch and a last, shorter accumulation are a step too.
     """
+    return steps_of_rows(
+        settings, math.ceil(data.tokens / settings.max_length) if settings.packing else data.rows, processes
+    )
+
+
+def steps_of_rows(settings: TrainingSettings, rows: int, processes: int) -> int:
+    """As `steps_of`, of a number of rows as the trainer has them, which are packed already."""
     train = settings.train
+    if train.steps:
+        return train.steps
     assert train.epochs is not None, "a training has steps or epochs"
-    rows = data.rows
-    if settings.packing:
-        rows = math.ceil(data.tokens / settings.max_length)
     batches = math.ceil(math.ceil(rows / processes) / train.batch_size)
     per_epoch = max(1, math.ceil(batches / train.accumulation))
     return math.ceil(train.epochs * per_epoch)
@@ -194,6 +202,16 @@ def _gate(loss: Loss) -> str:
     skipped = f", gates below {loss.gate_threshold:g} left out" if loss.gate_threshold else ""
     exempt = f", not on {', '.join(map(repr, loss.exempt))}" if loss.exempt else ""
     return loss.gate + (f" ({options})" if options else "") + exempt + tail + skipped
+
+
+def _anchor(settings: TrainingSettings) -> str | None:
+    """The anchor of the loss and what it costs."""
+    if settings.anchor is None:
+        return None
+    frozen = settings.lora is not None and not settings.lora.modules_to_save
+    products = "3 products with the head instead of 2" if frozen else "4 products with the head instead of 3"
+    base = "a second copy of the model" if settings.needs_second_model else "the model without its adapters"
+    return f"{settings.anchor.formula}; one more forward, of {base}, and {products}"
 
 
 def _files(settings: TrainingSettings, model: PreTrainedModel, optimizer: int) -> tuple[tuple[str, str], ...]:
@@ -226,6 +244,7 @@ def plan_lines(plan: StagePlan) -> Lines:
         ("trained", f"{plan.trained_parameters:,} parameters ({share:.2%}), {plan.method}"),
         *_reading_lines(plan),
         ("loss", f"gate {plan.gate}"),
+        *([("anchor", plan.anchor)] if plan.anchor else []),
         ("precision", plan.precision),
     ]
     if plan.data:
@@ -251,6 +270,8 @@ def plan_lines(plan: StagePlan) -> Lines:
         ("  activations", f"{format_bytes(m.activations)} (when every row has the full length)"),
         ("  loss tile", format_bytes(m.loss_tile)),
     ]
+    if m.base_model:
+        lines.append(("  base model", f"{format_bytes(m.base_model)}, whole on every device"))
     if plan.reading:
         kept = format_bytes(plan.reading.kept_bytes)
         lines.append(("  fast MLPs", f"{format_bytes(m.fast_weights)}, {kept} of it kept from chunk to chunk"))

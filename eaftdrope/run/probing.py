@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -27,11 +28,13 @@ from eaftdrope.evaluate import Probe, Score, run_probes
 from eaftdrope.evaluate.probes.agreement import AgreementProbe
 from eaftdrope.evaluate.probes.build import cheap_probes
 from eaftdrope.evaluate.scores import refuse_not_a_number
+from eaftdrope.processes import process_count, process_rank
 from eaftdrope.trainer import EAFTTrainer
 from eaftdrope.trainer.callbacks.probes import ProbesCallback
 
 from .checkpoints import unreadable
 from .folder import CAPTURE_FILE, RunFolder
+from .launch import gather, wait_for_everyone
 from .result import is_sharded
 from .samples import SAMPLES_FILE, read_samples, take_samples
 from .settings import TrainingSettings
@@ -57,43 +60,45 @@ class RunProbes:
     console: Console
 
     def measure(self, when: str) -> list[Score]:
-        """Scores and sample answers of "before" or "after", measured by the main process.
+        """Scores and sample answers of "before" or "after".
 
         Those of before are read from the folder if an earlier start measured them. Without probes nothing is measured or
-        sampled. A model that is sharded over processes is measured by all of them, in step; the main process keeps the
-        result.
+        sampled. The processes share the probes between them; a model that is sharded over processes is measured by all of
+        them, in step. The main process samples, and keeps the result.
         """
         if not self.probes:
             return []
-        keeps = self.trainer.accelerator.is_main_process
+        keeps, shared = self.trainer.accelerator.is_main_process, is_sharded(self.trainer)
         is_base, capture = when == "before", self.folder.path / CAPTURE_FILE
+        _compare_with(capture, self.probes)
+        # one process decides: another may write the capture while this one looks for it
+        scores = gather(self._stored(capture) if is_base and keeps else None)[0]
+        if scores is None:
+            mine = self.probes if shared else self.probes[process_rank() :: process_count()]
+            with _own_file(capture, keeps or not shared) as file:
+                found = gather(self._scores(when, mine, file if is_base else None))
+            scores = _in_order(found[:1] if shared else found)
+            if is_base:
+                refuse_not_a_number(scores, self.settings.model.reference)
+            if keeps:
+                self.folder.save_scores(when, scores)
+        if keeps or shared:
+            self._take_samples(when, keeps)
+        # others may see the file before they come here
+        wait_for_everyone()
+        return scores if keeps or shared else []
 
-        # scores of an earlier start
-        scores = self.folder.load_scores(when) if is_base else None
+    def _stored(self, capture: Path) -> list[Score] | None:
+        """The scores before training that an earlier start measured; None if it is to be done (again)."""
+        scores = self.folder.load_scores("before")
         compared = any(isinstance(probe, AgreementProbe) for probe in self.probes)
-        if is_base and compared and (not capture.is_file() or unreadable(capture)):
+        if compared and (not capture.is_file() or unreadable(capture)):
             # without the base model's predictions nothing can be compared later
             scores = None
-            if keeps:
-                capture.unlink(missing_ok=True)
-        _compare_with(capture, self.probes)
-
-        # measured now
-        if keeps or is_sharded(self.trainer):
-            if scores is None:
-                if is_base and keeps and (self.folder.path / "probes_before.json").exists():
-                    self.console.print("the scores before training are damaged: measured again", highlight=False)
-                with _own_file(capture, keeps) as file:
-                    scores = self._scores(when, file if is_base else None)
-                if is_base:
-                    refuse_not_a_number(scores, self.settings.model.reference)
-                if keeps:
-                    self.folder.save_scores(when, scores)
-            self._take_samples(when, keeps)
-
-        # on every process, whoever measured: others may see the file before they come here
-        self.trainer.accelerator.wait_for_everyone()
-        return scores or []
+            capture.unlink(missing_ok=True)
+        if scores is None and (self.folder.path / "probes_before.json").exists():
+            self.console.print("the scores before training are damaged: measured again", highlight=False)
+        return scores
 
     def during(self) -> ProbesCallback | None:
         """The callback of `probes.every`; None if the recipe does not set it, or no probe is cheap enough."""
@@ -135,16 +140,20 @@ class RunProbes:
                 "the run and start from scratch."
             )
 
-    def _scores(self, when: str, capture: Path | None) -> list[Score]:
+    def _scores(self, when: str, probes: list[Probe], capture: Path | None) -> list[list[Score]]:
+        """The scores of each of `probes`."""
         with _progress(self.console, when) as progress, self._autocast(), as_base(self.trainer, when):
-            return run_probes(
-                self._model,
-                self.tokenizer,
-                self.probes,
-                batch_tokens=self.settings.probes.batch_tokens,
-                progress=progress,
-                capture=capture,
-            )
+            return [
+                run_probes(
+                    self._model,
+                    self.tokenizer,
+                    [probe],
+                    batch_tokens=self.settings.probes.batch_tokens,
+                    progress=progress,
+                    capture=capture,
+                )
+                for probe in probes
+            ]
 
     def _take_samples(self, when: str, keeps: bool) -> None:
         with self._autocast(), as_base(self.trainer, when), _progress(self.console, when) as progress:
@@ -177,6 +186,12 @@ def as_base(trainer: EAFTTrainer, when: str) -> AbstractContextManager:
     if when == "before" and hasattr(model, "disable_adapter") and not is_sharded(trainer):
         return cast("PeftModel", model).disable_adapter()
     return nullcontext()
+
+
+def _in_order(found: list[list[list[Score]]]) -> list[Score]:
+    """The scores of all probes in their order, from those of each process, which measured every n-th."""
+    rounds = zip_longest(*found, fillvalue=[])
+    return [score for probes in rounds for scores in probes for score in scores]
 
 
 @contextmanager

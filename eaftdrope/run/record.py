@@ -26,7 +26,13 @@ STATUSES = ("running", "trained", "finished")
 _KEYS = {"status", "recipe", "processes", "data"}
 _COUNTS = ("rows", "tokens", "trained_tokens")
 # keys that decide what is kept and shown of a training, and nothing of its result
-_FREE_KEYS = ("train.save_every", "train.keep_checkpoints", "train.log_every")
+_FREE_KEYS = (
+    "train.save_every",
+    "train.save_every_minutes",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "parallel.timeout_minutes",
+)
 
 
 @dataclass(frozen=True)
@@ -112,15 +118,18 @@ def read_json(file: Path) -> object:
         return None
 
 
-def differences(old: dict, new: dict, *, free: bool = False) -> str:
+def differences(old: dict, new: dict, *, free: bool = False, also_free: tuple[str, ...] = ()) -> str:
     """Dotted keys whose values differ, with both values; "" without any.
 
     Args:
         free: leave out the keys that do not affect the result.
+        also_free: further keys to leave out.
     """
     changed = files.differences(old, new)
     if free:
-        changed = {key: pair for key, pair in changed.items() if _in_section(key) not in _FREE_KEYS}
+        changed = {
+            key: pair for key, pair in changed.items() if _in_section(key) not in _FREE_KEYS and key not in also_free
+        }
     shown = [f"{key}: {_text(then)} then, {_text(now)} now" for key, (then, now) in list(changed.items())[:6]]
     return "; ".join(shown) + ("; ..." if len(changed) > 6 else "")
 

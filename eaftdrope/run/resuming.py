@@ -80,3 +80,26 @@ class _StopOnceLoaded(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         raise _Loaded
+
+
+class PresentSchedule(TrainerCallback):
+    """Sets the learning rate of the first resumed step to the present schedule's.
+
+    The optimiser's state has the one of the schedule that it was saved under, which a lengthened run no longer has.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        rates = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+        for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = base * factor(lr_scheduler.last_epoch)
+        # what is logged
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eaftdrope.loss.anchor import Anchor
 from eaftdrope.processes import process_count
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import Probes
@@ -30,6 +31,7 @@ class TrainingSettings:
         lora: None for a full fine-tune.
         merge: also write the model with the adapters merged.
         report_to: experiment trackers.
+        anchor: divergence from the model to start from; None without one.
         ttt: settings of the conversion to a model that learns as it reads; None for one that does not.
     """
 
@@ -43,6 +45,7 @@ class TrainingSettings:
     lora: Lora | None = None
     merge: bool = False
     report_to: tuple[str, ...] = ()
+    anchor: Anchor | None = None
     ttt: TTTConfig | None = None
 
     @property
@@ -54,6 +57,11 @@ class TrainingSettings:
     def data_seed(self) -> int:
         """Seed of a held-out share and of fractional weights: runs of several training seeds can share their rows."""
         return self.data.data_seed(self.train.seed)
+
+    @property
+    def needs_second_model(self) -> bool:
+        """True if the base of the anchor is a second copy of the model, and not the model without its adapters."""
+        return self.anchor is not None and self.lora is None
 
     @property
     def packing(self) -> bool:
@@ -90,4 +98,5 @@ def eaft_settings(recipe: Recipe, *, model: Model | None = None, folder: str | N
         lora=recipe.lora,
         merge=recipe.output.merge,
         report_to=tuple(recipe.output.report_to),
+        anchor=recipe.loss.anchor_of_loss,
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
 
-from eaftdrope.processes import is_main_process
+from eaftdrope.processes import is_main_process, restart_count
 from eaftdrope.recipe.schema import Recipe
 
-from .interrupts import RunInterrupted, disk_errors_to_user_errors, run_lock
-from .machine import keep_freed_memory, training_device, wait_for_everyone
+from .interrupts import RunInterrupted, Terminated, disk_errors_to_user_errors, run_lock, terminated_by_signal
+from .launch import Launch, check_common_folder, joined, refused_together, wait_for_everyone
+from .machine import keep_freed_memory, training_device
 from .stages.chain import open_stages
 from .stages.stage import Progress, Stage, StageResult
 
@@ -37,24 +39,36 @@ def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: boo
 
     Raises:
         UserError: anything the user can correct: the folder, the data, the model, a full disk, a diverged training.
-        RunInterrupted: Ctrl-C.
+        RunInterrupted: Ctrl-C or SIGTERM.
+        LaunchEnded: another process of the launch was lost, or ended early.
     """
     console.quiet = not is_main_process()
-    # a folder that is refused is refused before a lock is made in it
-    open_stages(recipe, overwrite=overwrite)
-    with run_lock(recipe.output.dir) if is_main_process() else nullcontext():
-        return _run(recipe, console, command=command, overwrite=overwrite)
+    if overwrite and restart_count():
+        console.print("restarted by the launcher: --overwrite deletes nothing now", highlight=False)
+        overwrite = False
+    with joined(recipe.parallel.timeout_minutes) as launch, ExitStack() as held:
+        with refused_together():
+            if is_main_process():
+                # a folder that is refused is refused before a lock is made in it
+                open_stages(recipe, overwrite=overwrite)
+                held.enter_context(run_lock(recipe.output.dir))
+        check_common_folder(recipe.output.dir)
+        return _run(recipe, console, launch, command=command, overwrite=overwrite)
 
 
-def _run(recipe: Recipe, console: Console, *, command: str, overwrite: bool) -> StageResult:
+def _run(recipe: Recipe, console: Console, launch: Launch | None, *, command: str, overwrite: bool) -> StageResult:
     started = time.monotonic()
-    stages = open_stages(recipe, overwrite=overwrite)
+    with refused_together():
+        stages = open_stages(recipe, overwrite=overwrite)
     progress = Progress(stages[0])
+    if launch is not None:
+        launch.way_on = lambda: progress.way_on(overwrite=overwrite)
     try:
-        with disk_errors_to_user_errors(recipe.output.dir):
+        with disk_errors_to_user_errors(recipe.output.dir), terminated_by_signal():
             _run_stages(stages, console, command, progress)
-    except KeyboardInterrupt:
-        raise RunInterrupted(progress.interrupted(overwrite=overwrite)) from None
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        raise RunInterrupted(progress.interrupted(overwrite=overwrite), number) from None
     result = stages[-1].result()
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False, markup=False)
@@ -86,7 +100,8 @@ def _run_stages(stages: list[Stage], console: Console, command: str, progress: P
     if training_device().kind == "cpu":
         keep_freed_memory()
     # the processes must agree on which stages to complete and which to run, so this is settled before anything changes
-    prepared = _prepare(stages, console)
+    with refused_together():
+        prepared = _prepare(stages, console)
     trained = {stage.name for stage in stages if stage.folder.trained}
     if trained:
         # only the main process completes them; a late one would find them finished

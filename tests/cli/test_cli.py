@@ -1,6 +1,7 @@
 """The command line: fast to start, errors as text with an exit code, and the verbs that need no model."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -202,6 +203,66 @@ def test_recipes_ls_show_cp(tmp_path, capsys, monkeypatch):
     assert load_recipe("mine.yaml").output.dir == "runs/medical"
     run("recipes", "cp", "quickstart", capsys=capsys)
     assert (tmp_path / "quickstart.yaml").read_text() == shown
+
+
+TRL_CONFIG = "model_name_or_path: m/m\ndataset_name: me/set\nloss_type: dft\neos_token: x\noutput_dir: out\n"
+
+
+def test_recipes_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trl.yaml").write_text(TRL_CONFIG)
+    code, out, err = run("recipes", "from", "trl.yaml", capsys=capsys)
+    assert code == 0 and out.startswith("# Translated from trl.yaml (TRL) by `eaftdrope recipes from`.\n")
+    assert "\n#   eos_token: x  the tokenizer's own special tokens are used\n" in out
+    assert re.search(r"^loss_type: dft +written +loss\.gate$", err, re.MULTILINE)
+    assert "\n4 written; 0 nothing to write; 1 not translated\n" in err
+    assert err.endswith("ok: the recipe is valid\n")
+    # into a file, which validates
+    code, out, err = run("recipes", "from", "trl.yaml", "mine.yaml", "--tool", "trl", capsys=capsys)
+    assert (code, out) == (0, "") and err.endswith("written: mine.yaml. Then run: eaftdrope validate mine.yaml\n")
+    code, out, _ = run("validate", "mine.yaml", capsys=capsys)
+    assert code == 0 and "gate dft" in out
+    code, _, err = run("recipes", "from", "trl.yaml", "mine.yaml", capsys=capsys)
+    assert code == 2 and "mine.yaml already exists and was not changed." in err
+
+
+def test_recipes_from_reports_what_is_missing_here(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trl.yaml").write_text(TRL_CONFIG.replace("me/set", "data/gone.jsonl"))
+    code, out, err = run("recipes", "from", "trl.yaml", capsys=capsys)
+    assert code == 0 and "path: data/gone.jsonl" in out
+    assert "to correct before training:\n" in err and "no such file: 'data/gone.jsonl'" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (None, (), "their.yaml cannot be read: No such file or directory."),
+        ("a: [", (), "their.yaml, line "),
+        ("- a\n", (), "their.yaml is not a configuration: a mapping of keys was expected."),
+        ("a: 1\n", (), "this is no configuration of llamafactory, axolotl, trl"),
+        (
+            TRL_CONFIG,
+            ("--tool", "axolotle"),
+            "--tool axolotle: not one of llamafactory, axolotl, trl. Did you mean `axolotl`?",
+        ),
+        (TRL_CONFIG + "beta: 0.1\n", (), "beta: this trains on preference pairs"),
+        (TRL_CONFIG, ("gone/mine.yaml",), "the folder gone does not exist."),
+    ],
+)
+def test_recipes_from_errors(text, arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "their.yaml").write_text(text)
+    code, out, err = run("recipes", "from", "their.yaml", *arguments, capsys=capsys)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_recipes_from_needs_a_file_and_owns_its_option(capsys):
+    code, _, err = run("recipes", "from", capsys=capsys)
+    assert code == 2 and "`eaftdrope recipes from` needs a file" in err
+    code, _, err = run("recipes", "ls", "--tool", "trl", capsys=capsys)
+    assert code == 2 and "--tool belongs to `recipes from`, not to `recipes ls`." in err
 
 
 def test_recipes_errors(tmp_path, capsys, monkeypatch):

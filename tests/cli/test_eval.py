@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -153,6 +154,68 @@ def test_a_recipes_own_probes(eval_in, project, tmp_path):
     assert code == 2 and "convert.yaml: it has no data section, and so no probes of its own." in err
     code, _, err, _ = eval_in("other", "--probes", "gone.yaml", name="gone")
     assert code == 2 and "no recipe at gone.yaml." in err
+
+
+def test_fail_if_worse(eval_in, project, tmp_path, monkeypatch):
+    """Exit codes 0 for equal weights under another path, 1 for a clearly worse metric, and what is allowed."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    copy = shutil.copytree(project / "model", tmp_path / "copy")
+    # the option without a value may stand anywhere, also before a model
+    code, out, err, document = eval_in("--fail-if-worse", "model", copy, *SMALL, name="equal")
+    assert code == 0, err
+    assert "3 metrics checked: 0 clearly worse" in out and [m["name"] for m in document["models"]] == ["model", "copy"]
+    assert values(document, 0) == values(document, 1)
+    assert document["command"].split()[1:4] == ["eval", "--fail-if-worse", "model"]
+
+    code, out, err, document = eval_in("model", "other", *SMALL, "--fail-if-worse", name="worse")
+    assert code == 1, err
+    change = values(document, 1)["perplexity"] - values(document, 0)["perplexity"]
+    assert f"  worse: perplexity of other: +{change:.2f} from model (margin " in out
+    assert "not enough evidence: multiple choice of other" in out and "items)" in out
+    assert (tmp_path / "worse" / "report.html").is_file()
+
+    allowed = f"perplexity:{2 * change:.1f}"
+    code, out, err, _ = eval_in("model", "other", *SMALL, "--fail-if-worse", allowed, name="allowed")
+    assert code == 0, err
+    assert "1 metrics checked: 0 clearly worse" in out
+    # both: every metric, and more for one of them
+    code, out, err, _ = eval_in(
+        "model",
+        "other",
+        *SMALL,
+        "--fail-if-worse",
+        "--fail-if-worse",
+        allowed,
+        "--fail-if-worse=multiple_choice:2",
+        name="all",
+    )
+    assert code == 0, err
+    assert "3 metrics checked: 0 clearly worse" in out
+
+
+def test_errors_of_fail_if_worse(eval_in):
+    code, _, err, _ = eval_in("model", *SMALL, "--fail-if-worse", "--junit", "gone/x.xml")
+    assert code == 2 and err.startswith("3 problems:\n- --fail-if-worse: there is nothing to compare.")
+    assert "- --junit gone/x.xml: there is no folder gone." in err
+    code, _, err, _ = eval_in("model", "other", *SMALL, "--fail-if-worse", "perplexty:1")
+    assert code == 2 and "--fail-if-worse perplexty: no such metric was measured. Did you mean `perplexity`?" in err
+    code, _, err, _ = eval_in("model", "other", *SMALL, "--fail-if-worse=perplexity", name="form")
+    assert code == 2 and "--fail-if-worse perplexity: expected METRIC:MARGIN" in err
+
+
+def test_verdicts_for_continuous_integration(eval_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    junit = tmp_path / "junit.xml"
+    code, out, err, _ = eval_in("model", "other", *SMALL, "--junit", junit)
+    # without --fail-if-worse nothing fails
+    assert code == 0, err
+    assert "metrics checked" not in out
+    assert "\n::error title=perplexity of other::worse: perplexity of other: +" in out
+    root = ElementTree.parse(junit).getroot()
+    assert (root.get("tests"), root.get("failures")) == ("3", "1")
+    assert root.find(".//failure").get("message").startswith("worse: perplexity of other")
+    names = {file.parent.name for file in (tmp_path / "out[/red]" / "lm_eval").rglob("results_*.json")}
+    assert names == {"model", "other"} and len(list((tmp_path / "out[/red]" / "inspect_ai").iterdir())) == 4
 
 
 @pytest.mark.slow

@@ -190,18 +190,18 @@ def test_what_a_finished_run_lacks_is_completed_without_training(recipe, finishe
         ("while loading", "Interrupted while loading, before anything was changed. Start the same command again."),
         (
             "in step 2, before a checkpoint",
-            "Interrupted at step 1 of 6. The same command trains from the beginning.",
+            "Interrupted at step 2 of 6. The same command resumes from checkpoint-2.",
         ),
-        ("in step 4, after a checkpoint", "Interrupted at step 3 of 6. The same command resumes from checkpoint-2."),
+        ("in step 3, after a checkpoint", "Interrupted at step 3 of 6. The same command resumes from checkpoint-3."),
         (
             "in a checkpoint, before its optimizer",
-            "Interrupted at step 4 of 6. The same command resumes from checkpoint-2.",
+            "Interrupted at step 5 of 6. The same command resumes from checkpoint-5.",
         ),
         ("after training", "Interrupted after training. The same command resumes from checkpoint-6."),
     ],
 )
 def test_interrupted(start, moment, text):
-    """One line, the shell's exit code, and the same command goes on."""
+    """The step is finished and saved; one line, the shell's exit code, and the same command resumes."""
     ended = start(moment=moment, signal_number=signal.SIGINT)
     assert (ended.code, last_line(ended)) == (130, text)
     assert "Traceback" not in ended.out
@@ -214,7 +214,7 @@ def test_interrupted_with_overwrite(start):
     assert start().code == 0
     ended = start("--overwrite", moment="in step 4, after a checkpoint", signal_number=signal.SIGINT)
     assert last_line(ended) == (
-        "Interrupted at step 3 of 6. The same command without --overwrite resumes from checkpoint-2."
+        "Interrupted at step 4 of 6. The same command without --overwrite resumes from checkpoint-4."
     )
 
 

@@ -3,7 +3,9 @@
 A small model learns one skill (`old` symbol -> its answer) until it is confident, and is kept uncertain of another (`new`
 symbol -> any answer). It is then fine-tuned on rows of which 80 % teach the new skill and 20 % contradict the old one, always
 with the same wrong answer. A gate that drops tokens where a confident model contradicts the label must preserve the old
-skill; plain cross-entropy must lose it, and so must a constant, whose scale AdamW cancels.
+skill; plain cross-entropy must lose it, and so must a constant, whose scale AdamW cancels. Replay at a share of 0.3 must
+preserve it too: the model's own right answers are then twice as many as the wrong ones. So must an anchor to the base model,
+which is confident of the old skill only. One that leaves the label out must not: the wrong answer is the label.
 """
 
 from __future__ import annotations
@@ -65,6 +67,9 @@ def make_planted(folder: Path) -> Path:
     _write(folder / "train.jsonl", [_row(*row) for row in rows])
     _write(folder / "held_out.jsonl", [_row("new", pair, taught(pair[0])) for pair in held_out])
     _write(folder / "old.jsonl", [_question(symbol, other) for symbol in range(SYMBOLS) for other in range(0, 16, 6)])
+    # other questions than those of the probe; the model answers them as it was taught
+    asked = [(symbol, other) for symbol in range(SYMBOLS) for other in range(1, 16, 3)]
+    _write(folder / "prompts.jsonl", [{"prompt": question("old", *pair)} for pair in asked])
     recipe = {
         "model": "model",
         "data": {"train": "train.jsonl", "held_out": "held_out.jsonl", "max_length": 16},

@@ -32,8 +32,8 @@ class Recorded:
         self.recipe, self.folder = make_project(folder), folder / "compared"
         self.trained, self.measured = [], []
 
-    def plan(self, *overrides, match=False, gates="none,eaft,constant"):
-        options = {"gates": gates, "seeds": 1, "folder": self.folder, "match": match}
+    def plan(self, *overrides, match=False, arms="none,eaft,constant"):
+        options = {"arms": arms, "seeds": 1, "folder": self.folder, "match": match}
         return plan_comparison(self.recipe, [*SHORT, *overrides], **options)
 
     def start(self, plan):
@@ -209,7 +209,7 @@ def test_the_command_names_the_base_model_where_it_lies(recorded):
 
 def test_a_dry_run_writes_nothing(recorded, tmp_path):
     console = Console(file=io.StringIO(), width=140)
-    plan = plan_comparison(recorded.recipe, SHORT, gates="none,eaft,constant", seeds=2, folder=tmp_path / "new")
+    plan = plan_comparison(recorded.recipe, SHORT, arms="none,eaft,constant", seeds=2, folder=tmp_path / "new")
     comparison.print_comparison_plan(plan, console)
     shown = console.file.getvalue()
     assert shown.count("to train, after eaft") == 2 and "6 arms of 2 steps" in shown and "at least" in shown

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from eaftdrope.compare.arms import ArmSpec
 from eaftdrope.compare.match import find_share, left_out_reasons, level_of, tolerance_of
-from eaftdrope.compare.plan import Arm, ArmGate
+from eaftdrope.compare.plan import Arm
 from eaftdrope.evaluate.scores import change_stderr, score_units
 
 
@@ -16,7 +17,7 @@ def held_out(*values):
 
 
 def arm(label, seed=0):
-    return Arm(ArmGate(label), 1e-3, seed, label)
+    return Arm(ArmSpec(label), 1e-3, seed, label)
 
 
 def counted(function):

@@ -1,10 +1,12 @@
 """The rule of the verdict on given numbers: both sides of every boundary."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from eaftdrope.compare.verdict import BETTER, SAME, STUDENT, WORSE, ScoresBySeed, compare_pair, judge, overall
+from eaftdrope.compare.verdict import BETTER, SAME, WORSE, ScoresBySeed, compare_pair, judge, judge_metrics, overall
+from eaftdrope.evaluate.evidence import student_quantile
 from eaftdrope.evaluate.scores import change_stderr, score_units
 
 
@@ -45,7 +47,7 @@ def test_higher_may_be_better():
 def test_the_seeds_by_students_t(n, side):
     """Differences of a given mean and deviation; the items differ by nothing."""
     deviation = 0.1
-    t = STUDENT.get(n - 1, 2.228)
+    t = student_quantile(n - 1)
     raw = [(-1) ** i * (1.0 if i < n - n % 2 else 0.0) for i in range(n)]
     scale = deviation / math.sqrt(sum(x * x for x in raw) / (n - 1))
     mean = side * t * deviation / math.sqrt(n)
@@ -60,10 +62,69 @@ def test_seeds_that_agree_are_not_enough_where_the_items_do_not():
     assert judge("perplexity", [shifted(0.5, spread=0.1)] * 3).word == WORSE
 
 
+def test_the_study_that_a_difference_needs():
+    """Three seeds differ by 0.5 with a deviation of 0.3: t * 0.3 / sqrt(n) is below 0.5 from four seeds on."""
+    pairs = [shifted(0.5 + d) for d in (-0.3, 0.0, 0.3)]
+    outcome = judge("perplexity", pairs)
+    assert (outcome.word, outcome.needs) == (SAME, "about 4 seeds")
+    assert (
+        student_quantile(3) * 0.3 / 2 < 0.5 < student_quantile(2) * 0.3 / math.sqrt(3) == pytest.approx(outcome.margin)
+    )
+    assert outcome.text == "no difference beyond the spread (+0.5, not beyond 0.78; about 4 seeds needed)"
+    # four items with an error of 0.577 / 2: (0.577 / 0.3)^2 times as many
+    outcome = judge("perplexity", [shifted(0.3, spread=0.5)])
+    assert outcome.needs == "about 15 items"
+    outcome = judge("perplexity", [shifted(0.3 + d, spread=0.5) for d in (-0.3, 0.0, 0.3)])
+    assert outcome.needs == "about 7 seeds and about 15 items"
+    # where nothing differs, no study would show it
+    assert judge("perplexity", [shifted(0.0, spread=0.5)] * 2).needs == ""
+    assert judge("perplexity", [shifted(1.0)]).needs == ""
+
+
+def test_holm_over_the_metrics_of_a_pair():
+    # 2.2 standard errors of the items: clear for one metric, not for the first of three
+    weak = [shifted(1.1 / math.sqrt(3), spread=0.5)]
+    assert judge("perplexity", weak).word == WORSE
+    same = [shifted(0.01, spread=0.5)]
+    words = [outcome.word for outcome in judge_metrics({"a": weak, "b": same, "c": same}).values()]
+    assert words == [SAME, SAME, SAME]
+    # a metric with one item has no error and does not count
+    outcomes = judge_metrics({"a": weak, "one": [(loss(1.0), loss(9.0))]})
+    assert [outcome.word for outcome in outcomes.values()] == [WORSE, SAME]
+    # with seeds, the larger one of the two p-values counts
+    seeds = [shifted(0.5 + d) for d in (-0.1, 0.0, 0.1)]
+    assert judge("perplexity", seeds).word == WORSE
+    outcomes = judge_metrics({"a": seeds, "b": [shifted(d) for d in (-0.1, 0.0, 0.1)]})
+    assert outcomes["a"].margin == pytest.approx(student_quantile(2, 2) * 0.1 / math.sqrt(3))
+
+
+def test_the_sentence_states_the_study_that_is_needed():
+    def arm(label, general):
+        values = {seed: {"held-out loss": loss(1.0, 2.0), "perplexity": loss(*general[seed])} for seed in range(3)}
+        return ScoresBySeed(label, values, {})
+
+    plain = arm("none", [(30.0, 31.0)] * 3)
+    gated = arm("eaft", [(30.5 + d, 31.5 + d) for d in (-0.3, 0.0, 0.3)])
+    _, whole = sentence(gated, plain, 10.0)
+    assert whole.endswith(
+        "eaft: no difference beyond the spread. A difference as measured would need: eaft against none about 5 seeds."
+    )
+
+
 def test_one_item_is_no_evidence():
     outcome = judge("perplexity", [(loss(1.0), loss(9.0))] * 3)
     assert (outcome.word, outcome.margin) == (SAME, None)
     assert "one item has no error" in outcome.text
+
+
+def test_fewer_items_than_the_probe_requires_give_no_verdict():
+    few = [replace(score, least=5) for score in shifted(1.0, spread=0.1)]
+    outcome = judge("turns kept", [tuple(few)])
+    assert (outcome.word, outcome.margin) == (SAME, None) and outcome.text.endswith("(+1; 5 items needed)")
+    assert judge("turns kept", [tuple(replace(score, least=4) for score in few)]).word == WORSE
+    # the other metric is judged as if it were compared by itself
+    judged = judge_metrics({"turns kept": [tuple(few)], "perplexity": [shifted(1.0, spread=0.5)]})
+    assert judged["perplexity"].margin == judge("perplexity", [shifted(1.0, spread=0.5)]).margin
 
 
 def runs(label, target, general, matched=None, seeds=3):
@@ -98,8 +159,8 @@ def test_less_forgotten_and_less_gained_is_reported_as_such():
     assert "held-out loss worse (+1, beyond" in pair and "perplexity better (-10, beyond" in pair
     assert "It gains less and forgets less; use --match target to compare at equal gain." in pair
     assert whole == (
-        "Against none, perplexity (3 seeds): eaft: less is forgotten and less gained (use --match target to compare at equal "
-        "gain)."
+        "Against none, perplexity (3 seeds; Holm's correction over 2 metrics): eaft: less is forgotten and less gained (use "
+        "--match target to compare at equal gain)."
     )
 
 
@@ -110,7 +171,8 @@ def test_less_forgotten_and_less_gained_is_reported_as_such():
         (40.0, "eaft: more is forgotten.", "For the same gain it forgets more."),
         (
             30.0,
-            "eaft: no difference beyond the spread (less is forgotten only because less is learned).",
+            "eaft: no difference beyond the spread (less is forgotten only because less is learned). A difference as "
+            "measured would need: eaft against none about 7 seeds.",
             "It forgets less only because it learns less.",
         ),
     ],

@@ -108,7 +108,8 @@ def nested(path, key):
     data = recipe_with(data={"held_out": 0.1})
     inner = {key: 1}
     for above, part in reversed([*zip((None, *path), path)]):
-        inner = {part: [inner] if above in ("data", "probes") else inner}
+        in_a_list = above in ("data", "probes") and part != "replay"
+        inner = {part: [inner] if in_a_list else inner}
     for name, section in inner.items():
         if isinstance(section, dict) and isinstance(data.get(name), dict):
             data[name].update(section)

@@ -8,7 +8,8 @@ import pytest
 from eaftdrope.recipe import load_recipe
 from eaftdrope.run.build import build_run_probes
 from eaftdrope.run.data import build_data
-from eaftdrope.run.fingerprint import fingerprints, model_fingerprint, rows_fingerprint
+from eaftdrope.run.fingerprint import fingerprints, rows_fingerprint
+from eaftdrope.run.model_files import model_fingerprint
 from eaftdrope.run.settings import eaft_settings
 from tests.tiny_models import save_model
 from tests.tiny_run import make_project, save_rows

@@ -41,10 +41,11 @@ def refused(path, which=None, *, overwrite=False):
     return str(error.value)
 
 
-def checkpoint(folder, step):
+def checkpoint(folder, step, optimizer="optimizer.pt"):
     """A sealed checkpoint."""
     path = folder.checkpoints / f"checkpoint-{step}"
     path.mkdir(parents=True)
+    (path / optimizer).write_text("moments")
     (path / "trainer_state.json").write_text('{"global_step": 1}')
     folder.sealed.seal(step)
     return path
@@ -90,8 +91,8 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path):
         'null now; lora.dropout: 0.0 then, null now; lora.target_modules: "all-linear" then, null now; '
         f"lora.modules_to_save: [] then, null now; lora.use_rslora: false then, null now; ...). {WAYS_OUT}"
     )
-    other = recipe(train={"steps": 6, "learning_rate": 0.1}, lora={"r": 4})
-    assert "(different: train.steps: 5 then, 6 now)" in refused(tmp_path, other)
+    other = recipe(train={"steps": 5, "learning_rate": 0.2}, lora={"r": 4})
+    assert "(different: train.learning_rate: 0.1 then, 0.2 now)" in refused(tmp_path, other)
 
 
 def test_keys_that_decide_nothing_of_what_is_trained_may_change(tmp_path):
@@ -102,12 +103,79 @@ def test_keys_that_decide_nothing_of_what_is_trained_may_change(tmp_path):
     assert {key: train[key] for key in free} == free
 
 
-def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
-    begun(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert refused(tmp_path) == (
-        f"{tmp_path} holds an unfinished run on 1 processes, and this run has 2: its steps would have other rows. {WAYS_OUT}"
+def test_a_run_may_be_lengthened(tmp_path):
+    """Also a finished one, from its last checkpoint; a shorter one is another recipe."""
+    begun(tmp_path, recipe(train={"steps": 5}))
+    assert RunFolder(tmp_path, recipe(train={"steps": 8})).pop_notes() == [
+        f"{tmp_path}: train.steps was 5 and is 8: continued, with the learning-rate schedule of a run of that length"
+    ]
+    assert "(different: train.steps: 5 then, 4 now)" in refused(tmp_path, recipe(train={"steps": 4}))
+    assert "(different: train.steps: 5 then, null now; train.epochs" in refused(tmp_path, recipe(train={"epochs": 3}))
+    folder = begun(tmp_path, recipe(train={"steps": 5}))
+    complete(folder)
+    assert refused(tmp_path, recipe(train={"steps": 8})) == (
+        f"{tmp_path} holds a finished run without a checkpoint to continue from. {WAYS_OUT}"
     )
+    checkpoint(folder, 5)
+    longer = RunFolder(tmp_path, recipe(train={"steps": 8}))
+    assert not longer.finished and longer.resume_point().checkpoint.name == "checkpoint-5"
+
+
+def test_another_number_of_processes_needs_steps_of_the_same_rows(tmp_path, monkeypatch):
+    begun(tmp_path, recipe(train={"batch_size": 4, "accumulation": 2}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refused(tmp_path, recipe(train={"batch_size": 4, "accumulation": 2})) == (
+        f"{tmp_path} holds an unfinished run on 1 processes with 8 rows per step (batch_size 4, accumulation 2), and this "
+        "run has 2 with 16: its steps would have other rows. Set train.accumulation=1 to resume it. " + WAYS_OUT
+    )
+    assert "train.accumulation" not in refused(tmp_path, recipe(train={"batch_size": 3, "accumulation": 2}))
+    RunFolder(tmp_path, recipe(train={"batch_size": 4, "accumulation": 1}))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    RunFolder(tmp_path, recipe(train={"batch_size": 2, "accumulation": 4}))
+
+
+def test_a_gate_that_compares_tokens_needs_its_batches(tmp_path, monkeypatch):
+    begun(tmp_path, recipe(loss={"gate": "talr"}, train={"accumulation": 2}))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refused(tmp_path, recipe(loss={"gate": "talr"}, train={"accumulation": 1})).startswith(
+        f"{tmp_path} holds an unfinished run of another recipe (different: train.accumulation: 2 then, 1 now)"
+    )
+    assert "the gate talr compares the tokens of a batch with each other" in refused(
+        tmp_path, recipe(loss={"gate": "talr"}, train={"accumulation": 2})
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "engine", "reason"),
+    [
+        ("optimizer.bin", {}, "by another engine (FSDP; now one that replicates the weights)"),
+        (
+            "optimizer.pt",
+            {"ACCELERATE_USE_FSDP": "true"},
+            "by another engine (one that replicates the weights; now FSDP)",
+        ),
+        ("optimizer.bin", {"ACCELERATE_USE_FSDP": "true"}, None),
+        ("optimizer.pt", {}, None),
+        (
+            "global_step5",
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "by DeepSpeed, which loads it on the same number of processes only",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_engine_is_refused(tmp_path, monkeypatch, file, engine, reason):
+    folder = begun(tmp_path, recipe(train={"accumulation": 2}))
+    checkpoint(folder, 5, file)
+    for name, value in {"WORLD_SIZE": "2", **engine}.items():
+        monkeypatch.setenv(name, value)
+    now = recipe(train={"accumulation": 1})
+    if reason is None:
+        RunFolder(tmp_path, now)
+    else:
+        assert refused(tmp_path, now) == (
+            f"{tmp_path} holds an unfinished run whose checkpoint-5 was written {reason}"
+            f"{', with other files' if 'another' in reason else ''}. {WAYS_OUT}"
+        )
 
 
 def test_other_data_are_refused(tmp_path):

@@ -34,7 +34,7 @@ def config():
     )
 
 
-def recipe(lora=None, **train):
+def recipe(lora=None, loss=None, **train):
     train = {"batch_size": 4, "accumulation": 2, **train}
     """The settings of a recipe."""
     made = make_recipe(
@@ -42,11 +42,32 @@ def recipe(lora=None, **train):
             "model": "tiny/model",
             "data": {"train": "tiny/data", "max_length": 256},
             "lora": lora,
+            "loss": loss or {},
             "train": train,
             "output": {"dir": "runs/tiny", "merge": lora is not None},
         }
     )
     return eaft_settings(made)
+
+
+def test_an_anchor_shows_its_base_and_its_cost(config):
+    anchor = {"anchor": {"kl": 0.1, "mask_target": True}}
+    plain, full, adapted, with_head = (
+        make_plan(recipe(lora, loss), config, autocast=False, device=CPU)
+        for lora, loss in ((None, None), (None, anchor), ({"r": 4}, anchor), ({"modules_to_save": ["lm_head"]}, anchor))
+    )
+    assert plain.anchor is None and plain.memory.base_model == adapted.memory.base_model == 0
+    # the frozen second copy, the base's tile and hidden states
+    assert full.memory.base_model == 4 * PARAMETERS
+    assert full.memory.loss_tile == 2 * plain.memory.loss_tile == adapted.memory.loss_tile
+    assert full.memory.total == plain.memory.total + plain.memory.loss_tile + 4 * PARAMETERS
+    kind = "0.1 KL(base || model), without the label; one more forward, of"
+    assert full.anchor == f"{kind} a second copy of the model, and 4 products with the head instead of 3"
+    assert adapted.anchor == f"{kind} the model without its adapters, and 3 products with the head instead of 2"
+    assert "4 products" in with_head.anchor
+    lines = dict(plan_lines(full))
+    assert lines["anchor"] == full.anchor and lines["  base model"].endswith("whole on every device")
+    assert "anchor" not in dict(plan_lines(plain)) and "  base model" not in dict(plan_lines(adapted))
 
 
 def test_full_fine_tune(config):

@@ -143,7 +143,7 @@ def test_a_model_that_gives_no_number_before_its_training_stops_the_run(tmp_path
 
     saved = []
     scores = [Score("perplexity", "general", "perplexity", float("nan"), None, 2, "lower", "exp")]
-    monkeypatch.setattr(RunProbes, "_scores", lambda *arguments: scores)
+    monkeypatch.setattr(RunProbes, "_scores", lambda *arguments: [scores])
     monkeypatch.setattr(RunProbes, "_take_samples", lambda *arguments: None)
     accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
     trainer = SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=False, is_deepspeed_enabled=False)

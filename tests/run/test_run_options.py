@@ -83,3 +83,23 @@ def test_weights_and_exempt_strings(project, tmp_path):
     assert 0 < exempt["eaft/weighted_loss"] < plain["eaft/weighted_loss"]
     assert first["packed"]["eaft/weighted_loss"] == pytest.approx(first["packed"]["eaft/cross_entropy"] / 2, rel=1e-5)
     assert "except those of '<|im_end|>'" in (tmp_path / "exempt" / "README.md").read_text()
+
+
+def test_a_training_ends_once_its_held_out_loss_is_low_enough(project, tmp_path):
+    """Killed after it has ended and before its result is written, it does not train on."""
+    options = ("train.steps=6", "train.stop_at=100", "train.save_every=50", *SHORT[1:])
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    ended = train(project / "recipe.yaml", f"output.dir={runs[0]}", "train.eval_every=2", *options)
+    assert ended.code == 0, ended.out
+    assert [line["step"] for line in logs(runs[0]) if "eval_loss" in line] == [2]
+    assert max(line["step"] for line in logs(runs[0])) == 2
+    killed = train(
+        project / "recipe.yaml", f"output.dir={runs[1]}", "train.eval_every=2", *options, moment="after training"
+    )
+    assert killed.code == -9
+    ended = train(project / "recipe.yaml", f"output.dir={runs[1]}", "train.eval_every=2", *options)
+    assert ended.code == 0 and "resuming from checkpoint-2 of 6" in ended.out, ended.out
+    assert max(line["step"] for line in logs(runs[1])) == 2
+    # without eval_every, every step of so short a training is watched
+    ended = train(project / "recipe.yaml", f"output.dir={tmp_path / 'watched'}", *options)
+    assert ended.code == 0 and max(line["step"] for line in logs(tmp_path / "watched")) == 1, ended.out

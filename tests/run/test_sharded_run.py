@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import forked
 from tests.tiny_run import make_project, train
 from tests.trainer.processes import run_two
 
 WORKER = """
+import os
+import signal
 import sys
 import torch
 from accelerate import state
@@ -38,6 +41,15 @@ def killed(*arguments):
 
 if moment == "after training":
     training.save_result = killed
+if moment == "signal":
+    step = training.EAFTTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if os.environ["RANK"] == "1" and self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    training.EAFTTrainer.compute_loss = compute_loss
 try:
     main(["train", *sys.argv[1:]])
 except Killed:
@@ -141,6 +153,23 @@ def test_sharded_state_dicts_leave_a_result_that_stock_libraries_load(tmp_path, 
     ids = torch.arange(4, 24)[None]
     logits = [load(folder).eval()(ids).logits for folder in (run, whole)]
     assert (logits[0] - logits[1]).abs().max() < 1e-4
+
+
+@pytest.mark.engines
+def test_a_signal_to_one_rank_saves_the_shards_of_all(tmp_path, monkeypatch):
+    """And the run ends as one that was not interrupted."""
+    recipe, run, whole = make_project(tmp_path), tmp_path / "run", tmp_path / "whole"
+    short = [change for change in SHORT if "save_every" not in change]
+    changes = (*short, "lora=null", "train.learning_rate=0.1")
+    for name, value in {**LAUNCHED, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = map(str, ("signal", recipe, *changes, f"output.dir={run}"))
+    ranks = forked.run_ranks(2, forked.program, WORKER, *arguments)
+    assert [rank.code for rank in ranks] == [143, 143], ranks
+    assert ranks[0].err.splitlines()[-1] == "Interrupted at step 2 of 3. The same command resumes from checkpoint-2."
+    run_two(WORKER, "to the end", recipe, *changes, f"output.dir={run}")
+    run_two(WORKER, "to the end", recipe, *changes, f"output.dir={whole}")
+    assert close(run, whole, "model.safetensors")
 
 
 # ---- what is asked of other engines, and of any result ----

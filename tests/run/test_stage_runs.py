@@ -223,7 +223,7 @@ def test_interrupted(start):
     ended = start(moment="in step 4 of the recalibration", signal_number=signal.SIGINT)
     assert (ended.code, ended.out.splitlines()[-1]) == (
         130,
-        "Interrupted at step 3 of 4 of the stage recalibrate. The same command resumes from checkpoint-2.",
+        "Interrupted at step 4 of 4 of the stage recalibrate. The same command resumes from checkpoint-4.",
     )
 
 

@@ -20,7 +20,8 @@ from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.stage_sections import Drope
 
-from ..machine import versions, wait_for_everyone
+from ..launch import wait_for_everyone
+from ..machine import versions
 from ..plan import Lines, architecture, print_plan
 from .stage import Progress, Stage
 

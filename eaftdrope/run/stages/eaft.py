@@ -54,4 +54,6 @@ class EaftStage(TrainingStage):
         # an approximate gradient is part of the method
         tail = _SPARSE_TAIL if self.loss.tail == "sparse" else ""
         exempt = f", except those of {', '.join(map(repr, self.loss.exempt))}" if self.loss.exempt else ""
-        return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}{exempt}{tail}"
+        anchor = self.record.loss.anchor_of_loss
+        kept = f", and {anchor.formula} added for every token" if anchor else ""
+        return f"{tuned}, each token's cross-entropy weighted by the gate {gate.formula}{exempt}{kept}{tail}"

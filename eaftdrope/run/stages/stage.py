@@ -70,7 +70,7 @@ class Stage(ABC, Generic[P]):
 
         Args:
             command: as the user typed it, for the model card.
-            progress: kept up to date, for the message after Ctrl-C.
+            progress: kept up to date, for the message after an interruption.
         """
 
     def complete(self, console: Console) -> None:
@@ -110,7 +110,7 @@ class Stage(ABC, Generic[P]):
 
 
 class Progress:
-    """How far a run is, for the message after Ctrl-C.
+    """How far a run is, for the message after an interruption.
 
     Attributes:
         stage: the current stage.
@@ -131,15 +131,17 @@ class Progress:
         self.phase = outer
 
     def interrupted(self, *, overwrite: bool) -> str:
-        """The message after Ctrl-C: where the run stopped, and how to resume it."""
+        """The message after Ctrl-C or SIGTERM: where the run stopped, and how to resume it."""
         if not self.changed:
             return f"Interrupted {self.phase}, before anything was changed. Start the same command again."
+        where = f" of the stage {self.stage.name}" if self.stage.heading else ""
+        return f"Interrupted {self.phase}{where}. {self.way_on(overwrite=overwrite)}"
+
+    def way_on(self, *, overwrite: bool) -> str:
+        """What the same command will do, as a sentence."""
         stage = self.stage
-        command = "The same command without --overwrite" if overwrite else "The same command"
-        checkpoint = stage.folder.last_checkpoint()
+        command = "The same command without --overwrite" if overwrite and self.changed else "The same command"
+        checkpoint = stage.folder.last_checkpoint() if self.changed or not overwrite else None
         if checkpoint:
-            way = f"resumes from {checkpoint.name}"
-        else:
-            way = "trains from the beginning" if stage.folder.begun else f"begins the stage {stage.name}"
-        where = f" of the stage {stage.name}" if stage.heading else ""
-        return f"Interrupted {self.phase}{where}. {command} {way}."
+            return f"{command} resumes from {checkpoint.name}."
+        return f"{command} {'trains from the beginning' if stage.folder.begun else f'begins the stage {stage.name}'}."

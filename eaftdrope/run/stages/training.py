@@ -9,41 +9,48 @@ Every step leaves its result in the stage's folder, so the same command after a 
 from __future__ import annotations
 
 import json
+import signal
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sized
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from eaftdrope.evaluate import Probe, Score
 from eaftdrope.models import load_config, load_tokenizer, needs_dequantising, refuse_ttt
-from eaftdrope.processes import is_main_process
+from eaftdrope.processes import is_main_process, process_count
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.stage_sections import TextData, TextTrain
 from eaftdrope.recipe.training_sections import Lora, Loss, Train
 from eaftdrope.trainer import EAFTTrainer
 from eaftdrope.trainer.callbacks.landscape import LandscapeFileCallback
-from eaftdrope.trainer.callbacks.metrics import MetricsFileCallback
+from eaftdrope.trainer.callbacks.metrics import BoundedHistory, MetricsFileCallback
 from eaftdrope.trainer.callbacks.probes import ProbeOnceSharded
 from eaftdrope.trainer.callbacks.progress import use_progress_display
 from eaftdrope.trainer.callbacks.recovery import RecoveryCallback
+from eaftdrope.trainer.callbacks.stop_at_loss import StopAtLoss
+from eaftdrope.trainer.callbacks.stopping import SaveAndStop
 
 from ..arguments import build_trainer
-from ..build import build_run_probes, check_backend
+from ..build import build_run_probes, check_backend, generate_replay
 from ..checkpoints import SealCheckpoints
 from ..data import RunData, build_data, check_vocabulary, print_audit
 from ..fingerprint import fingerprints
 from ..finish import Card, about_run, finish
 from ..folder import MERGED, RunFolder
+from ..interrupts import Terminated
+from ..launch import refused_together, wait_for_everyone
 from ..machine import versions
-from ..plan import Lines, make_plan, plan_lines, print_plan
+from ..plan import Lines, make_plan, plan_lines, print_plan, steps_of_rows
 from ..probing import RunProbes
 from ..recovery import RECOVERY_FILE, RecoveryProbe
 from ..result import is_sharded, save_result
-from ..resuming import agreed_checkpoint, load_only, lost_lines
+from ..resuming import PresentSchedule, agreed_checkpoint, load_only, lost_lines
 from ..settings import TrainingSettings
 from .stage import Progress, Stage
 
@@ -146,7 +153,7 @@ class TrainingStage(Stage[Prepared]):
         # data and probes
         data = build_data(settings, tokenizer)
         check_vocabulary(data, tokenizer, config)
-        probes = build_run_probes(settings.probes, data)
+        probes = build_run_probes(settings.probes, data, length=settings.max_length)
         recovery = self.recovery(settings, config, data, tokenizer)
         prepared = Prepared(settings, config, tokenizer, data, probes, recovery)
 
@@ -161,12 +168,19 @@ class TrainingStage(Stage[Prepared]):
         settings, data = prepared.settings, prepared.data
         config = self.before.output_config(prepared.config) if self.before else prepared.config
         plan = make_plan(settings, config, data.stats, autocast=settings.autocast, longest=data.longest)
-        return plan_lines(plan)
+        lines = plan_lines(plan)
+        if data.replay:
+            after = [name for name, _ in lines].index("data") + 1
+            lines[after:after] = data.replay.lines
+        return lines
 
     # The training
 
     def run(self, prepared: Prepared, console: Console, *, command: str, progress: Progress) -> None:
         settings, folder = prepared.settings, self.folder
+        if prepared.data.replay and prepared.data.replay.replies:
+            with progress.at("while generating replay"):
+                prepared = self._generate_replay(prepared, console)
         with progress.at("while loading"):
             trainer, tokenizer = self._load(prepared, console)
             progress.changed = True
@@ -191,7 +205,16 @@ class TrainingStage(Stage[Prepared]):
             if trainer.accelerator.is_main_process:
                 folder.note_trained(about_run(settings, self.method(settings), command))
                 self._finish(folder.load_scores("before") or [], after, console)
-            trainer.accelerator.wait_for_everyone()
+            wait_for_everyone()
+
+    def _generate_replay(self, prepared: Prepared, console: Console) -> Prepared:
+        """Let the model generate its replay; returns the stage with all rows."""
+        with refused_together():
+            if is_main_process():
+                generate_replay(prepared.settings, prepared.tokenizer, prepared.data, console)
+        data = build_data(prepared.settings, prepared.tokenizer)
+        check_vocabulary(data, prepared.tokenizer, prepared.config)
+        return replace(prepared, data=data)
 
     def complete(self, console: Console) -> None:
         """See `Stage.complete`: an earlier start was killed after the training, or files were deleted since."""
@@ -227,7 +250,7 @@ class TrainingStage(Stage[Prepared]):
             _print_notes(folder.pop_notes(), console)
             if curve:
                 folder.write(RECOVERY_FILE, curve.to_json())
-        trainer.accelerator.wait_for_everyone()
+        wait_for_everyone()
         return trainer, tokenizer
 
     def _train(
@@ -242,27 +265,43 @@ class TrainingStage(Stage[Prepared]):
         # where to resume
         checkpoint, passed_over = agreed_checkpoint(trainer, folder)
         recovery = prepared.recovery.callback() if prepared.recovery else None
+        level = prepared.settings.train.stop_at
+        at_loss = None if level is None else StopAtLoss(level)
         if checkpoint:
             measured.check_not_lost()
             state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             step = state["global_step"]
-            console.print(f"resuming from {checkpoint.name} of {state['max_steps']}", highlight=False)
-            if step >= state["max_steps"] or (recovery and recovery.curve.stopped_after(step)):
+            steps = steps_of_rows(prepared.settings, len(cast(Sized, trainer.train_dataset)), process_count())
+            console.print(f"resuming from {checkpoint.name} of {steps}", highlight=False)
+            stopped = (recovery and recovery.curve.stopped_after(step)) or (
+                at_loss and at_loss.stopped_at(step, state["log_history"])
+            )
+            if step >= steps or stopped:
                 load_only(trainer, checkpoint)
                 return
             _print_notes(lost_lines(folder.path, state), console)
+            if steps != state["max_steps"]:
+                trainer.add_callback(PresentSchedule())
 
         # the seed decides the order of the rows, also of a resumed run, which has not probed before
         set_seed(trainer.args.seed)
         _add_callbacks(trainer, prepared, measured, folder, recovery, passed_over)
+        if at_loss:
+            trainer.add_callback(at_loss)
+        stop = SaveAndStop(prepared.settings.train.save_every_minutes)
+        # before the others, which log and seal what it saves
+        trainer.callback_handler.callbacks.insert(0, stop)
         display = use_progress_display(trainer)
         with progress.at("while training"):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                if stop.received:
+                    raise Terminated if stop.received == signal.SIGTERM else KeyboardInterrupt
             except KeyboardInterrupt:
                 progress.phase = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
                 raise
             finally:
+                stop.close()
                 display.close()
 
     # The end
@@ -299,6 +338,7 @@ def _add_callbacks(
         # before the trackers too, which the trainer has already
         trainer.callback_handler.callbacks.insert(0, during)
     trainer.add_callback(MetricsFileCallback(folder.path / "metrics.jsonl"))
+    trainer.add_callback(BoundedHistory())
     trainer.add_callback(LandscapeFileCallback(folder.path / "landscape.jsonl", trainer.pop_landscape))
     # after those that write files that belong to a checkpoint
     trainer.add_callback(SealCheckpoints(folder.sealed, prepared.settings.train.keep_checkpoints, passed_over))
