@@ -233,7 +233,9 @@ def command_line() -> str:
         "# Command line",
         "",
         "`eaftdrope VERB --help` prints the same. Exit codes: 0 done, 2 something you can correct (one message, no "
-        "traceback), 130 interrupted, 1 a fault of eaftdrope (traceback).",
+        "traceback), 130 interrupted, 143 ended by SIGTERM, 3 another process of the launch was lost (the same command "
+        "resumes after each of them), 1 a fault of eaftdrope (traceback), or with `eval --fail-if-worse` a metric that is "
+        "worse.",
         "",
         "| verb | what it does |",
         "|---|---|",
