@@ -85,6 +85,29 @@ def test_weights_and_exempt_strings(project, tmp_path):
     assert "except those of '<|im_end|>'" in (tmp_path / "exempt" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("adapters", [True, False], ids=["adapters", "full"])
+def test_an_anchor_holds_the_model_near_its_base(project, tmp_path, adapters):
+    """The base is the model without its adapters, or a second copy; a killed run resumes with the same losses."""
+    options = ("train.steps=6", "probes.target=[]", "probes.general=[]", *(() if adapters else ("lora=null",)))
+    ends = {}
+    for name, anchor in {"free": (), "anchored": ("loss.anchor={kl: 5}",), "killed": ("loss.anchor={kl: 5}",)}.items():
+        command = (project / "recipe.yaml", f"output.dir={tmp_path / name}", *options, *anchor)
+        if name == "killed":
+            assert train(*command, moment="in step 4, after a checkpoint").code == -9
+        ended = train(*command)
+        assert ended.code == 0, ended.out
+        ends[name] = [line for line in logs(tmp_path / name) if "eaft/cross_entropy" in line]
+    keys = ("step", "eaft/cross_entropy", "eaft/anchor_kl")
+    divergences = [line["eaft/anchor_kl"] for line in ends["anchored"]]
+    # LoRA's dropout, which the base has not, moves the first step a little
+    assert divergences[0] == pytest.approx(0, abs=1e-3) and all(value >= 0 for value in divergences)
+    assert "eaft/anchor_kl" not in ends["free"][0]
+    assert ends["anchored"][-1]["eaft/cross_entropy"] > ends["free"][-1]["eaft/cross_entropy"]
+    assert [[line[key] for key in keys] for line in ends["killed"]] == [
+        [line[key] for key in keys] for line in ends["anchored"]
+    ]
+
+
 def test_a_training_ends_once_its_held_out_loss_is_low_enough(project, tmp_path):
     """Killed after it has ended and before its result is written, it does not train on."""
     options = ("train.steps=6", "train.stop_at=100", "train.save_every=50", *SHORT[1:])
