@@ -10,6 +10,8 @@
 - `runner`   every method on every case, one process at a time
 - `table`, `results`, `figure`, `report`   output
 
-Only `worker`, `inputs`, `methods` and `peers` import torch, and only `worker` allocates tensors of a measured size: the
-process that starts the others stays small.
+`anchored` and `tensor_parallel` are programs of their own: the loss with an anchor, and on a head shared by several ranks.
+
+Only `worker`, `inputs`, `methods` and `peers` import torch, and of the programs above only `worker` allocates
+tensors of a measured size: the process that starts the others stays small.
 """

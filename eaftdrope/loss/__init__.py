@@ -7,7 +7,8 @@ In reading order: `definition` (the loss in a few lines), `statistics` and `gate
 `base_logits` (the divergence from a base model, and that model as the operator reads it), `settings` (how it is
 computed), `fused` (the operator: arguments, checks, autograd), `compute` (the loop over tiles of logits, with `rows` and
 `buffers`), `gradients` and `tail` (the sums over tiles, with `products`), `backends` (the work on one tile).
-Beside that path: `torch_compile` (the operator inside torch.compile), `landscape` (trained tokens by entropy and
+Beside that path: `vocabulary` (a head sharded by vocabulary over processes), `torch_compile` (the operator inside
+torch.compile), `landscape` (trained tokens by entropy and
 probability), `checks`, `native` (the C++ of the cpu backend).
 
 The package needs torch, and of this project only `files` and `lazy`. Names are imported on first use, so a recipe reads
@@ -29,6 +30,7 @@ _LAZY = {
     "LossDetails": "fused",
     "LossSettings": "settings",
     "TokenStats": "statistics",
+    "VocabularyShard": "vocabulary",
     "eaft_loss": "definition",
     "fused_linear_eaft": "fused",
     "anchor_divergence": "definition",
@@ -45,6 +47,7 @@ __all__ = [
     "LossDetails",
     "LossSettings",
     "TokenStats",
+    "VocabularyShard",
     "anchor_divergence",
     "eaft_loss",
     "fused_linear_eaft",
@@ -60,5 +63,6 @@ if TYPE_CHECKING:
     from .fused import LossDetails, fused_linear_eaft
     from .settings import LossSettings
     from .statistics import CONFLICT_ENTROPY, CONFLICT_PROBABILITY, LOW_GATE, TokenStats
+    from .vocabulary import VocabularyShard
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

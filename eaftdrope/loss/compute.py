@@ -11,6 +11,8 @@ weight the anchor, so a row whose gate is closed still has a gradient.
 
 Rows whose label is ignored never reach a GEMM; without an anchor, rows whose gate is closed never reach one of the gradient.
 
+With a shard (`vocabulary.py`) the head is one rank's part of the vocabulary, and so are the columns of a tile.
+
 Legend: N rows (tokens), T trained rows, O open rows among them, R rows of a tile, D hidden size, V vocabulary, C columns
 of a slice of the vocabulary.
 """
@@ -35,6 +37,7 @@ from .rows import TrainedRows, trained_rows
 from .settings import LossSettings
 from .statistics import TokenStats
 from .tail import ROWS_PER_SUM, TailSparseGradients
+from .vocabulary import VocabularyShard
 
 # Bytes of one tile of logits. 160 MiB holds 552 bfloat16 rows of a 151,936-token vocabulary: enough rows for a GEMM to
 # run at full speed on a CPU. Other devices need more rows to be filled.
@@ -95,20 +98,24 @@ def compute_loss(
     ignore_index: int,
     needs_grad: NeedsGrad,
     base: BaseLogits | None = None,
+    shard: VocabularyShard | None = None,
 ) -> LossResult:
     """Compute the loss sum, its gradients and the per-token statistics.
 
     Computes in the dtype of `hidden_ND`; a wider head is rounded to it, and its gradient is then float32. `base` has one
-    hidden state `[N, D']` of that dtype per row, and belongs to `settings.anchor`.
+    hidden state `[N, D']` of that dtype per row, and belongs to `settings.anchor`. With a `shard` every head is its part.
     """
-    rows = trained_rows(labels_N, sequence_N, token_weight_N, ignore_index, weight_VD.shape[0])
+    vocab = weight_VD.shape[0] if shard is None else shard.vocab
+    rows = trained_rows(labels_N, sequence_N, token_weight_N, ignore_index, vocab)
+    if shard is not None:
+        shard.check_rows(rows)
     if rows.is_static and not settings.gate.row_local:
         raise RuntimeError(
             f"the gate {settings.gate.formula} compares tokens with each other and cannot be captured in a CUDA graph, where "
             "ignored rows cannot be left out. Use a gate that weights each token separately, such as eaft."
         )
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        return LossPass(hidden_ND, weight_VD, bias_V, rows, settings, transform, needs_grad, base).run()
+        return LossPass(hidden_ND, weight_VD, bias_V, rows, settings, transform, needs_grad, base, shard).run()
 
 
 @dataclass(frozen=True)
@@ -136,10 +143,11 @@ class LossPass:
         transform: LogitsTransform,
         needs_grad: NeedsGrad,
         base: BaseLogits | None,
+        shard: VocabularyShard | None,
     ):
         self.hidden_ND, self.rows, self.settings, self.transform = hidden_ND, rows, settings, transform
         self.needs_grad = needs_grad
-        self.anchor, self.base = settings.anchor, base
+        self.anchor, self.base, self.shard = settings.anchor, base, shard
         self.backend = select_backend(
             settings.backend, hidden_ND.device, hidden_ND.dtype, anchored=self.anchor is not None
         )
@@ -150,10 +158,15 @@ class LossPass:
             shared = base.weight.is_set_to(weight_VD)
             self.base_VD = self.head_VD if shared else base.weight.to(hidden_ND.dtype)
             self.base_bias_V = None if base.bias is None else base.bias.to(hidden_ND.dtype)
-        self.vocab = weight_VD.shape[0]
+        self.columns = widest = self.vocab = weight_VD.shape[0]
+        self.labels_T = rows.labels
+        if shard is not None:
+            # the same tiles on every rank
+            self.vocab, widest = shard.vocab, max(shard.sizes)
+            self.labels_T = rows.labels - shard.start
         self.weight_dtype = weight_VD.dtype
-        tile_bytes = default_tile_bytes(settings.tile_bytes, hidden_ND.device, self.vocab)
-        most = max(1, tile_bytes // (self.vocab * self.head_VD.element_size()))
+        tile_bytes = default_tile_bytes(settings.tile_bytes, hidden_ND.device, widest)
+        most = max(1, tile_bytes // (widest * self.head_VD.element_size()))
         # tiles of equal size: the last one is as efficient for a GEMM as the others
         self.tile_rows = max(1, math.ceil(rows.count / max(1, math.ceil(rows.count / most))))
         self.tiles = max(1, math.ceil(rows.count / self.tile_rows))
@@ -207,14 +220,14 @@ class LossPass:
         """Gradients of the open rows, slice by slice of the vocabulary."""
         indices_O = self.rows.indices(open_O)
         assert isinstance(indices_O, Tensor)
-        hidden_OD, labels_O = self.hidden_ND[indices_O], self.rows.labels[open_O]
+        hidden_OD, labels_O = self.hidden_ND[indices_O], self.labels_T[open_O]
         stats_O, weight_O = stats_T.rows(open_O), weight_T[open_O]
         gradients = ColumnGradients(self.hidden_ND, self.head_VD, self.needs_grad, indices_O, self.weight_dtype)
         count = len(open_O)
         # as large as a tile of the first pass, whose memory is then used again
-        fit = self.tile_rows * self.vocab // max(1, count)
-        width = min(self.vocab, max(_SLICE_COLUMNS, fit))
-        for columns in _slices(self.vocab, width):
+        fit = self.tile_rows * self.columns // max(1, count)
+        width = min(self.columns, max(_SLICE_COLUMNS, fit))
+        for columns in _slices(self.columns, width):
             # requested for each slice: the last one is narrower, and its rows must be contiguous too
             with tile_buffer(self.tiles_at_once * count, columns.stop - columns.start, self.head_VD) as buffer:
                 logits_OC = buffer[:count]
@@ -232,7 +245,7 @@ class LossPass:
     def projected(self, rows: Tensor | slice) -> Iterator[_Tile]:
         """Iterate over tiles of some of the T rows."""
         count = len(rows) if isinstance(rows, Tensor) else rows.stop
-        with tile_buffer(self.tiles_at_once * self.tile_rows, self.vocab, self.head_VD) as buffer:
+        with tile_buffer(self.tiles_at_once * self.tile_rows, self.columns, self.head_VD) as buffer:
             for tile in _slices(count, self.tile_rows):
                 at = rows[tile] if isinstance(rows, Tensor) else tile
                 indices = self.rows.indices(at)
@@ -258,7 +271,9 @@ class LossPass:
         return BaseTile(out_RC, self.base.transform, self.anchor.direction == "forward", self.anchor.mask_target)
 
     def tile_statistics(self, tile: _Tile) -> TileStats:
-        arguments = (tile.logits, self.rows.labels[tile.at], self.transform, self.settings.gate.topk)
+        arguments = (tile.logits, self.labels_T[tile.at], self.transform, self.settings.gate.topk)
+        if self.shard is not None:
+            return self.shard.tile_statistics(self.backend, *arguments, tile.base)
         if tile.base is None:
             return self.backend.tile_statistics(*arguments)
         return self.backend.anchored_statistics(*arguments, tile.base)
@@ -285,7 +300,7 @@ class LossPass:
 
     def add_tile(self, gradients: Gradients, tile: _Tile, stats: TileStats, weight_R: Tensor) -> None:
         """Form the gradient of a tile whose gate is computed, and add it; rows without one are left out."""
-        logits_RV, hidden_RD, indices, labels_R = tile.logits, tile.hidden, tile.indices, self.rows.labels[tile.at]
+        logits_RV, hidden_RD, indices, labels_R = tile.logits, tile.hidden, tile.indices, self.labels_T[tile.at]
         order_R = self.open_rows(weight_R, logits_RV)
         if order_R is not None:
             logits_RV, hidden_RD = logits_RV[: len(order_R)], hidden_RD[order_R]
@@ -344,7 +359,8 @@ class LossPass:
         common = (self.hidden_ND, self.head_VD, self.needs_grad, self.backend, dtype)
         if dropped_below is None:
             return Gradients(*common)
-        return TailSparseGradients(*common, dropped_below, self.transform.softcap is None)
+        sums_to_zero = self.transform.softcap is None and self.shard is None
+        return TailSparseGradients(*common, dropped_below, sums_to_zero)
 
     def token_stats(self, tile_stats: list[TileStats], rows: Tensor | slice) -> TokenStats:
         whole = TileStats.concatenate(tile_stats)
@@ -358,6 +374,8 @@ class LossPass:
         )
 
     def result(self, tile_stats: list[TileStats], weight_T: Tensor, gradients: ThreeGradients) -> LossResult:
+        if self.shard is not None and gradients[0] is not None:
+            self.shard.add_parts_(gradients[0], self.rows)
         stats = self.token_stats(tile_stats, slice(0, self.rows.count))
         # a row whose gate is closed stays out even if its label is impossible (0 * inf)
         loss = torch.where(weight_T == 0, 0, weight_T * stats.nll).sum()

@@ -30,6 +30,7 @@ from .gradients import NeedsGrad, ThreeGradients
 from .settings import LossSettings
 from .statistics import TokenStats
 from .torch_compile import compiled_loss
+from .vocabulary import VocabularyShard
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def fused_linear_eaft(
     label_smoothing: float = 0.0,
     anchor: Anchor | None = None,
     base: BaseLogits | None = None,
+    shard: VocabularyShard | None = None,
     return_details: bool = False,
 ) -> Tensor | tuple[Tensor, LossDetails]:
     """Entropy-gated cross-entropy of `softcap(logit_scale * (hidden @ weight.T + bias))` without the logits.
@@ -133,6 +135,10 @@ def fused_linear_eaft(
         base ([`BaseLogits`], *optional*):
             The base model's hidden states of the same rows and its head, with an anchor. One more product with a head
             and one more tile.
+        shard ([`VocabularyShard`], *optional*):
+            `weight`, `bias` and the base's head are one rank's part of a head sharded by vocabulary; hidden states and labels
+            are the same on every rank of its group, and every rank gets the whole loss, all statistics and the whole
+            gradient of the hidden states. The gradient of `weight` is that of the part. Not compiled by torch.compile.
         return_details (`bool`, *optional*, defaults to `False`):
             Also return [`LossDetails`].
 
@@ -143,7 +149,7 @@ def fused_linear_eaft(
     Raises:
         ValueError: shapes, dtypes or devices that do not match, labels outside `[0, V)`, label smoothing, an unknown
             gate, backend or tail, a threshold out of range, a backend that cannot work on these tensors, an anchor without
-            a base or a base without an anchor, an anchor with a sparse tail.
+            a base or a base without an anchor, an anchor with a sparse tail, ranks of a shard with different rows.
     """
     check_label_smoothing(label_smoothing)
     settings = LossSettings(
@@ -168,6 +174,7 @@ def fused_linear_eaft(
         sequence_ids=sequence_ids,
         token_weights=token_weights,
         base=base,
+        shard=shard,
     )
     return (loss, details) if return_details else loss
 
@@ -185,6 +192,7 @@ def linear_loss(
     sequence_ids: Tensor | None = None,
     token_weights: Tensor | None = None,
     base: BaseLogits | None = None,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, LossDetails]:
     """[`fused_linear_eaft`] with its settings in one value; returns the loss and its details."""
     check_shapes(hidden, labels, sequence_ids, token_weights)
@@ -192,11 +200,17 @@ def linear_loss(
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     _check_operands(hidden, weight, bias)
+    if shard is not None:
+        shard.check_part(weight)
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
     per_row = (labels_N, _flat(sequence_ids, hidden), _flat(token_weights, hidden))
     base = None if base is None else base.like(hidden_ND, weight, labels)
-    compute = _compiled if torch.compiler.is_compiling() else _eager
-    loss_sum, details = compute(hidden_ND, weight, bias, *per_row, settings, transform, ignore_index, base)
+    inputs = (hidden_ND, weight, bias, *per_row, settings, transform, ignore_index, base)
+    if shard is not None:
+        loss_sum, details = _sharded(*inputs, shard)
+    else:
+        compute = _compiled if torch.compiler.is_compiling() else _eager
+        loss_sum, details = compute(*inputs)
     if num_items is None:
         trained = details.trained
         num_items = max(details.rows.numel(), 1) if trained is None else trained.sum().clamp_min(1)
@@ -219,12 +233,17 @@ def _eager(
     transform: LogitsTransform,
     ignore_index: int,
     base: BaseLogits | None,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, LossDetails]:
     grad_enabled = torch.is_grad_enabled()  # read here: inside an autograd function gradients are always off
     details: list[LossDetails] = []
-    options = (settings, transform, ignore_index, base, grad_enabled, details)
+    options = (settings, transform, ignore_index, base, shard, grad_enabled, details)
     loss = _FusedLinearEAFT.apply(hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N, *options)
     return loss, details[0]
+
+
+# a graph break under torch.compile: a process group is no argument of a registered operator
+_sharded = torch.compiler.disable(_eager)
 
 
 def _compiled(
@@ -279,13 +298,14 @@ class _FusedLinearEAFT(torch.autograd.Function):
         transform: LogitsTransform,
         ignore_index: int,
         base: BaseLogits | None,
+        shard: VocabularyShard | None,
         grad_enabled: bool,
         details: list[LossDetails],
     ) -> Tensor:
         hidden, weight, bias = (grad_enabled and needed for needed in ctx.needs_input_grad[:3])
         needs_grad: NeedsGrad = (hidden, weight, bias)
         inputs = (hidden_ND, weight_VD, bias_V, labels_N, sequence_N, token_weight_N)
-        result = compute_loss(*inputs, settings, transform, ignore_index, needs_grad, base)
+        result = compute_loss(*inputs, settings, transform, ignore_index, needs_grad, base, shard)
         ctx.gradients, ctx.backend = result.gradients, result.backend
         ctx.dtypes = [None if value is None else value.dtype for value in (hidden_ND, weight_VD, bias_V)]
         rows = result.rows
@@ -309,4 +329,4 @@ class _FusedLinearEAFT(torch.autograd.Function):
             None if gradient is None else scaled(gradient, grad_outputs[0], dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *results, *(None,) * 9
+        return *results, *(None,) * 10

@@ -24,7 +24,7 @@ from eaftdrope.loaded_model import evaluating
 from eaftdrope.loss.base_logits import BaseLogits
 
 from .finite import listed
-from .head import Head, backbone, check_head, gathered_head, head_module
+from .head import Head, backbone, check_head, head_module, loss_head
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BaseRows:
 
     def logits(self, own: Head) -> BaseLogits:
         """Return what the loss reads; `own` is the model's head."""
-        head = own if self.head is None else self.head
+        head = own if self.head is None else self.head.part(own.shard)
         hidden = self.hidden.to(own.weight.device)
         return BaseLogits(hidden, head.weight, head.bias, head.transform.scale, head.transform.softcap)
 
@@ -90,7 +90,7 @@ def base_rows(model: PreTrainedModel, base_model: PreTrainedModel | None, inputs
     inputs.pop("output_router_logits", None)
     if base_model is not None:
         hidden = backbone(base_model)(**inputs).last_hidden_state
-        with gathered_head(base_model) as head:
+        with loss_head(base_model) as head:
             return BaseRows(hidden, head)
     own = head_module(model).weight
     with adapters_off(model), evaluating(model):
@@ -98,7 +98,7 @@ def base_rows(model: PreTrainedModel, base_model: PreTrainedModel | None, inputs
         if head_module(model).weight is own:
             return BaseRows(hidden, None)
         # a head that is trained beside the adapters (modules_to_save)
-        with gathered_head(model) as head:
+        with loss_head(model) as head:
             return BaseRows(hidden, head)
 
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Shard
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from eaftdrope.errors import UserError
 from eaftdrope.loaded_model import evaluating
 from eaftdrope.loss.backends.tile import LogitsTransform
+from eaftdrope.loss.vocabulary import VocabularyShard
 
 from .finite import refuse_non_finite_weights
 from .optimizer import reshard
@@ -36,11 +37,28 @@ _HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-
 
 @dataclass(frozen=True)
 class Head:
-    """Weight `[V, D]`, bias `[V]` or None, and the transform of the projections."""
+    """Weight `[V, D]`, bias `[V]` or None, and the transform of the projections; with a shard, its part of both."""
 
     weight: Tensor
     bias: Tensor | None
     transform: LogitsTransform
+    shard: VocabularyShard | None = None
+
+    def part(self, shard: VocabularyShard | None) -> Head:
+        """Return the part of a whole head that belongs to a shard.
+
+        Raises:
+            UserError: the head is sharded otherwise.
+        """
+        if self.shard == shard:
+            return self
+        if self.shard is not None or shard is None:
+            raise UserError(
+                "base_model is sharded by vocabulary otherwise than the model is. Load both with the same "
+                "distributed_config, or base_model without one."
+            )
+        bias = None if self.bias is None else self.bias[shard.columns]
+        return Head(self.weight[shard.columns], bias, self.transform, shard)
 
 
 def head_module(model: PreTrainedModel) -> nn.Linear:
@@ -93,6 +111,33 @@ def gathered_head(model: PreTrainedModel) -> Iterator[Head]:
         gathered = maybe_gather_lm_head_ctx(weight, bias)
     with gathered:
         yield Head(weight, bias, logits_transform(model.config))
+
+
+@contextmanager
+def loss_head(model: PreTrainedModel) -> Iterator[Head]:
+    """Yield the head as the loss reads it: this rank's part where tensor parallelism shards it by vocabulary, otherwise the
+    whole one, as [`gathered_head`] does. Inside torch.compile it is whole."""
+    module = head_module(model)
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    by_vocabulary = _is_sharded_by_vocabulary(weight) and (bias is None or _is_sharded_by_vocabulary(bias))
+    if not by_vocabulary or torch.compiler.is_compiling():
+        with gathered_head(model) as head:
+            yield head
+        return
+    shard = VocabularyShard.chunked(weight.shape[0], weight.device_mesh.get_group())
+    # the gradient of the part belongs to this rank; no other rank has any of it
+    weight_part = weight.to_local(grad_placements=[Shard(0)])
+    bias_part = None if bias is None else bias.to_local(grad_placements=[Shard(0)])
+    yield Head(weight_part, bias_part, logits_transform(model.config), shard)
+
+
+def _is_sharded_by_vocabulary(parameter: Any) -> bool:
+    """True for a DTensor sharded along its first dimension over ranks with the same batch. A mesh of FSDP shards the same way
+    over ranks with different batches; transformers and accelerate name the dimension of tensor parallelism `tp`."""
+    if not isinstance(parameter, DTensor) or parameter.device_mesh.mesh_dim_names != ("tp",):
+        return False
+    return parameter.placements == (Shard(0),)
 
 
 def _whole(parameter: DTensor) -> Tensor:

@@ -37,7 +37,7 @@ from eaftdrope.loss.landscape import Landscape
 from eaftdrope.loss.settings import LossSettings
 
 from .base_forward import BaseRows, base_rows, check_base
-from .head import backbone, check_head, gathered_head, head_module
+from .head import backbone, check_head, head_module, loss_head
 from .meter import Latest, Meter, Reduce, log_names
 from .targets import sequence_ids, shifted_targets
 
@@ -348,7 +348,7 @@ def _gated_loss(
     settings = state.settings
     if not model.training:
         settings, token_weights = replace(settings, gate=NoGate(), anchor=None), None
-    with gathered_head(model) as head:
+    with loss_head(model) as head:
         return linear_loss(
             hidden.to(head.weight.device),
             head.weight,
@@ -360,12 +360,13 @@ def _gated_loss(
             sequence_ids=sequence_ids(targets, position_ids),
             token_weights=token_weights,
             base=None if rows_of_base is None else rows_of_base.logits(head),
+            shard=head.shard,
         )
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Full logits, as the model's own forward returns them."""
-    with gathered_head(model) as head:
+    with loss_head(model) as head:
         return head.transform.apply(head_module(model)(hidden.to(head.weight.device)))
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.trainer.engines FOLDER CASE ...
 
-writes FOLDER/CASE/ (the saved model) and FOLDER/CASE.json (evaluation loss before and after, and the logs).
+writes FOLDER/CASE/ (the saved model) and FOLDER/CASE.json (evaluation loss before and after, the logs, and how often the
+training gathered a sharded head).
 """
 
 import gc
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate import ParallelismConfig
@@ -19,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from eaftdrope import EAFTTrainer
+from eaftdrope.trainer import head
 from tests.forked import end_together
 from tests.tiny_models import make_word_tokenizer
 from tests.trainer.test_invariance import arguments
@@ -55,13 +58,18 @@ def train(folder: Path, case: str) -> None:
     )
     # also before the training: it must not take the parameters away from the optimiser
     # accelerate wants the optimiser when it shards
+    original = head._whole
     before = None if engine == "accelerate" else trainer.evaluate()["eval_loss"]
-    trainer.train()
+    gathered = []
+    with mock.patch.object(head, "_whole", lambda parameter: gathered.append(parameter) or original(parameter)):
+        trainer.train()
     after = trainer.evaluate()["eval_loss"]
     trainer.save_model(str(folder / case))
     if trainer.accelerator.is_main_process:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        (folder / f"{case}.json").write_text(json.dumps({"before": before, "after": after, "losses": losses}))
+        (folder / f"{case}.json").write_text(
+            json.dumps({"before": before, "after": after, "losses": losses, "gathered": len(gathered)})
+        )
 
 
 def make_starts(folder: Path) -> None:

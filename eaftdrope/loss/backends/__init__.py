@@ -9,7 +9,8 @@ the logits of the model (scale, softcap). The caller does the GEMMs. Columns are
 V. For the gradient the tile may be a slice of the vocabulary with the statistics of the whole rows: labels are then
 counted from its start, and a label outside [0, V) has its target in another slice.
 
-For an anchor a backend may implement these two; those of torch are used for one that lacks them, on its device:
+For an anchor a backend may implement these two; those of torch are used for one that lacks them, on its device. A
+label outside [0, V) belongs to another shard of the vocabulary: nothing is masked, and nll and correct have no meaning.
 
     anchored_statistics(logits_RV, labels_R, transform, topk, base)  -> TileStats with those of the anchor
     anchored_gradient_(logits_RV, labels_R, stats, weight_R, transform, base, anchor_R)  -> None; as tile_gradient_

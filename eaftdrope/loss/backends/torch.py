@@ -60,7 +60,7 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         block_max_BG = x_BGC.amax(-1)
         maximum_B, argmax_block_B = block_max_BG.max(-1)
         x_BV.sub_(maximum_B[:, None])
-        target_B = x_BV.gather(1, labels_R[block, None]).squeeze(1)
+        target_B = x_BV.gather(1, labels_R[block, None].clamp(0, vocab - 1)).squeeze(1)
         if topk is not None and topk_entropy_R is not None:
             topk_entropy_R[block] = _topk_entropy(x_BGC, block_max_BG, min(topk, vocab))
         # one occurrence of the maximum is kept out; ties stay in, each adding exactly 1
@@ -71,6 +71,9 @@ def tile_statistics(logits_RV: Tensor, labels_R: Tensor, transform: LogitsTransf
         log_rest_B = rest_B.log1p()
         columns["nll"][block] = log_rest_B - target_B
         columns["entropy"][block] = log_rest_B + spread_B / (1 + rest_B)
+        if topk_entropy_R is not None:
+            # a logit of +inf shows: it must not close the gate
+            topk_entropy_R[block] += torch.where(columns["entropy"][block].isnan(), torch.nan, 0)
         columns["maximum"][block] = maximum_B
         columns["rest"][block] = rest_B
         correct_R[block] = target_B == 0
@@ -108,7 +111,7 @@ def anchored_statistics(
     for block, z_BV, b_BV in _pairs(logits_RV, transform, base, stats.nll.dtype):
         if base.mask_target:
             for value_BV in (z_BV, b_BV):
-                value_BV.scatter_(1, labels_R[block, None], float("-inf"))
+                _put_(value_BV, labels_R[block, None], torch.full_like(value_BV[:, :1], float("-inf")))
         maximum_B, base_maximum_B = z_BV.amax(-1), b_BV.amax(-1)
         z_BV.sub_(maximum_B[:, None])
         b_BV.sub_(base_maximum_B[:, None])
@@ -254,16 +257,20 @@ def _store(
 ) -> None:
     """Write the gradient with respect to the logits of some rows, with the targets at their labels, as that with respect to
     the raw projections."""
-    # a label of another slice has no target here: the value at the clamped index is written back
-    labels_B1 = labels_R[block, None]
-    inside_B1 = (labels_B1 >= 0) & (labels_B1 < grad_BV.shape[1])
-    labels_B1 = labels_B1.clamp(0, grad_BV.shape[1] - 1)
-    grad_BV.scatter_(1, labels_B1, torch.where(inside_B1, target_B1, grad_BV.gather(1, labels_B1)))
+    _put_(grad_BV, labels_R[block, None], target_B1)
     if slope_BV is not None:
         grad_BV.mul_(slope_BV)
     if transform.scale != 1.0:
         grad_BV.mul_(transform.scale)
     logits_RV[block] = grad_BV
+
+
+def _put_(values_BV: Tensor, labels_B1: Tensor, new_B1: Tensor) -> None:
+    """Write one value per row at its label. A label of another slice has none here: the value at the clamped index is
+    written back."""
+    inside_B1 = (labels_B1 >= 0) & (labels_B1 < values_BV.shape[1])
+    labels_B1 = labels_B1.clamp(0, values_BV.shape[1] - 1)
+    values_BV.scatter_(1, labels_B1, torch.where(inside_B1, new_B1, values_BV.gather(1, labels_B1)))
 
 
 def _topk_entropy(x_BGC: Tensor, block_max_BG: Tensor, k: int) -> Tensor:
