@@ -80,6 +80,8 @@ def _show(document: dict, console: Console) -> None:
         f"confident conflicts {summary['conflict_share']:.2%}",
         highlight=False,
     )
+    if document["gate_benefit"]:
+        console.print(document["gate_benefit"], highlight=False, markup=False)
     _print_list(
         console,
         "worst conflicts (label <- prediction)",

@@ -8,6 +8,8 @@ their share of the gradient.
     worst.py       the worst conflicts, and the ranking of rows
     text.py        tokens as text
     on_policy.py   the contrast: text that the model samples itself
+    gate_benefit.py
+                   what a study measured of the gate at such a share of conflicts
     results.py     inspect.json, conflicts.jsonl, rows.jsonl
 
 Memory does not grow with the rows, except for 40 bytes of figures per row.

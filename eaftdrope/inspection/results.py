@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from eaftdrope.errors import UserError
 from eaftdrope.files import check_unused, check_writable, usable_path
 
+from .gate_benefit import gate_benefit
 from .survey import Survey
 from .text import in_context, shown
 from .worst import REASONS, ConfidentConflict
@@ -45,13 +46,15 @@ def write_survey(
     first_conflicts = _write_lines(folder / "conflicts.jsonl", _conflict_rows(survey, conflicts, tokenizer), _CONFLICTS)
     first_rows = _write_lines(folder / "rows.jsonl", _ranked_rows(survey, tokenizer), _ROWS)
     tally = survey.tally
+    summary = tally.summary()
     document = {
         "kind": "inspect",
         **about,
         "rows": len(survey.rows),
         "tokens": tally.tokens,
         "landscape": tally.landscape(),
-        "summary": tally.summary(),
+        "summary": summary,
+        "gate_benefit": gate_benefit(summary["conflict_share"]),
         "quadrants": tally.quadrants(),
         "positions": tally.positions(),
         "sources": tally.sources(),
