@@ -36,7 +36,8 @@ ALLOWED = {
     "run": {"recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
     "inspection": {"run", "recipe", "trainer", "ttt", "evaluate", *METHODS},
     "compare": {"run", "recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
-    "cli": {"rlm", "compare", "inspection", "run", "recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
+    "ask": {"rlm", "run", "recipe", "ttt", "evaluate", "report", *METHODS},
+    "cli": {"ask", "rlm", "compare", "inspection", "run", "recipe", "trainer", "ttt", "evaluate", "report", *METHODS},
 }
 
 

@@ -26,12 +26,14 @@ VERBS = {
     "inspect": "Show where the model disagrees with a recipe's training labels.",
     "merge": "Merge a run's adapter into the weights of its base model.",
     "convert": "Drop a checkpoint's rotary embedding, by configuration.",
-    "compare": "Train under several gates; show what each gains and forgets.",
+    "compare": "Train by several methods; show what each gains and forgets.",
+    "ablate": "Run a pipeline with stages left out; show what each is worth.",
     "eval": "Measure models on suites of probes and lm-eval's tasks.",
     "context": "Measure how far a model's context reaches, with baselines.",
     "drope": "DroPE: convert, undo, check, or fit the softmax temperature.",
     "ttt": "TTT: read a text into a state, ask about it, measure it.",
     "rlm": "Answer queries over long texts with a model that writes code.",
+    "ask": "Answer questions about long texts with what a run built.",
     "report": "Render the report of a result again, or compare runs.",
     "recipes": "List, show or copy recipes; translate those of other tools.",
     "schema": "Print the JSON schema of a recipe, for editors.",
@@ -43,7 +45,7 @@ VERBS = {
 RENAMED = {"probe": "context"}
 """Earlier name of a verb -> its name."""
 
-SINGLE_PROCESS = ("inspect", "merge", "convert", "eval", "context", "drope", "ttt", "rlm", "report")
+SINGLE_PROCESS = ("inspect", "merge", "convert", "eval", "context", "drope", "ttt", "rlm", "ask", "ablate", "report")
 """Verbs that write a result and run in one process only. (compare has its own check.)"""
 
 
@@ -88,7 +90,7 @@ def _with_values(arguments: list[str]) -> list[str]:
 def build_app(verb: str | None) -> typer.Typer:
     """The application with `verb` ready to run; the others only have their line of help, and are not imported."""
     app = typer.Typer(
-        help="Entropy-adaptive fine-tuning: train with the EAFT loss and see what was gained and forgotten.",
+        help="Fine-tune a language model and see what it gained and forgot; lengthen its context; ask it about long texts.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,

@@ -75,7 +75,7 @@ def replay_note(loaded: Recipe, shown: Preview) -> str | None:
 
 
 def stage_heading(stage: str, loaded: Recipe) -> str:
-    in_blocks = stage == "recalibrate" or (stage == "ttt" and loaded.ttt.data.sequences == "blocks")
+    in_blocks = stage in ("pretrain", "recalibrate") or (stage == "ttt" and loaded.ttt.data.sequences == "blocks")
     joined = " (documents are joined and cut into blocks; here each is cut)" if in_blocks else ""
     return f"=== stage {stage}{joined}"
 
@@ -95,6 +95,7 @@ def stage_previews(
     from eaftdrope.models import load_config, load_tokenizer
 
     trained = {
+        "pretrain": loaded.pretrain and (loaded.pretrain.data, loaded.pretrain),
         "recalibrate": loaded.recalibrate and (loaded.recalibrate.data, loaded.recalibrate),
         "eaft": loaded.data and (loaded.data, loaded),
         "ttt": loaded.ttt and (loaded.ttt.data.resolved(), loaded.ttt),
@@ -103,6 +104,10 @@ def stage_previews(
     if not stages:
         raise UserError(f"{recipe} trains on nothing: its stages are {', '.join(loaded.stages)}.")
     model = loaded.model
+    if loaded.pretrain:
+        from eaftdrope.run.new_model import new_model
+
+        model = model.model_copy(update={"reference": str(new_model(model, loaded.pretrain)), "revision": None})
     how = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer = load_tokenizer(model.reference, **how)
     vocabulary = load_config(model.reference, **how).get_text_config().vocab_size

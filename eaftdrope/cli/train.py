@@ -11,6 +11,7 @@ import typer
 
 from eaftdrope.recipe import load_recipe
 
+from .launching import is_launcher, start_processes
 from .terminal import echo, make_console, silence_libraries
 
 
@@ -25,13 +26,27 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete output.dir with the run in it, and start over.")
     ] = False,
+    launch: Annotated[
+        int | None,
+        typer.Option(
+            "--launch",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Start N processes of this command on this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run a recipe: probe the model, fine-tune it, probe it again, and show what was gained and what was forgotten.
 
     Run the same command again to resume an interrupted run. A finished run is not changed without --overwrite.
-    On several devices: `accelerate launch -m eaftdrope train RECIPE` or `torchrun -m eaftdrope train RECIPE`.
+    On several devices: --launch N, or `accelerate launch -m eaftdrope train RECIPE`, or torchrun.
     """
     checked = load_recipe(recipe, overrides or [])
+    if launch is not None and not dry_run and is_launcher(launch):
+        flags = ["--overwrite"] if overwrite else []
+        start_processes(launch, ["train", str(recipe), *(overrides or []), *flags, "--launch", str(launch)])
+        return
 
     from eaftdrope.run.heartbeat import EXIT_CODE, LaunchEnded
     from eaftdrope.run.interrupts import RunInterrupted
@@ -40,9 +55,10 @@ def train(
     console = make_console(width=120)
     silence_libraries(bars=sys.stdout.isatty())
     if dry_run:
-        show_plan(checked, console, overwrite=overwrite)
+        show_plan(checked, console, overwrite=overwrite, processes=launch)
         return
-    command = shlex.join(["eaftdrope", "train", str(recipe), *(overrides or [])])
+    launched = [] if launch is None else ["--launch", str(launch)]
+    command = shlex.join(["eaftdrope", "train", str(recipe), *(overrides or []), *launched])
     try:
         run_recipe(checked, console, command=command, overwrite=overwrite)
     except RunInterrupted as stop:

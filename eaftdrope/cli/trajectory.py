@@ -48,6 +48,9 @@ class TrajectoryView:
             self._text(f"{event['place']} begins: {event['messages'][-1]['content']}", "magenta")
         elif kind == "call":
             return self._call(event)
+        elif kind == "read":
+            self.tokens += event["tokens"]
+            self._text(f"  read: {event['texts']:,} texts, {event['tokens']:,} tokens", "cyan")
         elif kind == "cell":
             self._text(event["output"], "")
             self._text(event["error"] or "", "red")

@@ -62,6 +62,7 @@ def ask(
     The file of --state stays as it is; --save writes the state with the question and the answer in it. What lies outside
     the model's window cannot be quoted: test-time training compresses, it does not recall.
     """
+    from eaftdrope.ask.reader import generation_settings, question_tokens
     from eaftdrope.errors import UserError, raise_problems
     from eaftdrope.ttt.loading import find_ttt
 
@@ -84,46 +85,12 @@ def ask(
     with console.status("loading"):
         loaded = source.load(dtype, device)
         reading = source.state(loaded, state)
-    prompt = _prompt(tokenizer, question, raw=raw, is_fresh=state is None)
-    _answer(loaded, tokenizer, reading, prompt, _settings(loaded, tokenizer, max_new_tokens, temperature), seed)
+    prompt = question_tokens(tokenizer, question, raw=raw, is_fresh=state is None)
+    settings = generation_settings(loaded, tokenizer, max_new_tokens, temperature)
+    _answer(loaded, tokenizer, reading, prompt, settings, seed)
     if save is not None:
         reading.save(save)
         echo(f"written: {save} ({reading.position:,} tokens). Keep it as private as what was read.", err=True)
-
-
-def _prompt(tokenizer: PreTrainedTokenizerBase, question: str, *, raw: bool, is_fresh: bool) -> list[int]:
-    """Return the tokens of the question: with a BOS token only where nothing was read before."""
-    from eaftdrope.data.chat import render_prompt
-    from eaftdrope.evaluate.likelihood import bos_prefix
-
-    text = question if raw else render_prompt([{"role": "user", "content": question}], [], tokenizer)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    bos = bos_prefix(tokenizer) if raw else [tokenizer.bos_token_id]
-    if is_fresh:
-        return bos + ids if raw else ids
-    return ids[1:] if ids[:1] == bos else ids
-
-
-def _settings(
-    model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float | None
-) -> GenerationConfig:
-    from transformers import GenerationConfig
-
-    from eaftdrope.evaluate.generation import stop_token_ids
-
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stop_token_ids(model, tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        # stated because unset options come from the checkpoint
-        do_sample=temperature is not None,
-        temperature=1.0 if temperature is None else temperature,
-        top_k=50 if temperature is None else 0,
-        top_p=1.0,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
 
 
 def _answer(

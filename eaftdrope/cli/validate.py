@@ -11,7 +11,7 @@ from eaftdrope.errors import UserError, printable
 from eaftdrope.recipe import Recipe, load_recipe
 from eaftdrope.recipe.data_section import DataSource, Rows
 from eaftdrope.recipe.probe_sections import Probes
-from eaftdrope.recipe.stage_sections import Drope, Recalibrate
+from eaftdrope.recipe.stage_sections import Drope, Pretrain, Recalibrate
 from eaftdrope.recipe.training_sections import AnchoredLoss, Loss, Train
 from eaftdrope.recipe.ttt_section import MetaTraining
 
@@ -72,11 +72,11 @@ def summary(recipe: Recipe) -> str:
             lines += _fine_tuning(recipe).items()
         else:
             # the lines of a training, set off where another one follows
-            heading, training = (
-                (_reading(recipe.ttt), _meta_training(recipe.ttt))
-                if stage == "ttt"
-                else ("", _recalibration(recipe.recalibrate))
-            )
+            heading, training = {
+                "pretrain": lambda: (_new_model(recipe.pretrain), _text_training(recipe.pretrain)),
+                "recalibrate": lambda: ("", _text_training(recipe.recalibrate)),
+                "ttt": lambda: (_reading(recipe.ttt), _meta_training(recipe.ttt)),
+            }[stage]()
             lines += [(stage, heading), *((f" {name}", text) for name, text in training.items())]
     lines.append(("output", recipe.output.dir))
     width = max(9, *(len(name) for name, _ in lines))
@@ -94,10 +94,17 @@ def _drope(drope: Drope) -> str:
     return ", ".join(parts)
 
 
-def _recalibration(section: Recalibrate) -> dict[str, str]:
-    data, train, recovery = section.data, section.train, section.recovery
+def _new_model(section: Pretrain) -> str:
+    changed = ", ".join(f"{key} {value}" for key, value in section.config.items())
+    vocabulary = f"a vocabulary of {section.vocabulary}" if section.vocabulary else "the model's tokenizer"
+    return f"random weights, {f'{changed}, ' if changed else ''}{vocabulary}"
+
+
+def _text_training(section: Pretrain | Recalibrate) -> dict[str, str]:
+    data, train = section.data, section.train
     blocks = f"blocks of {data.max_length}" if data.max_length else "blocks of the trained context"
-    stop = f", stops at {recovery.stop_at:g} of the original's perplexity" if recovery.stop_at else ""
+    share = section.recovery.stop_at if isinstance(section, Recalibrate) else None
+    stop = f", stops at {share:g} of the original's perplexity" if share else ""
     length = f"{section.budget:,.0f} tokens" if section.budget else _length(train)
     return {
         "train": f"{_paths(data.train)} ({blocks}, documents {data.documents})",

@@ -110,6 +110,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     quantization: str | None = None,
+    distributed_config: Any = None,
 ) -> PreTrainedModel:
     """Load a causal language model; see [`load_complete`].
 
@@ -121,6 +122,8 @@ def load_model(
         trust_remote_code (`bool`): run code that the checkpoint carries.
         quantization (`str`, *optional*): "4bit" for a bitsandbytes NF4 base (QLoRA), which needs bitsandbytes and a CUDA
             device.
+        distributed_config ([`~transformers.distributed.DistributedConfig`], *optional*): load a part of the model into each
+            process.
 
     Raises:
         UserError: the reference or an option is wrong, or the weights cannot be read or fetched, or not all are there.
@@ -142,6 +145,7 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             quantization_config=quantization_config,
+            **({} if distributed_config is None else {"distributed_config": distributed_config}),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from eaftdrope.loss.anchor import PRESETS
 from eaftdrope.loss.gates import ALL_GATE_OPTIONS, GATE_OPTIONS
 
+from .parallel_section import parallel_problems
 from .probe_sections import READ_HELD_OUT
 from .stage_sections import STAGE_SECTIONS, STAGES
 from .suggest import did_you_mean
@@ -28,7 +29,7 @@ def combination_problems(raw: Any) -> Iterator[Problem]:
 
 def _all(raw: Any) -> Iterator[tuple[Loc, str]]:
     yield from _training(raw, (), default_gate="eaft")
-    for stage in ("recalibrate", "ttt"):
+    for stage in ("pretrain", "recalibrate", "ttt"):
         if isinstance(get(raw, stage), dict):
             # a run of its own, with the same sections under other defaults
             for loc, text in _training(raw[stage], (stage,), default_gate="none"):
@@ -39,6 +40,8 @@ def _all(raw: Any) -> Iterator[tuple[Loc, str]]:
     if isinstance(get(raw, "ttt"), dict):
         for loc, text in ttt_problems(raw["ttt"]):
             yield ("ttt", *loc), text
+    if isinstance(raw, dict):
+        yield from parallel_problems(raw)
 
 
 def _training(raw: Any, at: Loc, *, default_gate: str) -> Iterator[tuple[Loc, str]]:
@@ -220,28 +223,59 @@ def stage_problems(raw: Any) -> Iterator[tuple[Loc, str]]:
         stages = ["eaft"]
     elif not isinstance(stages, list) or not stages or not all(stage in STAGES for stage in stages):
         return
-    yield from _order(stages)
+    yield from _order(stages, is_free=get(raw, "any_order") is True)
     yield from _sections(raw, stages)
     yield from _budget(raw)
+    yield from _from_scratch(raw, stages)
     yield from _text_probes(raw)
 
 
-def _order(stages: list[str]) -> Iterator[tuple[Loc, str]]:
+_OTHER_ORDERS = {("eaft", "drope"), ("eaft", "recalibrate"), ("ttt", "eaft")}
+"""Pairs of stages that `any_order` accepts: the first may come before the second."""
+
+
+def _order(stages: list[str], *, is_free: bool) -> Iterator[tuple[Loc, str]]:
+    wanted = f"Write [{', '.join(sorted(set(stages), key=STAGES.index))}]"
     for index, (before, stage) in enumerate(pairwise(stages), start=1):
+        late = [other for other in stages[:index] if STAGES.index(other) > STAGES.index(stage)]
         if stage in stages[:index]:
             yield ("stages", index), f"{stage} is listed twice. Keep one"
-        elif STAGES.index(stage) < STAGES.index(before):
+        elif is_free and not all((other, stage) in _OTHER_ORDERS for other in late):
+            yield (
+                ("stages", index),
+                f"any_order accepts eaft before drope and ttt before eaft, and here {late[0]} comes before {stage}. {wanted}",
+            )
+        elif not is_free and STAGES.index(stage) < STAGES.index(before):
             yield (
                 ("stages", index),
                 f"{stage} comes before {before}: a model is dropped, recalibrated, fine-tuned and then made to learn "
-                "as it reads. "
-                f"Write [{', '.join(sorted(set(stages), key=STAGES.index))}]",
+                f"as it reads. {wanted}",
             )
+
+
+def _from_scratch(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
+    if _is_set(raw, "pretrain", "tokens"):
+        for name in ("steps", "epochs"):
+            if _is_set(raw, "pretrain", "train", name):
+                yield (
+                    ("pretrain", "train", name),
+                    f"tokens and train.{name} are both set, and either one fixes the length of the pretraining. Keep one",
+                )
+    if "pretrain" in stages and get(raw, "model", "quantization") == "4bit":
+        yield (
+            ("model", "quantization"),
+            "a model is pretrained in full precision, from random weights. Use quantization: none",
+        )
+    if "ttt" in stages and "eaft" in stages[stages.index("ttt") :] and get(raw, "data", "packing") is True:
+        yield (
+            ("data", "packing"),
+            "after the stage ttt the model learns as it reads, and packed rows would share what is learned. Leave it out",
+        )
 
 
 def _sections(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
     written = get(raw, "stages") is not None
-    for name in ("drope", "recalibrate", "ttt"):
+    for name in ("pretrain", "drope", "recalibrate", "ttt"):
         if get(raw, name) is not None and name not in stages:
             where = "is not in stages" if written else "a recipe without `stages` does not have"
             wanted = sorted({name, *stages}, key=STAGES.index)
@@ -250,7 +284,7 @@ def _sections(raw: Any, stages: list[str]) -> Iterator[tuple[Loc, str]]:
                 f"this section belongs to the stage {name}, which {where}. "
                 f"Write `stages: [{', '.join(wanted)}]`, or leave the section out",
             )
-    for name in ("recalibrate", "ttt"):
+    for name in ("pretrain", "recalibrate", "ttt"):
         if name in stages and get(raw, name) is None:
             yield (
                 ("stages", stages.index(name)),
@@ -298,7 +332,11 @@ def _budget(raw: Any) -> Iterator[tuple[Loc, str]]:
 
 
 def _text_probes(raw: Any) -> Iterator[tuple[Loc, str]]:
-    for stage, what in {"recalibrate": "a recalibration", "ttt": "sequences: blocks"}.items():
+    for stage, what in {
+        "pretrain": "pretraining",
+        "recalibrate": "a recalibration",
+        "ttt": "sequences: blocks",
+    }.items():
         if stage == "ttt" and get(raw, "ttt", "data", "sequences") == "rows":
             continue
         target = get(raw, stage, "probes", "target")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .schema import Recipe
+from .serve_section import Serve
 from .stage_sections import STAGE_SECTIONS
 from .yaml_lines import write_yaml
 
@@ -27,6 +28,11 @@ def dump_recipe(recipe: Recipe, *, folder: str | Path | None = None) -> str:
     return write_yaml(data)
 
 
+def dump_serve(section: Serve) -> str:
+    """The section `serve` as YAML of its own, with every default written out."""
+    return write_yaml(section.model_dump(mode="json", exclude_none=True))
+
+
 def _make_relative(data: dict, folder: Path) -> None:
     def relative(path: str) -> str:
         return os.path.relpath(path, folder) if os.path.exists(path) else path
@@ -37,7 +43,7 @@ def _make_relative(data: dict, folder: Path) -> None:
         recovery["original"] = relative(recovery["original"])
     if "files" in recovery:
         recovery["files"] = [relative(path) for path in recovery["files"]]
-    for training in (data, data.get("recalibrate", {}), data.get("ttt", {})):
+    for training in (data, *(data.get(stage, {}) for stage in ("pretrain", "recalibrate", "ttt"))):
         rows = training.get("data", {})
         for sources in (rows.get("train", []), rows.get("held_out")):
             for source in sources if isinstance(sources, list) else []:

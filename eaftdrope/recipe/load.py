@@ -29,6 +29,8 @@ from .suggest import FOREIGN_KEYS, did_you_mean, nearest
 from .ttt_section import REFUSED_KEYS
 from .yaml_lines import Document, Loc, Problem, line_of, read_value, read_yaml
 
+# sections that may be written as the value of one of their keys
+_SHORTHANDS = {"model": "reference", "parallel": "preset"}
 _HALF = re.compile("[\ud800-\udfff]")
 _EXPECTED = {
     "string_type": "expected text",
@@ -173,8 +175,8 @@ def _apply(data: dict[str, Any], override: str, applied: dict[Loc, str]) -> str 
         child = _get(here, part)
         if child is None and isinstance(here, dict):
             here[part] = child = {}
-        elif parts[: depth + 1] == ["model"] and isinstance(child, str):
-            child = data["model"] = {"reference": child}
+        elif depth == 0 and part in _SHORTHANDS and isinstance(child, str):
+            child = data[part] = {_SHORTHANDS[part]: child}
         if not isinstance(child, (dict, list)):
             where = ".".join(map(str, parts[: depth + 1]))
             return f"{where} is {describe(child)} and has no keys. Set {where} itself"

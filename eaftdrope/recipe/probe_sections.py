@@ -180,6 +180,22 @@ class LongRecall(Section):
     trials: Positive = Field(100, description="Needles per length.")
 
 
+class LongLoss(Section):
+    """Loss of the same tokens after 1, 2 and 4 times the trained length."""
+
+    files: list[str] | None = Field(None, description="Text or JSONL files (null: the text that comes with eaftdrope).")
+    length: Annotated[int, Field(ge=16, le=MOST)] | None = Field(
+        None, description="Trained length in tokens (null: max_length of the data)."
+    )
+    multiples: list[Positive] = Field([1, 2, 4], min_length=1, description="Lengths, as multiples of it.")
+    passages: Positive = Field(32, description="Passages of each length.")
+
+    @field_validator("files")
+    @classmethod
+    def _files_exist(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        return None if value is None else [existing_file(path, info) for path in value]
+
+
 class Serving(Section):
     """Tokens of a tool call as a server of llama.cpp feeds them to the model, compared with the trained ones."""
 
@@ -230,6 +246,7 @@ class GeneralProbe(Probe):
     language_drift: LanguageDrift | None = Field(None, description="Script of answers, by generation.")
     turn_consistency: TurnConsistency | None = Field(None, description="Two-turn pairs, by generation.")
     long_recall: LongRecall | None = Field(None, description="Needles beyond the trained length, by generation.")
+    long_loss: LongLoss | None = Field(None, description="Loss of the same tokens after contexts of several lengths.")
     numeric_answers: NumericAnswers | None = Field(None, description="Final numbers of answers, by generation.")
     exact_answers: ExactAnswers | None = Field(None, description="Whole answers, by generation.")
     yes_no_maybe: YesNoMaybe | None = Field(None, description="Yes, no or maybe, by generation.")

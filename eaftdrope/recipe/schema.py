@@ -22,9 +22,11 @@ from eaftdrope.files import usable_path
 
 from .base import OneOf, Section, describe, existing_model, recipe_folder, require_package
 from .data_section import Data
+from .parallel_section import PRESETS, Parallel, as_parallel
 from .probe_sections import Probes
-from .stage_sections import STAGES, Drope, Recalibrate
-from .training_sections import AnchoredLoss, Lora, Parallel, Train
+from .serve_section import Serve
+from .stage_sections import STAGES, Drope, Pretrain, Recalibrate
+from .training_sections import AnchoredLoss, Lora, Train
 from .ttt_section import MetaTraining
 
 LOGGERS = {
@@ -133,8 +135,13 @@ class Recipe(Section):
         description="Hub id, local folder or package:NAME; or a mapping with more options."
     )
     stages: Annotated[list[Annotated[str, OneOf(STAGES)]], Field(min_length=1)] | None = Field(
-        None, description="Stages in order: drope, recalibrate, eaft, ttt (null: only eaft, in output.dir itself)."
+        None,
+        description="Stages in order: pretrain, drope, recalibrate, eaft, ttt (null: only eaft, in output.dir itself).",
     )
+    any_order: bool = Field(
+        False, description="Accept eaft before drope, and ttt before eaft, to measure what the order is worth."
+    )
+    pretrain: Pretrain | None = Field(None, description="A small model from random weights, and its training.")
     drope: Drope | None = Field(None, description="Options of the conversion (null: the defaults).")
     recalibrate: Recalibrate | None = Field(None, description="Data and budget of the recalibration.")
     ttt: MetaTraining | None = Field(
@@ -147,14 +154,24 @@ class Recipe(Section):
     lora: Lora | None = Field(None, description="Low-rank adapters; null or left out: full fine-tuning.")
     train: Train = Field(Train(), description="Length, learning rate and optimiser of the training.")
     probes: Probes = Field(Probes(), description="Probes measured before and after training.")
-    parallel: Parallel = Field(Parallel(), description="The processes of a launch.")
+    parallel: Annotated[
+        Parallel, BeforeValidator(as_parallel, json_schema_input_type=Annotated[str, OneOf(PRESETS)] | Parallel)
+    ] = Field(Parallel(), description="How the processes of a launch share the training; a preset, or a mapping.")
     output: Output = Field(description="Output folder and what is written to it.")
+    serve: Serve | None = Field(
+        None, description="Which reader answers `eaftdrope ask`, by the length of the text (null: the defaults)."
+    )
 
     @field_validator("probes")
     @classmethod
     def _held_out_loss_by_default(cls, value: Probes, info: ValidationInfo) -> Probes:
         data = info.data.get("data")
         return value.with_defaults(held_out=bool(data and data.held_out))
+
+    @field_validator("pretrain")
+    @classmethod
+    def _pretraining_defaults(cls, value: Pretrain | None) -> Pretrain | None:
+        return value and value.with_defaults()
 
     @field_validator("recalibrate")
     @classmethod
@@ -166,6 +183,11 @@ class Recipe(Section):
     @classmethod
     def _ttt_defaults(cls, value: MetaTraining | None) -> MetaTraining | None:
         return value and value.with_defaults()
+
+    def learns_before(self, stage: str) -> bool:
+        """True if the model that `stage` starts from learns as it reads (`any_order`)."""
+        earlier = self.stages[: self.stages.index(stage)] if self.stages else []
+        return "ttt" in earlier
 
     @property
     def adapters(self) -> Lora | None:

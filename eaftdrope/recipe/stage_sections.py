@@ -1,4 +1,4 @@
-"""The sections of the stages `drope`, the conversion, and `recalibrate`, the training on text after it.
+"""The sections of the stages `pretrain`, `drope`, the conversion, and `recalibrate`, the training on text after it.
 
 `recalibrate` has the sections of an ordinary run (data, loss, train, probes) with the defaults of the paper (arXiv
 2512.12167, tables 4 and 11), a budget in tokens, and a measure of how much of the perplexity is recovered.
@@ -18,12 +18,13 @@ from .probe_sections import Probes
 from .training_sections import Loss, Train
 
 STAGE_SECTIONS = {
+    "pretrain": ("pretrain",),
     "drope": ("drope",),
     "recalibrate": ("recalibrate",),
     "eaft": ("data", "loss", "lora", "train", "probes"),
     "ttt": ("ttt",),
 }
-"""The stages that a recipe can chain, in the only order that they can have -> the sections that each of them reads."""
+"""The stages that a recipe can chain, in their order (see `any_order`) -> the sections that each of them reads."""
 
 STAGES = tuple(STAGE_SECTIONS)
 
@@ -122,6 +123,41 @@ class TextTrain(Train):
         if self.epochs is None and self.steps is None and not has_budget:
             changes["epochs"] = 1.0
         return self.model_copy(update=changes)
+
+
+def _as_setting(value: object) -> object:
+    if value is None or isinstance(value, (dict, list)):
+        raise ValueError(f"expected a number, a text, true or false, found {describe(value)}")
+    return value
+
+
+class Pretrain(Section):
+    """Training of a small model from random weights; `model` gives its architecture and its tokenizer."""
+
+    config: dict[str, Annotated[bool | int | float | str, BeforeValidator(_as_setting)]] = Field(
+        {}, description="Changes of the configuration of `model`, by its keys, such as hidden_size."
+    )
+    vocabulary: Annotated[int, Field(ge=300, le=MOST)] | None = Field(
+        None, description="Size of a tokenizer of the same kind that is trained on the text (null: that of `model`)."
+    )
+    data: TextData = Field(description="Training text and held-out text.")
+    loss: TextLoss = Field(TextLoss(), description="The gate on each token's cross-entropy; none by default.")
+    train: TextTrain = Field(
+        TextTrain(), description="Learning rate and optimiser, and the length if no budget in tokens is set."
+    )
+    tokens: float | None = Field(None, gt=0, le=MOST_TOKENS, description="Tokens to train on (the steps follow).")
+    probes: Probes = Field(Probes(), description="What is measured before and after.")
+
+    @property
+    def budget(self) -> float | None:
+        """Tokens to train on; None if steps or epochs set the length."""
+        return self.tokens
+
+    def with_defaults(self) -> Pretrain:
+        """The section with the defaults that depend on other keys."""
+        train = self.train.with_defaults(qk_norm=False, has_budget=self.tokens is not None)
+        probes = self.probes.with_defaults(held_out=bool(self.data.held_out))
+        return self.model_copy(update={"train": train, "probes": probes})
 
 
 class Recovery(Section):

@@ -1,4 +1,4 @@
-"""The sections `loss`, `lora`, `train` and `parallel`. Other stages have them too, with other defaults."""
+"""The sections `loss`, `lora` and `train`. Other stages have them too, with other defaults."""
 
 from __future__ import annotations
 
@@ -170,14 +170,6 @@ class Lora(Section):
 
 LONGEST = 7 * 24 * 60
 """Minutes of a week: the largest time that a recipe can set."""
-
-
-class Parallel(Section):
-    """The processes of a launch."""
-
-    timeout_minutes: float = Field(
-        30.0, gt=0, le=LONGEST, description="Minutes after which a process that does not respond ends the run."
-    )
 
 
 class Train(Section):

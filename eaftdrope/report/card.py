@@ -86,7 +86,7 @@ class CardContent:
 
     Attributes:
         recipe_yaml: the resolved recipe.
-        base_model: the recipe's model reference: a hub id, a local path, or `package:NAME`.
+        base_model: the recipe's model reference: a hub id, a local path, or `package:NAME`; None for a new model.
         method: one line, such as "LoRA (r = 16), gate `eaft`: w = (H_top20 / ln 20)^alpha, alpha = 1".
         before: the probes' scores before training; empty if nothing was measured.
         after: the probes' scores after training; empty if nothing was measured.
@@ -103,7 +103,7 @@ class CardContent:
     """
 
     recipe_yaml: str
-    base_model: str
+    base_model: str | None
     method: str
     before: Sequence[Score]
     after: Sequence[Score]
@@ -148,7 +148,7 @@ def write_model_card(folder: str | Path, content: CardContent) -> Path:
 
 def _metadata(content: CardContent, dropped: bool) -> ModelCardData:
     return ModelCardData(
-        base_model=_hub_id(content.base_model),
+        base_model=_hub_id(content.base_model) if content.base_model else None,
         license=content.licence,
         datasets=[name for name in content.datasets if _hub_id(name)] or None,
         library_name="peft" if content.is_adapter else "transformers",
@@ -168,16 +168,17 @@ def _hub_id(reference: str) -> str | None:
 
 
 def _summary(content: CardContent) -> str:
-    lineage, datasets = _hub_id(content.base_model), content.datasets
+    lineage, datasets = content.base_model and _hub_id(content.base_model), content.datasets
     model = (
         f"[{lineage}](https://huggingface.co/{lineage})"
         if lineage
-        else f"{_code(Path(content.base_model).name)} (a local model)"
+        else f"{_code(Path(content.base_model or '').name)} (a local model)"
     )
     data = (
         f" on {', '.join(_code(name if _hub_id(name) else Path(name).name) for name in datasets)}" if datasets else ""
     )
-    return f"Fine-tuned from {model}{data} with eaftdrope. {content.method}"
+    made = f"Fine-tuned from {model}" if content.base_model else "Trained from scratch"
+    return f"{made}{data} with eaftdrope. {content.method}"
 
 
 def _code(text: str) -> str:
@@ -212,7 +213,7 @@ def _loading(folder: Path, content: CardContent) -> str:
         base, where = _adapter_base(folder)
         code = _LOAD_ADAPTER.replace("{base}", json.dumps(base))
         text = "Stock transformers and peft are enough; eaftdrope is not needed." + where
-        if content.base_model.startswith(PACKAGE_PREFIX):
+        if content.base_model and content.base_model.startswith(PACKAGE_PREFIX):
             text += f" The adapter was trained on the weights of `{content.base_model}`, which were converted from it."
     return f"{text}\n\n```python\n{code}{_GENERATE_CHAT if _has_template(folder) else _GENERATE_TEXT}```"
 

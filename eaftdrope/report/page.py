@@ -4,6 +4,7 @@
     inspect.json   training data           probe.json     how far a context reaches
     eval.json      models on suites        ttt.json       what learning while reading adds
     *.jsonl        journals of RLM runs    rlm_bench.json an RLM beside its baselines
+    STAGE/run.json a pipeline of stages, whose numbers are collected in system.json
 
 The journal of one RLM run (recursive language model) has a page of its own, JOURNAL.html. A page is built from files only,
 so it can be rendered again, and the same files give the same bytes.
@@ -30,7 +31,9 @@ from .sections.rlm_run import rlm_run_page
 from .sections.rlm_runs import journals_in, rlm_runs_page
 from .sections.run import run_page
 from .sections.side_by_side import runs_page
+from .sections.system import system_page
 from .sections.ttt_eval import ttt_page
+from .system import is_pipeline
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,17 +108,21 @@ def try_write_report(source: Path, console: Console) -> None:
 
 
 def page_builder(folder: Path) -> tuple[str, PageBuilder]:
-    """Return the name of the document in a folder ("": a folder of journals) and the function that builds its page.
+    """Return the document in a folder ("": it is a pipeline, or has journals) and the function that builds its page.
 
     Raises:
         UserError: the folder does not exist or contains no such document.
     """
     name = next((name for name in _BUILDERS if (folder / name).is_file()), None)
+    if name is None and is_pipeline(folder):
+        return "", system_page
     if name is None and journals_in(folder):
         return "", rlm_runs_page
     if name is None:
         problem = "contains no results of eaftdrope" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {problem}. A report needs one of {', '.join(_BUILDERS)}, or journals of RLM runs.")
+        raise UserError(
+            f"{folder} {problem}. A report needs one of {', '.join(_BUILDERS)}, stages, or journals of RLM runs."
+        )
     return name, _BUILDERS[name]
 
 

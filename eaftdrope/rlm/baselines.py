@@ -138,10 +138,15 @@ def route(model: Model, context: Context, query: str, *, crossover: int = 2**14,
         return "rlm"
     # a reply that leaves room for no more than the crossover
     reserved = max(max_tokens, model.window - crossover)
-    return "plain" if _fits(model, _PLAIN.format(text=text, query=query), reserved) else "rlm"
+    return "plain" if _fits(model, plain_prompt(text, query), reserved) else "rlm"
 
 
 # Prompts that fit
+
+
+def plain_prompt(text: str, query: str) -> str:
+    """The prompt of a plain call over a whole text."""
+    return _PLAIN.format(text=text, query=query)
 
 
 def _asked(prompt: str) -> list[Message]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from .journal import Journal
 from .limits import Budget, LimitReached
 from .models import Message, Model, Reply, generate_each
+from .reader import Reading
 
 # a batch is answered in slices of this many: a kill loses one slice at most, and less of a model that answers in pieces
 SLICE = 32
@@ -27,6 +28,8 @@ class Run:
     journal: Journal
     budget: Budget
     children: dict[str, int] = field(default_factory=dict)
+    # place of a conversation -> what its code has read
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     def child_of(self, place: str) -> str:
         self.children[place] = number = self.children.get(place, 0) + 1

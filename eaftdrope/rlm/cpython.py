@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,13 @@ class CPythonSandbox:
 
     lacking = "Python has no packages beside the standard library, no network, no threads or processes.\n"
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, tools: Sequence[str] = TOOLS) -> None:
+        self._limits, self._tools = limits, tuple(tools)
         self._values: dict[str, Any] = {}
         # the cells that ran, each with its host calls and their outcomes
         self._ran: list[tuple[str, list[tuple[str, Outcome]]]] = []
         try:
-            self._worker = _Worker(limits)
+            self._worker = _Worker(limits, self._tools)
         except _Lost as lost:
             raise UserError(f"the REPL cannot be started: {lost}.") from None
 
@@ -87,7 +87,7 @@ class CPythonSandbox:
                 if "print" in message:
                     printed("stdout", str(message["print"]))
                     continue
-                call, began = _host_call(message), time.monotonic()
+                call, began = _host_call(message, self._tools), time.monotonic()
                 outcome = yield call
                 calls.append((_fingerprint(call), outcome))
                 self._worker.answer(outcome, time.monotonic() - began)
@@ -139,7 +139,7 @@ class CPythonSandbox:
 
     def _restart(self) -> None:
         self._worker.kill()
-        self._worker = _Worker(self._limits)
+        self._worker = _Worker(self._limits, self._tools)
         self._worker.set(self._values)
 
     def _repeated(self, code: str, calls: list[tuple[str, Outcome]]) -> bool:
@@ -151,7 +151,7 @@ class CPythonSandbox:
                 if "print" in message:
                     continue
                 fingerprint, outcome = next(expected, ("", Outcome()))
-                if _fingerprint(_host_call(message)) != fingerprint:
+                if _fingerprint(_host_call(message, self._tools)) != fingerprint:
                     return False
                 self._worker.answer(outcome, 0.0)
         except _Lost:
@@ -167,11 +167,11 @@ class _Worker:
         _Lost: the process does not start.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tools: Sequence[str]) -> None:
         # the interpreter that runs this, without the packages of its environment
         program, source = Path(sys.executable).resolve(), Path(worker.__file__).resolve()
         command = bubblewrap.confined(
-            [str(program), "-s", "-S", "-P", "-B", str(source), *TOOLS],
+            [str(program), "-s", "-S", "-P", "-B", str(source), *tools],
             visible=[Path(sys.base_prefix).resolve(), source],
             memory_mb=limits.memory_mb + _BASE_MB,
             seconds=limits.seconds,
@@ -286,13 +286,13 @@ def _values(text: str) -> int:
     return sum(map(text.count, "[{,"))
 
 
-def _host_call(message: dict[str, Any]) -> HostCall:
+def _host_call(message: dict[str, Any], tools: Sequence[str]) -> HostCall:
     """
     Raises:
         _Lost: the message is not a call.
     """
     name, args, kwargs = message.get("call"), message.get("args"), message.get("kwargs")
-    if name not in TOOLS or not isinstance(args, list) or not isinstance(kwargs, dict):
+    if not isinstance(name, str) or name not in tools or not isinstance(args, list) or not isinstance(kwargs, dict):
         raise _Lost("it broke the connection to the engine")
     return HostCall(name, tuple(args), kwargs)
 

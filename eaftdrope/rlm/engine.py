@@ -19,20 +19,19 @@ from eaftdrope.errors import UserError
 
 from .calls import Ask, Core, Run, asked, drive, together
 from .cpython import CPythonSandbox
+from .functions import HostFunctions, is_context
 from .journal import Event, Journal
 from .limits import Budget, LimitReached, Limits
 from .models import Message, Model
 from .protocol import HELPERS, NOTHING_RUN, SYSTEM, Context, describe, first_messages, parse, shown
-from .sandbox import HostCall, MontyInBubblewrap, MontySandbox, Outcome, Sandbox
+from .reader import Reader
+from .sandbox import READ, TOOLS, HostCall, MontyInBubblewrap, MontySandbox, Outcome, Sandbox
 
 SANDBOXES: dict[str, type[Sandbox]] = {
     "monty": MontySandbox,
     "monty+bubblewrap": MontyInBubblewrap,
     "cpython": CPythonSandbox,
 }
-
-# children at once: each has a REPL of its own, with memory of its own
-CHILDREN = 8
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,18 @@ class Result:
     journal: Path | None = None
 
 
-class RLM:
+class RLM(HostFunctions):
     """A recursive language model.
 
     Args:
         model ([`~eaftdrope.rlm.models.Model`]): the root: it reads the query, and writes code.
         sub_model ([`~eaftdrope.rlm.models.Model`], *optional*): answers llm_query; the root's model by default.
+        reader ([`~eaftdrope.rlm.reader.Reader`], *optional*): offers `read(texts)` in the REPL; once code has read
+            something, llm_query asks the reader.
         limits ([`Limits`], *optional*): what a run may use.
         sandbox (`str`, *optional*, defaults to `"monty"`): where code runs, one of `SANDBOXES`.
-        system (`str`, *optional*): the system prompt, with places for `kind`, `output_chars`, `window` and `lacking`.
+        system (`str`, *optional*): the system prompt, with places for `kind`, `output_chars`, `window`, `reading` and
+            `lacking`.
         helpers (`bool`, *optional*, defaults to `False`): offer the names that articles use (`peek`, `search`, ...).
 
     Raises:
@@ -78,6 +80,7 @@ class RLM:
         model: Model,
         sub_model: Model | None = None,
         *,
+        reader: Reader | None = None,
         limits: Limits | None = None,
         sandbox: str = "monty",
         system: str = SYSTEM,
@@ -86,7 +89,7 @@ class RLM:
         if sandbox not in SANDBOXES:
             raise UserError(f"unknown sandbox {sandbox!r}. Sandboxes: {', '.join(SANDBOXES)}.")
         SANDBOXES[sandbox].require()
-        self.model, self.sub_model = model, sub_model or model
+        self.model, self.sub_model, self.reader = model, sub_model or model, reader
         self.limits = limits or Limits()
         self.sandbox, self.system, self.helpers = sandbox, system, helpers
 
@@ -152,6 +155,7 @@ class RLM:
             "limits": asdict(self.limits),
             "model": self.model.name,
             "sub_model": self.sub_model.name,
+            "reader": None if self.reader is None else self.reader.name,
             "windows": [self.model.window, self.sub_model.window],
             "sandbox": self.sandbox,
             "system": _digest(self.system),
@@ -169,11 +173,13 @@ class RLM:
             preview_chars=limits.preview_chars,
             output_chars=limits.output_chars,
             window=self.sub_model.window,
+            reads=self.reader is not None,
             lacking=kind.lacking,
         )
         run.journal.write("start", place=place, messages=[dict(message) for message in messages])
         turn, answer, stopped = 0, None, None
-        box = kind(replace(limits, cell_seconds=min(limits.cell_seconds, limits.seconds)))
+        tools = TOOLS if self.reader is None else (*TOOLS, READ)
+        box = kind(replace(limits, cell_seconds=min(limits.cell_seconds, limits.seconds)), tools)
         try:
             yield from self._prepare(run, box, context, place, depth)
             for turn in range(1, limits.iterations + 1):
@@ -275,56 +281,6 @@ class RLM:
             return Outcome(error="TypeError" if isinstance(error, TypeError) else "ValueError", message=str(error))
         return Outcome(value)
 
-    # The functions that code can call
-
-    def _llm_query(self, run: Run, place: str, depth: int, prompt: Any) -> Core[str]:
-        replies = yield from self._llm_query_batched(run, place, depth, [prompt])
-        return replies[0]
-
-    def _llm_query_batched(self, run: Run, place: str, depth: int, prompts: Any) -> Core[list[str]]:
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt for prompt in prompts):
-            raise TypeError("llm_query takes a non-empty string, llm_query_batched a list of them")
-        # before a million prompts are counted in tokens
-        run.budget.check_calls(len(prompts))
-        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        for messages in conversations:
-            self.sub_model.check(messages, self.limits.sub_tokens)
-        run.budget.reserve_calls(len(prompts))
-        ask = Ask(run, f"{place}.sub", self.sub_model, conversations, self.limits.sub_tokens, prompts)
-        replies = yield from asked(ask)
-        return [reply.text for reply in replies]
-
-    def _rlm_query(self, run: Run, place: str, depth: int, query: Any, context: Any = None) -> Core[str]:
-        answers = yield from self._rlm_query_batched(run, place, depth, [query], [context])
-        return answers[0]
-
-    def _rlm_query_batched(self, run: Run, place: str, depth: int, queries: Any, contexts: Any) -> Core[list[str]]:
-        if not isinstance(queries, list) or not isinstance(contexts, list) or len(queries) != len(contexts):
-            raise TypeError("rlm_query_batched takes a list of queries and a list of as many contexts")
-        if not all(isinstance(query, str) and query for query in queries):
-            raise TypeError("rlm_query takes a non-empty string")
-        if not (all(context is None for context in contexts) or all(map(_is_context, contexts))):
-            raise TypeError(
-                "the context of rlm_query is a string or a list of strings; of a batch, all have one or none has"
-            )
-        if depth >= self.limits.depth or all(context is None for context in contexts):
-            # at the last depth, or without a text of its own, a child is a plain call
-            prompts = [_with_context(query, context) for query, context in zip(queries, contexts, strict=True)]
-            return (yield from self._llm_query_batched(run, place, depth, prompts))
-        run.budget.reserve_calls(len(queries))
-        children = [
-            self._conversation(run, context, query, run.child_of(place), depth + 1)
-            for query, context in zip(queries, contexts, strict=True)
-        ]
-        results = []
-        for start in range(0, len(children), CHILDREN):
-            results += yield from together(children[start : start + CHILDREN])
-        run.budget.check()
-        unfinished = next((result for result in results if not result.finished), None)
-        if unfinished is not None:
-            raise ValueError(f"rlm_query did not finish: {unfinished.stopped}")
-        return [result.answer for result in results]
-
 
 def _ready(box: Sandbox) -> str | None:
     """The content of `answer` once it is ready; code may have made anything else of it.
@@ -348,20 +304,9 @@ def _as_context(context: Any) -> Context:
             raise UserError(f"{context} is not text in UTF-8: {error}.") from error
         except OSError as error:
             raise UserError(f"{context}: {error.strerror}.") from error
-    if _is_context(context):
+    if is_context(context):
         return context if isinstance(context, str) else list(context)
     raise UserError(f"the context must be text, a list of texts or a Path, and is a {type(context).__name__}.")
-
-
-def _is_context(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value))
-
-
-def _with_context(query: str, context: Any) -> str:
-    if context is None:
-        return query
-    text = context if isinstance(context, str) else "\n\n".join(map(str, context))
-    return f"{query}\n\n{text}"
 
 
 def _digest(value: Any) -> str:

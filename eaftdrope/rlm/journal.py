@@ -3,6 +3,7 @@
     begin    what must be the same to resume: hashes of context and query, models, limits, prompt
     start    a conversation begins (the root's, or a child's): its place and first messages
     call     a model answered; of a sub-call also its prompt
+    read     code gave texts to the reader: how many, and what they cost in tokens
     cell     a block of code ran: what it printed, and its error
     turn     what the root was shown after its reply
     stop     a conversation ends

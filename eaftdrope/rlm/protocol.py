@@ -20,6 +20,7 @@ cut to {output_chars} characters. Variables stay. You have:
 - llm_query_batched(prompts) -> list[str]: several at once, much faster
 - rlm_query(query, context) -> str: the same with its own REPL, for a text that is too long
 - rlm_query_batched(queries, contexts) -> list[str]
+{reading}\
 {lacking}Finish with answer["content"] = ...; answer["ready"] = True in a block, or outside of one with FINAL(text) or
 FINAL_VAR(name).
 """
@@ -27,6 +28,9 @@ FINAL_VAR(name).
 SYSTEM_SHORT = """\
 Answer the query about the variable `context` ({kind}). Write Python in ```repl blocks; you see what it prints.
 llm_query(prompt) asks a model. Finish with answer["content"] = ...; answer["ready"] = True
+{reading}"""
+_READING = """\
+- read(texts): give passages to a reader; from then on llm_query and llm_query_batched ask it, and it has read all of them
 """
 NOTHING_RUN = "Nothing was run: write a ```repl block, or finish."
 NO_OUTPUT = "(no output)"
@@ -129,17 +133,29 @@ def describe(context: Context) -> str:
 
 
 def first_messages(
-    system: str, context: Context, query: str, *, preview_chars: int, output_chars: int, window: int, lacking: str
+    system: str,
+    context: Context,
+    query: str,
+    *,
+    preview_chars: int,
+    output_chars: int,
+    window: int,
+    lacking: str,
+    reads: bool = False,
 ) -> list[dict[str, str]]:
     """The messages that a run begins with.
 
     Args:
-        system: the system prompt, with places for `kind`, `output_chars`, `window` and `lacking`.
+        system: the system prompt, with places for `kind`, `output_chars`, `window`, `reading` and `lacking`.
         window: of the sub-model, in tokens.
         lacking: a line about what the REPL's Python lacks, or "".
+        reads: the REPL has `read`.
     """
     text = context if isinstance(context, str) else (context[0] if context else "")
-    filled = system.format(kind=describe(context), output_chars=output_chars, window=window, lacking=lacking)
+    reading = _READING if reads else ""
+    filled = system.format(
+        kind=describe(context), output_chars=output_chars, window=window, reading=reading, lacking=lacking
+    )
     return [
         {"role": "system", "content": filled},
         {"role": "user", "content": f"Query: {query}\nIt begins: {text[:preview_chars]!r}"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,8 @@ from .limits import Limits
 
 TOOLS = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched")
 """The functions that code can call on the host."""
+READ = "read"
+"""One more, in a run with a reader."""
 
 # A context beyond this is dumped only every few cells: a dump costs 9 ms per MB.
 _LARGE = 20_000_000
@@ -38,7 +40,7 @@ STOPPED = "The cell was stopped ({}) and its variables were put back."
 
 @dataclass(frozen=True)
 class HostCall:
-    """A call of a function in TOOLS."""
+    """A call of a function of the host."""
 
     name: str
     args: tuple[Any, ...]
@@ -77,7 +79,7 @@ class Sandbox(Protocol):
     lacking: str
     """A line for the prompt about what its Python lacks, or ""."""
 
-    def __init__(self, limits: Limits) -> None: ...
+    def __init__(self, limits: Limits, tools: Sequence[str] = TOOLS) -> None: ...
 
     @staticmethod
     def require() -> None:
@@ -127,9 +129,10 @@ class MontySandbox:
 
     lacking = "Python lacks del, yield, class inheritance, and modules beside re, json, math, datetime and a few.\n"
 
-    def __init__(self, limits: Limits, *, binary: Path | None = None) -> None:
+    def __init__(self, limits: Limits, tools: Sequence[str] = TOOLS, *, binary: Path | None = None) -> None:
         """
         Args:
+            tools: the functions that code can call on the host.
             binary: the worker's program, where it is not Monty's own (a wrapper that isolates it).
 
         Raises:
@@ -138,7 +141,7 @@ class MontySandbox:
         self.require()
         import pydantic_monty as monty
 
-        self._monty = monty
+        self._monty, self._tools = monty, tuple(tools)
         # waiting and host calls stop the clock of a cell, so each has a limit of its own
         self._limits = {
             "max_memory": limits.memory_mb << 20,
@@ -194,7 +197,7 @@ class MontySandbox:
         monty = self._monty
         try:
             step: Any = self._session.feed_start(
-                code, print_callback=printed, external_lookup=dict.fromkeys(TOOLS, _tool)
+                code, print_callback=printed, external_lookup=dict.fromkeys(self._tools, _tool)
             )
             while not isinstance(step, monty.MontyComplete):
                 if self._is_tool(step):
@@ -231,7 +234,7 @@ class MontySandbox:
 
     def _is_tool(self, step: Any) -> bool:
         is_call = isinstance(step, self._monty.FunctionSnapshot)
-        return is_call and step.function_name in TOOLS and not step.is_os_function
+        return is_call and step.function_name in self._tools and not step.is_os_function
 
     def _ran(self, code: str, outcomes: list[Outcome], printed: Printed, error: str | None = None) -> Cell:
         """Note a cell that ran, so that its effect survives the next one that is stopped."""
@@ -265,7 +268,7 @@ class MontySandbox:
         given = iter(outcomes)
         # it ended the same way before
         with contextlib.suppress(self._monty.MontyRuntimeError, self._monty.MontySyntaxError):
-            step: Any = self._session.feed_start(code, external_lookup=dict.fromkeys(TOOLS, _tool))
+            step: Any = self._session.feed_start(code, external_lookup=dict.fromkeys(self._tools, _tool))
             while not isinstance(step, self._monty.MontyComplete):
                 step = step.resume(_resumed(next(given))) if self._is_tool(step) else step.resume_auto()
 
@@ -278,14 +281,14 @@ class MontySandbox:
 class MontyInBubblewrap(MontySandbox):
     """The same with its worker inside bubblewrap: a boundary held by the kernel under one held by an interpreter."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tools: Sequence[str] = TOOLS) -> None:
         self.require()
         # Monty starts a program by its path, so the command has to be a file. The terminal stays outside.
         self._folder = tempfile.TemporaryDirectory(prefix="eaftdrope_rlm_")
         wrapper = Path(self._folder.name, "monty")
         wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(self._command(limits))} "$@" 2>/dev/null\n', encoding="utf-8")
         wrapper.chmod(0o700)
-        super().__init__(limits, binary=wrapper)
+        super().__init__(limits, tools, binary=wrapper)
 
     @staticmethod
     def require() -> None:

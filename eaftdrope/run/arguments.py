@@ -8,13 +8,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from eaftdrope.loss.settings import LossSettings
-from eaftdrope.processes import process_count
 from eaftdrope.recipe.training_sections import Train
 from eaftdrope.trainer import EAFTConfig, EAFTTrainer
 from eaftdrope.ttt.meta_training import TTTTrainer
 
 from .build import add_stop_tokens, build_model, learning_model, make_generation_config_saveable, tile_bytes
 from .data import RunData
+from .degrees import Degrees
 from .lora import lora_config
 from .machine import training_device
 from .plan import steps_of
@@ -32,7 +32,7 @@ def schedule_options(settings: TrainingSettings, data: DataStats) -> dict[str, f
     train = settings.train
     if train.scheduler != "warmup_stable_decay":
         return None
-    steps = train.steps or steps_of(settings, data, process_count())
+    steps = train.steps or steps_of(settings, data, Degrees.present().ranks)
     decay = max(1, round(steps * (_DECAY_RATIO if train.decay_ratio is None else train.decay_ratio)))
     return {"num_decay_steps": decay, "min_lr_ratio": train.min_rate_ratio or 0.0}
 
@@ -103,7 +103,7 @@ def build_trainer(
 ) -> EAFTTrainer:
     """The model with its weights in a trainer, ready to train."""
     arguments = build_arguments(settings, checkpoints, data.stats)
-    model = build_model(settings.model)
+    model = build_model(settings.model, Degrees.present())
     if settings.ttt:
         model = learning_model(model, settings.model, settings.ttt)
     adapters = lora_config(settings.lora, model) if settings.lora else None

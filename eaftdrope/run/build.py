@@ -8,6 +8,7 @@ import time
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Probe, build_probes
@@ -21,14 +22,22 @@ from eaftdrope.ttt import TTTConfig, apply_ttt
 from eaftdrope.ttt.saved import CONFIG_FILE, WEIGHTS_FILE, load_primes
 
 from .data import RunData
+from .degrees import Degrees
 from .lora import freeze_non_text_modules
 from .machine import training_device, uses_bfloat16, weights_dtype
 from .replay import find_replies
 from .settings import TrainingSettings
 
 
-def build_model(section: Model) -> PreTrainedModel:
-    """The model with its weights; modules that no text passes through are frozen."""
+def build_model(section: Model, degrees: Degrees | None = None) -> PreTrainedModel:
+    """The model with its weights; modules that no text passes through are frozen.
+
+    Args:
+        degrees: of the launch; every process then loads only its part of a tensor-parallel model.
+    """
+    distributed = None
+    if degrees and degrees.tp > 1:
+        distributed = DistributedConfig(tp_size=degrees.tp, fsdp_size=degrees.fsdp, dp_replicate_size=degrees.dp)
     model = load_model(
         section.reference,
         dtype=weights_dtype(section.dtype),
@@ -36,6 +45,7 @@ def build_model(section: Model) -> PreTrainedModel:
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
         quantization=None if section.quantization == "none" else section.quantization,
+        distributed_config=distributed,
     )
     freeze_non_text_modules(model)
     if hub_id := hub_id_of(section.reference):
@@ -169,6 +179,6 @@ def build_run_probes(section: Probes, data: RunData, *, length: int | None = Non
         for probe in probes
     ]
     for name, _, options in wanted:
-        if name == "long_recall" and options["length"] is None:
+        if name in ("long_recall", "long_loss") and options["length"] is None:
             options["length"] = length
     return build_probes(wanted, held_out_examples=data.held_out_examples, held_out_dataset=data.held_out)

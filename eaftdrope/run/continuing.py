@@ -13,12 +13,15 @@ from typing import Any
 
 from eaftdrope.loss.gates import GATES
 from eaftdrope.recipe.training_sections import Loss
+from eaftdrope.trainer.shard_checkpoints import OPTIMIZER_FILE
 
+from .degrees import Degrees
 from .machine import sharding_engine
 
 _SHARES = ("batch_size", "accumulation")
 # what engines name their optimiser in a checkpoint
 _FSDP, _DEEPSPEED = ("optimizer.bin", "optimizer_[0-9]*"), ("global_step*",)
+_TENSOR_PARALLEL = "tensor parallelism"
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,15 @@ def other_engine(checkpoint: Path | None, *, moved: bool) -> str:
         then = "FSDP"
     elif any(found for pattern in _DEEPSPEED for found in checkpoint.glob(pattern)):
         then = "DeepSpeed"
+    elif (checkpoint / OPTIMIZER_FILE).is_file():
+        then = _TENSOR_PARALLEL
     now = "one that replicates the weights"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         now = "DeepSpeed"
     elif engine := sharding_engine():
         now = "DeepSpeed" if engine.startswith("DeepSpeed") else engine
+    elif Degrees.present().tp > 1:
+        now = _TENSOR_PARALLEL
     if then != now:
         return f"whose {checkpoint.name} was written by another engine ({then}; now {now}), with other files."
     if moved and now == "DeepSpeed":

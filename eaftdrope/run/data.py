@@ -256,8 +256,7 @@ def _text(settings: TrainingSettings, data: TextData, tokenizer: PreTrainedToken
         try:
             return text_blocks(rows, length=settings.max_length, eos=tokenizer.eos_token_id, boundaries=boundaries)
         except DataError as error:
-            stage = "ttt" if settings.ttt else "recalibrate"
-            raise DataError(f"{stage}.data.{name}: {error}") from error
+            raise DataError(f"{settings.stage}.data.{name}: {error}") from error
 
     trained = blocks(rows, "train", boundaries=settings.separate_documents)
     return RunData(trained, report, None if held_out is None else blocks(held_out, "held_out"), [])

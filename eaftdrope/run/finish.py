@@ -28,13 +28,13 @@ class Card:
     """What a stage puts on its model card besides its scores.
 
     Args:
-        base_model: reference of the model that the result is based on.
+        base_model: reference of the model that the result is based on; None for a new one.
         title: None for the folder's name.
         sections: markdown sections of its kind.
         learns: the model learns as it reads.
     """
 
-    base_model: str
+    base_model: str | None
     is_adapter: bool
     datasets: list[str]
     title: str | None
@@ -125,7 +125,8 @@ def _write_card(folder: RunFolder, card: Card, before: list[Score], after: list[
 
 def _upload(folder: RunFolder, repository: str, *, private: bool) -> None:
     """Upload the result, without files that only a resumed run or this machine needs."""
-    excluded = ["checkpoints/*", f"{MERGED}/*", "run.json"]
+    # states and journals of `eaftdrope ask` hold the texts that were asked about
+    excluded = ["checkpoints/*", f"{MERGED}/*", "run.json", "ask/*"]
     try:
         api = HfApi()
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id

@@ -24,12 +24,12 @@ from typing import Any
 from eaftdrope.errors import UserError
 from eaftdrope.evaluate import Score, scores_from_json, scores_to_json
 from eaftdrope.files import check_writable, flush, flush_tree, write_atomically
-from eaftdrope.processes import process_count
 from eaftdrope.recipe.schema import Recipe
 from eaftdrope.ttt.saved import WEIGHTS_FILE
 
 from .checkpoints import MANIFEST, Checkpoints, Found
 from .continuing import Continuation, other_engine
+from .degrees import Degrees
 from .interrupts import LOCK_FILE
 from .record import (
     NAME,
@@ -59,7 +59,7 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
-        recipe: the recipe to run. Its section `output` is not compared with the folder's: it does not affect results.
+        recipe: the recipe to run. Its sections `output` and `serve` are not compared: they do not affect results.
         overwrite: `begin` deletes the run in the folder.
         keep_finished: accept a finished run of this recipe; see `finished`.
         uploads: the repository to upload the result to.
@@ -83,12 +83,12 @@ class RunFolder:
         self._overwrite = overwrite
         self._recipe = dumped(recipe)
         self._merges = recipe.output.merge and recipe.adapters is not None
-        learns = recipe.ttt if recipe.stages and recipe.stages[-1] == "ttt" else None
+        learns = recipe.ttt if recipe.stages and "ttt" in recipe.stages else None
         self._has_fast_mlps = learns is not None and learns.layout == "prime"
         self.uploads = uploads
         self._schema = type(recipe)
         # their number changes the steps, as a key of the recipe does
-        self._processes = process_count()
+        self._processes = Degrees.present().ranks
         self._keep_finished = keep_finished
         self._run: dict[str, Any] | None = None
         self._found: Found | None = None

@@ -16,12 +16,15 @@ On n devices under FSDP (full shard, one decoder layer per unit) each holds
 everything outside the layers (embeddings and head), with gradients where these are trained. It is in bfloat16 under autocast,
 except for the head's gradient, which the loss accumulates in float32. Each device has its own batch, so activations and tile
 are not divided; nor is a second model, the base of an anchor, which every device holds whole.
+
+Under tensor parallelism of t the weights, with those of the head, are divided by t n. Activations between the products of a
+block are divided by t, its inputs are not: the estimate divides none of them, and is an upper bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -30,6 +33,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from eaftdrope.loss.compute import default_tile_bytes
 from eaftdrope.recipe.training_sections import Lora
 
+from .degrees import Degrees
 from .fast_weights import FastWeights, fast_weights
 from .machine import format_bytes
 from .settings import TrainingSettings
@@ -52,6 +56,7 @@ class Memory:
     loss_tile: int
     fast_weights: int = 0
     base_model: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
@@ -271,22 +276,30 @@ def fits(
     gathered = gathered_bytes(model, autocast=autocast)
     found: list[Fit] = []
     for devices in COUNTS if settings.model.quantization == "none" and not settings.ttt else (1,):
-        needed = whole.total if devices == 1 else sharded_bytes(whole, gathered, devices)
+        needed = whole.total if devices == 1 else sharded(whole, gathered, devices).total
         found.append(Fit(devices, needed, smallest(needed)))
         if found[-1].size == SIZES[0]:
             break
     return tuple(found)
 
 
-def sharded_bytes(whole: Memory, gathered: int, devices: int) -> int:
-    """Bytes on each of several devices."""
-    return (
-        (whole.weights + whole.gradients + whole.optimizer) // devices
-        + gathered
-        + whole.activations
-        + whole.loss_tile
-        + whole.base_model
+def sharded(whole: Memory, gathered: int, devices: int) -> Memory:
+    """The memory on each of several devices that the weights are sharded over; `gathered` is held whole for a moment."""
+    return replace(
+        whole,
+        weights=whole.weights // devices,
+        gradients=whole.gradients // devices,
+        optimizer=whole.optimizer // devices,
+        gathered=gathered,
     )
+
+
+def on_each_device(whole: Memory, model: PreTrainedModel, degrees: Degrees, *, autocast: bool) -> Memory:
+    """The memory of a training on each device of a launch, from that of one device with the whole model."""
+    gathered = 0
+    if degrees.fsdp > 1:
+        gathered = gathered_bytes(model, autocast=autocast) // degrees.tp
+    return sharded(whole, gathered, degrees.tp * degrees.fsdp)
 
 
 def smallest(needed: int) -> int | None:

@@ -17,17 +17,17 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from eaftdrope.errors import UserError
-from eaftdrope.processes import process_count
 from eaftdrope.recipe.schema import Model
 from eaftdrope.recipe.training_sections import Lora, Loss
 from eaftdrope.ttt import TTTConfig, apply_ttt
 from eaftdrope.ttt.fast_mlps import ATTRIBUTE, fast_mlps
 
 from . import limits
+from .degrees import Degrees
 from .fast_weights import FastWeights
 from .lora import freeze_non_text_modules, lora_config
 from .machine import Device, format_bytes, precision_line, training_device, weights_dtype
-from .memory import Fit, Memory, estimate, fast_weights_of, fit_lines, fits
+from .memory import Fit, Memory, estimate, fast_weights_of, fit_lines, fits, on_each_device
 from .record import DataStats
 from .settings import TrainingSettings
 
@@ -39,7 +39,7 @@ Lines = list[tuple[str, str]]
 class StagePlan:
     """A training in numbers. Tokens and steps are None where the data has not been read; `memory` is per device.
 
-    `tokens_per_step` counts all processes, and is an upper bound where `data` is None."""
+    `tokens_per_step` counts all data-parallel ranks, and is an upper bound where `data` is None."""
 
     model: str
     architecture: str
@@ -49,7 +49,7 @@ class StagePlan:
     gate: str
     anchor: str | None
     precision: str
-    processes: int
+    degrees: Degrees
     rows_per_step: int
     tokens_per_step: int
     steps: int | None
@@ -91,15 +91,16 @@ def make_plan(
     """
     limits.check_sink(settings, config)
     device = device or training_device()
-    train, lora, processes = settings.train, settings.lora, process_count()
+    train, lora, degrees = settings.train, settings.lora, Degrees.present()
     model = meta_model(settings.model, lora, config, device, settings.ttt)
-    rows = train.batch_size * train.accumulation * processes
+    rows = train.batch_size * train.accumulation * degrees.ranks
     mean = min(settings.max_length, data.tokens / max(1, data.rows)) if data else settings.max_length
     if settings.packing:
         mean = settings.max_length
     else:
         limits.check_positions(model, config, longest)
-    memory = estimate(settings, config, model, device=device.kind, autocast=autocast)
+    whole = estimate(settings, config, model, device=device.kind, autocast=autocast)
+    memory = on_each_device(whole, model, degrees, autocast=autocast)
     reading = fast_weights_of(settings, config, model, autocast=autocast)
     return StagePlan(
         model=settings.model.reference,
@@ -110,16 +111,16 @@ def make_plan(
         gate=_gate(settings.loss),
         anchor=_anchor(settings),
         precision=precision_line(settings.model.dtype, autocast, device),
-        processes=processes,
+        degrees=degrees,
         rows_per_step=rows,
         tokens_per_step=round(rows * mean),
-        steps=train.steps or (steps_of(settings, data, processes) if data else None),
+        steps=train.steps or (steps_of(settings, data, degrees.ranks) if data else None),
         data=data,
         memory=memory,
         device=device,
         gpus=fits(settings, config, model, autocast=autocast or train.precision == "auto"),
         folder=settings.folder,
-        files=_files(settings, model, memory.optimizer),
+        files=_files(settings, model, whole.optimizer),
         notes=tuple(limits.notes(settings, config, model, data, memory, device, longest)),
         reading=reading,
     )
@@ -167,23 +168,23 @@ def _no_adapter(lora: Lora, problem: str) -> str:
     return f"lora.target_modules: {problem} Use modules of the model, or leave the key out for all-linear."
 
 
-def steps_of(settings: TrainingSettings, data: DataStats, processes: int) -> int:
-    """Optimiser steps of the epochs, counted as transformers' Trainer counts them.
+def steps_of(settings: TrainingSettings, data: DataStats, ranks: int) -> int:
+    """Optimiser steps of the epochs on so many data-parallel ranks, counted as transformers' Trainer counts them.
 
     A last, smaller batch and a last, shorter accumulation are a step too.
     """
     return steps_of_rows(
-        settings, math.ceil(data.tokens / settings.max_length) if settings.packing else data.rows, processes
+        settings, math.ceil(data.tokens / settings.max_length) if settings.packing else data.rows, ranks
     )
 
 
-def steps_of_rows(settings: TrainingSettings, rows: int, processes: int) -> int:
+def steps_of_rows(settings: TrainingSettings, rows: int, ranks: int) -> int:
     """As `steps_of`, of a number of rows as the trainer has them, which are packed already."""
     train = settings.train
     if train.steps:
         return train.steps
     assert train.epochs is not None, "a training has steps or epochs"
-    batches = math.ceil(math.ceil(rows / processes) / train.batch_size)
+    batches = math.ceil(math.ceil(rows / ranks) / train.batch_size)
     per_epoch = max(1, math.ceil(batches / train.accumulation))
     return math.ceil(train.epochs * per_epoch)
 
@@ -246,6 +247,7 @@ def plan_lines(plan: StagePlan) -> Lines:
         ("loss", f"gate {plan.gate}"),
         *([("anchor", plan.anchor)] if plan.anchor else []),
         ("precision", plan.precision),
+        *([("parallel", plan.degrees.text)] if plan.degrees.processes > 1 else []),
     ]
     if plan.data:
         d = plan.data
@@ -270,6 +272,8 @@ def plan_lines(plan: StagePlan) -> Lines:
         ("  activations", f"{format_bytes(m.activations)} (when every row has the full length)"),
         ("  loss tile", format_bytes(m.loss_tile)),
     ]
+    if m.gathered:
+        lines.append(("  gathered", f"{format_bytes(m.gathered)}, whole for a moment"))
     if m.base_model:
         lines.append(("  base model", f"{format_bytes(m.base_model)}, whole on every device"))
     if plan.reading:

@@ -2,8 +2,8 @@
 
 status        "running"; "trained" once the result and its scores are complete and only their presentation is left (card,
               merged model, report, upload); "finished", written last
-recipe        the recipe without `output`
-processes     processes that share a step
+recipe        the recipe without `output` and `serve`
+processes     data-parallel ranks: processes that share the rows of a step
 data          counts of the training rows
 fingerprints  hashes that must not change between two starts; older versions have none
 versions, about, uploaded
@@ -22,6 +22,8 @@ from eaftdrope.recipe.load import load_recipe
 from eaftdrope.recipe.schema import Recipe
 
 NAME, RECIPE_NAME = "run.json", "recipe.yaml"
+SERVE_FILE = "serve.yaml"
+"""The recipe's section `serve`, beside its stages."""
 STATUSES = ("running", "trained", "finished")
 _KEYS = {"status", "recipe", "processes", "data"}
 _COUNTS = ("rows", "tokens", "trained_tokens")
@@ -31,6 +33,12 @@ _FREE_KEYS = (
     "train.save_every_minutes",
     "train.keep_checkpoints",
     "train.log_every",
+    # the rows of a step and the engine of its checkpoints are compared, whoever sets them
+    "parallel.preset",
+    "parallel.tp",
+    "parallel.fsdp",
+    "parallel.cp",
+    "parallel.dp",
     "parallel.timeout_minutes",
 )
 
@@ -99,8 +107,8 @@ def _data_text(counts: dict[str, int]) -> str:
 
 
 def dumped(recipe: Recipe) -> dict:
-    """The recipe as run.json stores it."""
-    return recipe.model_dump(mode="json", exclude={"output"})
+    """The recipe as run.json stores it: without the sections that do not affect what is trained."""
+    return recipe.model_dump(mode="json", exclude={"output", "serve"})
 
 
 def without_nulls(data: Any) -> Any:
@@ -136,7 +144,7 @@ def differences(old: dict, new: dict, *, free: bool = False, also_free: tuple[st
 
 def _in_section(key: str) -> str:
     """The key without the stage that has the section."""
-    return key.removeprefix("recalibrate.").removeprefix("ttt.")
+    return key.removeprefix("pretrain.").removeprefix("recalibrate.").removeprefix("ttt.")
 
 
 def _text(value: object) -> str:

@@ -15,6 +15,7 @@ from transformers.integrations import deepspeed
 from eaftdrope.drope.config import restore_v4_keys
 from eaftdrope.errors import UserError
 from eaftdrope.trainer import EAFTTrainer
+from eaftdrope.trainer.shard_checkpoints import sharded_at_load
 from eaftdrope.ttt.fast_mlps import fast_mlps
 from eaftdrope.ttt.saved import WEIGHTS_FILE
 
@@ -24,7 +25,7 @@ from .settings import TrainingSettings
 
 def is_sharded(trainer: EAFTTrainer) -> bool:
     """True if each process holds only a part of the model once its training has begun."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or sharded_at_load(trainer.model)
 
 
 def gather_on_save(trainer: EAFTTrainer) -> None:

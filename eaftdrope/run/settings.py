@@ -5,17 +5,19 @@ Built once per stage from the sections of the recipe; nothing later rewrites it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from eaftdrope.loss.anchor import Anchor
-from eaftdrope.processes import process_count
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.schema import Model, Recipe
-from eaftdrope.recipe.stage_sections import TextData
+from eaftdrope.recipe.stage_sections import Pretrain, Recalibrate, TextData
 from eaftdrope.recipe.training_sections import Lora, Loss, Train
 from eaftdrope.ttt.config import TTTConfig
 
+from .degrees import Degrees
 from .machine import uses_bfloat16
 
 
@@ -33,6 +35,7 @@ class TrainingSettings:
         report_to: experiment trackers.
         anchor: divergence from the model to start from; None without one.
         ttt: settings of the conversion to a model that learns as it reads; None for one that does not.
+        stage: the kind of stage that trains.
     """
 
     model: Model
@@ -47,6 +50,7 @@ class TrainingSettings:
     report_to: tuple[str, ...] = ()
     anchor: Anchor | None = None
     ttt: TTTConfig | None = None
+    stage: str = "eaft"
 
     @property
     def autocast(self) -> bool:
@@ -75,16 +79,44 @@ class TrainingSettings:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens per step over all processes when every sequence has the full length."""
-        return self.train.batch_size * self.train.accumulation * process_count() * self.max_length
+        """Tokens per step over all data-parallel ranks when every sequence has the full length."""
+        return self.train.batch_size * self.train.accumulation * Degrees.present().ranks * self.max_length
 
 
-def eaft_settings(recipe: Recipe, *, model: Model | None = None, folder: str | None = None) -> TrainingSettings:
+def text_settings(recipe: Recipe, stage: str, model: Model, folder: Path, *, length: int) -> TrainingSettings:
+    """The settings of a stage that trains all weights on blocks of text.
+
+    Args:
+        stage: pretrain or recalibrate.
+        length: tokens of a block.
+    """
+    section: Pretrain | Recalibrate = getattr(recipe, stage)
+    settings = TrainingSettings(
+        model=model,
+        data=section.data,
+        loss=section.loss,
+        train=Train.model_validate(section.train.model_dump()),
+        probes=section.probes,
+        max_length=length,
+        folder=str(folder),
+        report_to=tuple(recipe.output.report_to),
+        stage=stage,
+    )
+    if section.budget is None:
+        return settings
+    steps = math.ceil(section.budget / settings.tokens_per_step)
+    return replace(settings, train=Train.model_validate({**section.train.model_dump(), "steps": steps}))
+
+
+def eaft_settings(
+    recipe: Recipe, *, model: Model | None = None, folder: str | None = None, ttt: TTTConfig | None = None
+) -> TrainingSettings:
     """The settings of the stage eaft of a recipe.
 
     Args:
         model: the model to start from, the recipe's by default.
         folder: the run folder, the recipe's by default.
+        ttt: settings of a model that learns as it reads already; None for one that does not.
     """
     assert recipe.data is not None, "a recipe with the stage eaft has the section data"
     return TrainingSettings(
@@ -99,4 +131,5 @@ def eaft_settings(recipe: Recipe, *, model: Model | None = None, folder: str | N
         merge=recipe.output.merge,
         report_to=tuple(recipe.output.report_to),
         anchor=recipe.loss.anchor_of_loss,
+        ttt=ttt,
     )

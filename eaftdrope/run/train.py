@@ -6,27 +6,37 @@ import gc
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from eaftdrope.processes import is_main_process, restart_count
+from eaftdrope.files import write_atomically
+from eaftdrope.processes import is_main_process, process_count, restart_count
+from eaftdrope.recipe.dump import dump_serve
 from eaftdrope.recipe.schema import Recipe
+from eaftdrope.report import page
 
+from .degrees import parallel_environment
 from .interrupts import RunInterrupted, Terminated, disk_errors_to_user_errors, run_lock, terminated_by_signal
 from .launch import Launch, check_common_folder, joined, refused_together, wait_for_everyone
 from .machine import keep_freed_memory, training_device
+from .record import SERVE_FILE
 from .stages.chain import open_stages
 from .stages.stage import Progress, Stage, StageResult
 
 
-def show_plan(recipe: Recipe, console: Console, *, overwrite: bool = False) -> None:
+def show_plan(recipe: Recipe, console: Console, *, overwrite: bool = False, processes: int | None = None) -> None:
     """`--dry-run`: print the plan, with the data and the model's configuration read; no weights, nothing written.
+
+    Args:
+        processes: plan for so many, by default for those that were started.
 
     Raises:
         UserError: anything that would stop the run before its weights are read, including the state of the output folder.
     """
-    _prepare(open_stages(recipe, overwrite=overwrite), console)
+    with parallel_environment(recipe.parallel, planned=processes or process_count()):
+        _prepare(open_stages(recipe, overwrite=overwrite), console)
 
 
 def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: bool = False) -> StageResult:
@@ -46,7 +56,9 @@ def run_recipe(recipe: Recipe, console: Console, *, command: str, overwrite: boo
     if overwrite and restart_count():
         console.print("restarted by the launcher: --overwrite deletes nothing now", highlight=False)
         overwrite = False
-    with joined(recipe.parallel.timeout_minutes) as launch, ExitStack() as held:
+    with ExitStack() as held:
+        held.enter_context(parallel_environment(recipe.parallel))
+        launch = held.enter_context(joined(recipe.parallel.timeout_minutes))
         with refused_together():
             if is_main_process():
                 # a folder that is refused is refused before a lock is made in it
@@ -70,6 +82,10 @@ def _run(recipe: Recipe, console: Console, launch: Launch | None, *, command: st
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise RunInterrupted(progress.interrupted(overwrite=overwrite), number) from None
     result = stages[-1].result()
+    if recipe.serve and is_main_process():
+        write_atomically(Path(recipe.output.dir).expanduser() / SERVE_FILE, dump_serve(recipe.serve))
+    if recipe.stages and is_main_process():
+        page.try_write_report(Path(recipe.output.dir).expanduser(), console)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False, markup=False)
     return result

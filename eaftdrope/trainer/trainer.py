@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +31,7 @@ from .optimizer import check_optimizer, reshard
 from .packing import check_packing
 from .patch import install, latest, pop_landscape, pop_meter, refuse_applied
 from .saving import original_settings, with_settings
+from .shard_checkpoints import SCHEDULER_FILE, load_optimizer, load_weights, save_optimizer, sharded_at_load
 from .step_rows import describe_rows, rows_of_step
 from .token_weights import COLUMN, WeightedCollator, has_weights, prepared
 
@@ -109,7 +113,8 @@ class EAFTTrainer(SFTTrainer):
         self.gate = settings.gate
         if isinstance(model, nn.Module):
             refuse_applied(model)
-        super().__init__(model, config, *trainer_args, **kwargs)
+        with _checkpoints_are_ours(config, model):
+            super().__init__(model, config, *trainer_args, **kwargs)
         self._check_vocabulary()
         self._weighted = has_weights(self.train_dataset)
         if self._weighted and type(self.data_collator) is DataCollatorForLanguageModeling:
@@ -238,6 +243,29 @@ class EAFTTrainer(SFTTrainer):
         check_saved(self.model, self.args, self.state)
         super().save_model(output_dir, _internal_call)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not sharded_at_load(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None, "it is training"
+        save_optimizer(self.model, self.optimizer, Path(output_dir), writes=self.args.should_save)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not sharded_at_load(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None, "it is training"
+        load_optimizer(self.model, self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_FILE), weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if sharded_at_load(self.model):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _check_numbers(self) -> None:
         """Stop the training if a loss or gradient was not finite; waits for the device."""
         self._guard.check(self.model, self.args, self.state, self._rows_of)
@@ -332,6 +360,17 @@ def _as_eaft_config(args: TrainingArguments | None) -> EAFTConfig:
     return EAFTConfig(
         **{item.name: getattr(args, item.name) for item in fields(args) if item.init and item.name in known}
     )
+
+
+@contextmanager
+def _checkpoints_are_ours(args: EAFTConfig, model: object) -> Iterator[None]:
+    """Let the base class accept checkpoints of a model that was sharded while it was loaded: see shard_checkpoints.py."""
+    wanted = args.save_only_model
+    args.save_only_model = wanted or sharded_at_load(model)
+    try:
+        yield
+    finally:
+        args.save_only_model = wanted
 
 
 def refuse_parallelism(config: ParallelismConfig | None) -> None:

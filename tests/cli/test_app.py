@@ -85,7 +85,13 @@ def test_one_process_that_fails_by_itself_is_told_with_its_rank(raising, monkeyp
 @pytest.mark.parametrize("verb", SINGLE_PROCESS)
 def test_verbs_that_run_alone_refuse_several_processes(verb, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = {"merge": ["a", "b"], "convert": ["a", "b"], "drope": ["temperature", "a"], "ttt": ["ask", "a", "b"]}
+    arguments = {
+        "merge": ["a", "b"],
+        "convert": ["a", "b"],
+        "drope": ["temperature", "a"],
+        "ttt": ["ask", "a", "b"],
+        "ask": ["a", "b", "c"],
+    }
     arguments = {**arguments, "rlm": ["replay", "a"]}.get(verb, ["a"])
     with pytest.raises(SystemExit) as stop:
         main([verb, *arguments])

@@ -13,6 +13,7 @@ SHIPPED = shipped_recipes()
 TEXT = "drope/smollm2_135m"
 READER = "ttt/smollm2_135m"
 ROOT = "rlm/smollm2_root"
+PIPELINES = ("pipelines/full", "pipelines/full_smollm2", "pipelines/drope_then_eaft_cpu")
 ROWS = ("quickstart", "math_cpu", "medical_cpu", "tool_use_cpu")
 # a step of one row
 STEP = ("train.epochs=null", "train.steps=1", "train.batch_size=1", "train.accumulation=1", "data.max_length=256")
@@ -27,7 +28,7 @@ MEASURED = (
 
 def test_these_are_all_that_need_no_gpu():
     small = {name for name in SHIPPED if "smollm2-135m" in load_recipe(SHIPPED[name]).model.reference}
-    assert small == {*ROWS, TEXT, READER, ROOT}
+    assert small == {*ROWS, TEXT, READER, ROOT, *PIPELINES}
 
 
 def losses(folder):

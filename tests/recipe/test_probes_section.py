@@ -32,7 +32,7 @@ def test_names_are_those_that_can_be_built(tmp_path):
     offers = tmp_path / "offers.jsonl"
     offers.write_text('{"messages": [{"role": "user", "content": "Hi"}], "tools": [{"name": "add"}]}\n')
     options = {name: {"file": str(file)} for name in GENERATED}
-    options |= {"long_recall": {"length": 512}, "call_refusal": {"file": str(offers)}}
+    options |= {"long_recall": {"length": 512}, "long_loss": {"length": 64}, "call_refusal": {"file": str(offers)}}
     general = made(general=[{name: options.get(name, {})} for name in GENERAL_PROBES]).general
     built = build_probes([(probe.name, "general", probe.options.model_dump()) for probe in general])
     assert [probe.name for probe in built] == list(GENERAL_PROBES)

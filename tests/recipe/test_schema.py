@@ -88,7 +88,7 @@ def sections():
 
 def test_every_key_is_described():
     seen = sections()
-    assert len({section.__name__ for section in seen}) == 40
+    assert len({section.__name__ for section in seen}) == 47
     for section in seen:
         for name, field in section.model_fields.items():
             assert field.description and field.description.endswith("."), f"{section.__name__}.{name}"
@@ -175,12 +175,16 @@ def test_the_shipped_recipes():
         "math",
         "medical",
         "tool_use",
+        "pipelines/drope_then_eaft_cpu",
+        "distributed/math_32b",
         "drope/llama3.1_8b",
         "drope/qwen3_4b",
         "drope/smollm2_1.7b",
         "drope/smollm2_135m",
         "drope/smollm2_360m",
         "pipelines/drope_then_eaft",
+        "pipelines/full",
+        "pipelines/full_smollm2",
         "rlm/smollm2_root",
         "ttt/llama3.1_8b",
         "ttt/qwen3_4b",

@@ -51,7 +51,31 @@ def without(text, first, last):
 CASES = {
     "a stage that is none": (
         swap("[drope, recalibrate,", "[drope, recalibrte,"),
-        [(2, "stages[1]: 'recalibrte' is not one of drope, recalibrate, eaft, ttt. Did you mean `recalibrate`?")],
+        [
+            (
+                2,
+                "stages[1]: 'recalibrte' is not one of pretrain, drope, recalibrate, eaft, ttt. Did you mean `recalibrate`?",
+            )
+        ],
+    ),
+    "an order that no key accepts": (
+        swap("[drope, recalibrate, eaft]", "[recalibrate, drope, eaft]\nany_order: true"),
+        [
+            (
+                2,
+                "any_order accepts eaft before drope and ttt before eaft, and here recalibrate comes before drope. Write",
+            )
+        ],
+    ),
+    "two lengths of a pretraining": (
+        swap("[drope,", "[pretrain, drope,").replace(
+            "drope:\n", "pretrain: {data: {train: text.jsonl}, tokens: 1.0e+6, train: {steps: 5}}\ndrope:\n"
+        ),
+        [(3, "pretrain.train.steps: tokens and train.steps are both set, and either one fixes the length of the pre")],
+    ),
+    "no text to pretrain on": (
+        swap("stages: [drope,", "stages: [pretrain, drope,"),
+        [(2, "the stage pretrain has no text to train on. Add `pretrain: {data: {train: text.jsonl}}`")],
     ),
     "no stage": (swap("[drope, recalibrate, eaft]", "[]"), [(2, "stages: must not be empty")]),
     "stages as text": (

@@ -9,7 +9,8 @@ import pytest
 
 from eaftdrope.errors import UserError
 from eaftdrope.rlm import RLM, Limits
-from eaftdrope.rlm.engine import CHILDREN, SANDBOXES
+from eaftdrope.rlm.engine import SANDBOXES
+from eaftdrope.rlm.functions import CHILDREN
 from eaftdrope.rlm.models import ScriptedModel
 from tests.rlm.boxes import BOXES, lacking
 
@@ -174,7 +175,7 @@ def test_a_repl_that_cannot_be_started_ends_the_run(monkeypatch):
     """It is no error of the code, which could go on without an answer."""
 
     class Broken(SANDBOXES["monty"]):
-        def __init__(self, limits):
+        def __init__(self, limits, tools):
             if made:
                 raise UserError("the REPL cannot be started: no memory.")
             made.append(limits)

@@ -148,7 +148,7 @@ def test_steps_are_those_of_the_trainer(config, tmp_path):
 def test_processes_share_the_rows(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     plan = make_plan(recipe(), config, DataStats(81, 8100, 100), autocast=False, device=CPU)
-    assert (plan.processes, plan.rows_per_step, plan.tokens_per_step) == (4, 32, 3200)
+    assert (plan.degrees.processes, plan.rows_per_step, plan.tokens_per_step) == (4, 32, 3200)
     # 21 rows a process: 6 batches of 4, 3 steps
     assert plan.steps == 3
 

@@ -146,7 +146,9 @@ def test_a_model_that_gives_no_number_before_its_training_stops_the_run(tmp_path
     monkeypatch.setattr(RunProbes, "_scores", lambda *arguments: [scores])
     monkeypatch.setattr(RunProbes, "_take_samples", lambda *arguments: None)
     accelerator = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
-    trainer = SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    trainer = SimpleNamespace(
+        accelerator=accelerator, model=torch.nn.Linear(1, 1), is_fsdp_enabled=False, is_deepspeed_enabled=False
+    )
     settings = SimpleNamespace(model=SimpleNamespace(reference="some/model"))
     folder = SimpleNamespace(path=tmp_path, load_scores=lambda when: None, save_scores=lambda *both: saved.append(both))
     probes = RunProbes(trainer, None, ["one"], [], settings, folder, Console())

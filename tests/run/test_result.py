@@ -221,7 +221,7 @@ def test_an_upload_that_fails_is_made_by_the_same_command(pushing, request, tmp_
     )
     assert str(error.value).endswith(
         f" run the same command again, which only uploads, or: hf upload me/tuned {folder} --exclude 'checkpoints/*' "
-        "--exclude 'merged/*' --exclude 'run.json'"
+        "--exclude 'merged/*' --exclude 'run.json' --exclude 'ask/*'"
     )
     assert json.loads((folder / "run.json").read_text())["status"] == "trained"
     weights = (folder / "merged" / "model.safetensors").stat().st_mtime_ns

@@ -19,6 +19,7 @@ from .function_calls import FunctionCallsProbe
 from .held_out_loss import HeldOutLossProbe
 from .instructions import InstructionsProbe
 from .language_drift import LanguageDriftProbe
+from .long_loss import LongLossProbe
 from .long_recall import LongRecallProbe
 from .multiple_choice import MultipleChoiceProbe
 from .perplexity import PerplexityProbe
@@ -48,6 +49,7 @@ PROBES: dict[str, type[Probe]] = {
     "language_drift": LanguageDriftProbe,
     "turn_consistency": TurnConsistencyProbe,
     "long_recall": LongRecallProbe,
+    "long_loss": LongLossProbe,
     "serving": ServingProbe,
 }
 """A recipe's name of each probe -> its class, which documents its options; the recipe's schema has their defaults."""

@@ -1,5 +1,6 @@
 """The stages of a recipe, each a run of its own in a folder below `output.dir`, on the model that the one before it left.
 
+    output.dir/pretrain         a new model, trained from random weights
     output.dir/drope            the converted checkpoint
     output.dir/recalibrate      the recalibrated one, with the records of its training
     output.dir/eaft             adapters or weights, with theirs; where a stage follows, adapters are also merged
@@ -16,16 +17,19 @@ from pathlib import Path
 from eaftdrope.errors import UserError
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.schema import Recipe
-from eaftdrope.recipe.stage_sections import STAGE_SECTIONS
+from eaftdrope.recipe.stage_sections import STAGE_SECTIONS, STAGES
 
 from ..folder import WAYS_OUT, RunFolder
 from .drope import DropeStage
 from .eaft import EaftStage
+from .pretrain import PretrainStage
 from .recalibrate import RecalibrateStage
 from .stage import Stage
 from .ttt import TTTStage
 
-KINDS: dict[str, type[Stage]] = {kind.name: kind for kind in (DropeStage, RecalibrateStage, EaftStage, TTTStage)}
+KINDS: dict[str, type[Stage]] = {
+    kind.name: kind for kind in (PretrainStage, DropeStage, RecalibrateStage, EaftStage, TTTStage)
+}
 
 
 def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
@@ -97,7 +101,8 @@ def _up_to(recipe: Recipe, stages: list[str]) -> Recipe:
     defaults = {key: Recipe.model_fields[key].default for key in dropped}
     if "probes" in defaults:
         defaults["probes"] = Probes().with_defaults(held_out=False)
-    record = recipe.model_copy(update={"stages": stages, **defaults})
+    is_sorted = stages == sorted(stages, key=STAGES.index)
+    record = recipe.model_copy(update={"stages": stages, "any_order": recipe.any_order and not is_sorted, **defaults})
     is_last = len(stages) == len(recipe.stages or [])
     merge = record.adapters is not None and (recipe.output.merge or not is_last)
     return record.model_copy(update={"output": recipe.output.model_copy(update={"merge": merge})})

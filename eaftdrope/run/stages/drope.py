@@ -42,7 +42,8 @@ class DropeStage(Stage[PretrainedConfig]):
         Raises:
             UserError: the architecture cannot be converted as the recipe requires.
         """
-        model = self.model
+        # of the model itself, or of the one that it will be trained from
+        model = self.readable_model
         config = load_config(model.reference, revision=model.revision, trust_remote_code=model.trust_remote_code)
         if self.section.qk_norm:
             check_qk_norm(config)

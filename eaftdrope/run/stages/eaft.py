@@ -45,8 +45,14 @@ class EaftStage(TrainingStage):
     def merge(self) -> bool:
         return self.record.output.merge
 
+    @property
+    def learns(self) -> bool:
+        return self.record.learns_before(self.name)
+
     def settings(self, config: PretrainedConfig) -> TrainingSettings:
-        return eaft_settings(self.record, model=self.model, folder=str(self.folder.path))
+        """See `TrainingStage.settings`. After the stage ttt the model is trained as it reads, its fast MLPs included."""
+        ttt = self.record.ttt.config() if self.learns and self.record.ttt else None
+        return eaft_settings(self.record, model=self.model, folder=str(self.folder.path), ttt=ttt)
 
     def method(self, settings: TrainingSettings) -> str:
         gate, lora = resolve_gate(self.loss.gate, **self.loss.gate_kwargs()), self.lora

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -13,11 +12,10 @@ from eaftdrope.errors import UserError
 from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.recipe.schema import Model
 from eaftdrope.recipe.stage_sections import Recalibrate, TextData, TextLoss, TextTrain
-from eaftdrope.recipe.training_sections import Train
 
 from ..data import RunData
 from ..recovery import RecoveryProbe, read_curve, recovery_markdown, recovery_rows, show_recovery
-from ..settings import TrainingSettings
+from ..settings import TrainingSettings, text_settings
 from .training import TrainingStage
 
 
@@ -52,20 +50,8 @@ class RecalibrateStage(TrainingStage):
     def settings(self, config: PretrainedConfig) -> TrainingSettings:
         """See `TrainingStage.settings`. The model decides the length of a block, and so the steps of a budget in tokens."""
         section = self.section
-        settings = TrainingSettings(
-            model=self.model,
-            data=section.data,
-            loss=section.loss,
-            train=Train.model_validate(section.train.model_dump()),
-            probes=section.probes,
-            max_length=section.data.max_length or trained_length(config),
-            folder=str(self.folder.path),
-            report_to=tuple(self.record.output.report_to),
-        )
-        if section.budget is None:
-            return settings
-        steps = math.ceil(section.budget / settings.tokens_per_step)
-        return replace(settings, train=Train.model_validate({**section.train.model_dump(), "steps": steps}))
+        length = section.data.max_length or trained_length(config)
+        return text_settings(self.record, self.name, self.model, self.folder.path, length=length)
 
     def recovery(
         self, settings: TrainingSettings, config: PretrainedConfig, data: RunData, tokenizer: PreTrainedTokenizerBase
@@ -85,7 +71,11 @@ class RecalibrateStage(TrainingStage):
             same = given == model.reference
             update = {"reference": given, "revision": model.revision if same else None, "quantization": "none"}
             return model.model_copy(update=update)
-        if self.before is None and getattr(config, "drope", None):
+        if self.before is not None:
+            # without drope in the recipe the recovery is that of the model that this stage starts from
+            start = self.before if self.before.name == "drope" else self
+            return start.model.model_copy(update={"quantization": "none"})
+        if getattr(config, "drope", None):
             raise UserError(
                 f"{model.reference} has no rotary embedding, and its recovery is measured against the model that had one. "
                 "Set recalibrate.recovery.original to that model."

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from eaftdrope.evaluate import Probe, Score
 from eaftdrope.models import load_config, load_tokenizer, needs_dequantising, refuse_ttt
-from eaftdrope.processes import is_main_process, process_count
+from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.data_section import Data
 from eaftdrope.recipe.dump import dump_recipe
 from eaftdrope.recipe.stage_sections import TextData, TextTrain
@@ -40,6 +40,7 @@ from ..arguments import build_trainer
 from ..build import build_run_probes, check_backend, generate_replay
 from ..checkpoints import SealCheckpoints
 from ..data import RunData, build_data, check_vocabulary, print_audit
+from ..degrees import Degrees
 from ..fingerprint import fingerprints
 from ..finish import Card, about_run, finish
 from ..folder import MERGED, RunFolder
@@ -271,7 +272,8 @@ class TrainingStage(Stage[Prepared]):
             measured.check_not_lost()
             state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             step = state["global_step"]
-            steps = steps_of_rows(prepared.settings, len(cast(Sized, trainer.train_dataset)), process_count())
+            rows = len(cast(Sized, trainer.train_dataset))
+            steps = steps_of_rows(prepared.settings, rows, Degrees.present().ranks)
             console.print(f"resuming from {checkpoint.name} of {steps}", highlight=False)
             stopped = (recovery and recovery.curve.stopped_after(step)) or (
                 at_loss and at_loss.stopped_at(step, state["log_history"])
@@ -296,6 +298,8 @@ class TrainingStage(Stage[Prepared]):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 if stop.received:
+                    # a launcher ends the others when one has ended, and the main process completes the checkpoint
+                    wait_for_everyone()
                     raise Terminated if stop.received == signal.SIGTERM else KeyboardInterrupt
             except KeyboardInterrupt:
                 progress.phase = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -309,8 +313,7 @@ class TrainingStage(Stage[Prepared]):
     def _finish(self, before: list[Score], after: list[Score], console: Console) -> None:
         is_adapter = self.lora is not None
         card = Card(
-            # adapters fit only the model they were trained on, even if that is an earlier stage
-            base_model=self.model.reference if is_adapter else self.record.model.reference,
+            base_model=self._base(is_adapter=is_adapter),
             is_adapter=is_adapter,
             datasets=[source.path for source in self.data.train],
             title=f"{self.folder.path.resolve().parent.name}: {self.name}" if self.heading else None,
@@ -320,6 +323,13 @@ class TrainingStage(Stage[Prepared]):
         )
         merge, private = self.merge and is_adapter, self.record.output.private
         finish(self.folder, card, before, after, console, merge=merge, private=private, show_result=self.show_result)
+
+    def _base(self, *, is_adapter: bool) -> str | None:
+        """The model that the result is based on; None for one that the recipe itself pretrained."""
+        if is_adapter:
+            # adapters fit only the model they were trained on, even if that is an earlier stage
+            return self.model.reference
+        return None if self.record.pretrain else self.record.model.reference
 
 
 def _add_callbacks(

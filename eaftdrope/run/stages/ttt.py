@@ -87,6 +87,7 @@ class TTTStage(TrainingStage):
             merge=self.merge,
             report_to=tuple(self.record.output.report_to),
             ttt=section.config(),
+            stage=self.name,
         )
 
     def prepare(self, console: Console) -> Prepared:

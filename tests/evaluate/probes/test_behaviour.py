@@ -284,3 +284,30 @@ def test_needles_at_multiples_of_the_trained_length(tiny_llama, byte_tokenizer, 
 def test_long_recall_reads_with_the_model_itself(tiny_llama, byte_tokenizer):
     scores = run_probes(tiny_llama, byte_tokenizer, [build("long_recall", length=400, multiples=[1, 2], trials=3)])
     assert [score.n for score in scores] == [3, 3] and all(score.value == 0 for score in scores)
+
+
+# --- long_loss --------------------------------------------------------------------------------------------------------
+
+
+def test_long_loss_scores_the_same_tokens_after_more_context(tiny_llama, byte_tokenizer, tmp_path):
+    import torch
+
+    (tmp_path / "text.txt").write_text("".join(chr(97 + (7 * index) % 23) for index in range(400)))
+    probe = build("long_loss", files=[str(tmp_path / "text.txt")], length=32, multiples=[1, 4], passages=5)
+    short, long = probe.rows(byte_tokenizer, 1), probe.rows(byte_tokenizer, 4)
+    assert [len(row.input_ids) for row in (*short, *long)] == [32] * 5 + [128] * 5
+    for one, four in zip(short, long, strict=True):
+        assert four.input_ids[-32:] == one.input_ids
+        assert one.labels[:16] == [-100] * 16 and one.labels[16:] == four.labels[112:] == one.input_ids[16:]
+        assert four.labels[:112] == [-100] * 112
+    scores = run_probes(tiny_llama, byte_tokenizer, [probe])
+    assert [score.metric for score in scores] == ["nats per token at 1 x 32 tokens", "nats per token at 4 x 32 tokens"]
+    ids = torch.tensor([row.input_ids for row in long])
+    with torch.no_grad():
+        logits = tiny_llama(ids).logits[:, 111:-1].log_softmax(-1)
+    expected = -logits.gather(-1, ids[:, 112:, None]).mean().item()
+    assert scores[1].value == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="no text is as long"):
+        run_probes(tiny_llama, byte_tokenizer, [build("long_loss", files=[str(tmp_path / "text.txt")], length=512)])
+    with pytest.raises(UserError, match="long_loss needs the trained length"):
+        build("long_loss")

@@ -113,7 +113,7 @@ def test_every_option_of_the_recipe_is_required(name, tmp_path):
     offers = tmp_path / "offers.jsonl"
     offers.write_text(json.dumps({"messages": [ASKED], "tools": [{"type": "function", "function": {"name": "add"}}]}))
     # what has no default that works by itself: a trained length, and rows of a package
-    chosen = {"long_recall": {"length": 512}, "call_refusal": {"file": str(offers)}}
+    chosen = {"long_recall": {"length": 512}, "long_loss": {"length": 64}, "call_refusal": {"file": str(offers)}}
     options = probe_options(name, **chosen.get(name, {}))
     (probe,) = build_probes([(name, "target", options)], **held_out)
     assert (probe.name, probe.group) == (name, "target")
