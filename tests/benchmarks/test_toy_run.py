@@ -103,8 +103,8 @@ def test_before_training_ttt_reads_as_the_window_model(tmp_path):
     for init in ("copied", "random"):
         model = new_model("full")
         model.load_state_dict(window.state_dict())
-        toy_run._apply(model, Arm("", "", "ttt", init=init), seed=1)
-        on, off = (run._read(toy_run._with(model, lr=lr), Arm("", "", "ttt"), run.test_BT) for lr in (1.0, 0.0))
+        toy_run.with_ttt(model, Arm("", "", "ttt", init=init), seed=1)
+        on, off = (run._read(toy_run.with_changes(model, lr=lr), Arm("", "", "ttt"), run.test_BT) for lr in (1.0, 0.0))
         plain = run._read(window, WINDOW, run.test_BT)
         torch.testing.assert_close(off, plain, rtol=0, atol=1e-5)
         # the first chunk is read before anything is learned, and position 16 is its last target

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -133,18 +134,26 @@ def stock_nll(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
 
 def train(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], measure: Callable[[], float], *, arm: Arm, seed: int
+    model: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    measure: Callable[[], float],
+    *,
+    arm: Arm,
+    seed: int,
+    batch: Callable[[int, int, int], np.ndarray] = task.training_batch,
 ) -> dict:
     """Train with AdamW; return the CPU seconds and the validation curve, whose evaluation is not part of the seconds.
 
     Args:
-        model (`nn.Module`): trained in place, all of it.
+        model (`nn.Module`): trained in place, all of it that requires a gradient.
         loss (`Callable`): from a batch of tokens `[B, T]` to the loss.
         measure (`Callable`): the validation loss.
         arm (`Arm`): its steps and rate are used.
         seed (`int`): determines the batches.
+        batch (`Callable`, *optional*): sequences `[B, T]` of a seed, a step and a count.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=arm.rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
@@ -153,10 +162,10 @@ def train(
     )
     seconds, curve = 0.0, []
     for step in range(arm.steps):
-        tokens_BT = torch.from_numpy(task.training_batch(seed, step, BATCH))
+        tokens_BT = torch.from_numpy(batch(seed, step, BATCH))
         started = time.process_time()
         loss(tokens_BT).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -86,9 +86,11 @@ class ToyRun:
         model, training = self._trained(arm, seed)
         readings = {"as trained": self._read(model, arm, self.test_BT)}
         if arm.kind == "ttt":
-            readings["TTT off"] = self._read(_with(model, lr=0.0), arm, self.test_BT)
+            readings["TTT off"] = self._read(with_changes(model, lr=0.0), arm, self.test_BT)
             gate = "none" if arm.ttt.get("inner_gate") else "eaft"
-            readings[f"inner gate {gate}"] = self._read(_with(model, lr=TTT["lr"], inner_gate=gate), arm, self.test_BT)
+            readings[f"inner gate {gate}"] = self._read(
+                with_changes(model, lr=TTT["lr"], inner_gate=gate), arm, self.test_BT
+            )
         return {
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "training": training,
@@ -99,15 +101,20 @@ class ToyRun:
         window = next(other for other in self.arms if other.name == "window")
         model = new_model("full")
         model.load_state_dict(self._trained(window, seed)[0].state_dict())
-        _apply(model, arm, seed)
-        sweep = {rate: self._read(_with(model, lr=rate), arm, self.validation_BT).mean().item() for rate in NAIVE_RATES}
+        with_ttt(model, arm, seed)
+        sweep = {
+            rate: self._read(with_changes(model, lr=rate), arm, self.validation_BT).mean().item()
+            for rate in NAIVE_RATES
+        }
         best = min(sweep, key=sweep.__getitem__)
         return {
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "training": {"cpu_seconds": 0.0, "curve": []},
             "validation_by_rate": {f"{rate:g}": round(nll, 4) for rate, nll in sweep.items()},
             "inner_rate": best,
-            "readings": {"as trained": summary(self._read(_with(model, lr=best), arm, self.test_BT).double().numpy())},
+            "readings": {
+                "as trained": summary(self._read(with_changes(model, lr=best), arm, self.test_BT).double().numpy())
+            },
         }
 
     def _trained(self, arm: Arm, seed: int) -> tuple[nn.Module, dict]:
@@ -115,7 +122,7 @@ class ToyRun:
         torch.manual_seed(seed)
         model = new_model("full" if arm.kind == "ttt" else arm.kind)
         if arm.kind == "ttt":
-            _apply(model, arm, seed)
+            with_ttt(model, arm, seed)
         path = self._file("weights", arm, seed, "pt")
         if path.is_file():
             kept = torch.load(path)
@@ -139,18 +146,19 @@ class ToyRun:
         return torch.cat([nll(model, rows_BT) for rows_BT in tokens_BT.split(_ROWS)])
 
 
-def _apply(model: nn.Module, arm: Arm, seed: int) -> None:
+def with_ttt(model: nn.Module, arm: Arm, seed: int) -> None:
+    """Apply TTT with the settings of the arm, in place; `seed` determines random primes."""
     config = TTTConfig(**{**TTT, **arm.ttt})
     apply_ttt(model, config)
     if config.layout == "prime" and arm.init == "random":
         random = torch.Generator().manual_seed(seed)
-        gate_FD, up_FD, _ = model.ttt.w0()
         with torch.no_grad():
-            for weight_FD in (gate_FD, up_FD):
+            for weight_FD in (weight for prime in model.ttt.primes for weight in (prime.gate, prime.up)):
                 weight_FD.normal_(0, weight_FD.shape[1] ** -0.5, generator=random)
 
 
-def _with(model: nn.Module, **changes) -> nn.Module:
+def with_changes(model: nn.Module, **changes) -> nn.Module:
+    """Change settings of TTT, in place; return the model."""
     model.ttt.config = replace(model.ttt.config, **changes)
     return model
 

@@ -21,10 +21,19 @@ _TEST, _VALIDATION, _TRAINING = 1, 2, 3
 
 def draw(random: np.random.Generator, count: int, length: int = LENGTH, symbols: int = SYMBOLS) -> np.ndarray:
     """Return `count` sequences, each with its own table, `[B, T]`."""
-    tables_BS = random.integers(symbols, size=(count, symbols))
+    return follow(random, random.integers(symbols, size=(count, symbols)), length)
+
+
+def follow(
+    random: np.random.Generator, tables_BS: np.ndarray, length: int = LENGTH, first_B: np.ndarray | None = None
+) -> np.ndarray:
+    """Return one sequence for each table, `[B, T]`, which begins with `first_B` or with a uniform symbol."""
+    count, symbols = tables_BS.shape
     noise_BT = random.integers(symbols, size=(count, length))
     follows_BT = random.random((count, length)) < FOLLOWS
     sequences_BT, rows_B = noise_BT.copy(), np.arange(count)
+    if first_B is not None:
+        sequences_BT[:, 0] = first_B
     for t in range(1, length):
         successor_B = tables_BS[rows_B, sequences_BT[:, t - 1]]
         sequences_BT[:, t] = np.where(follows_BT[:, t], successor_B, noise_BT[:, t])
