@@ -1,4 +1,4 @@
-"""Entropy-adaptive fine-tuning for the Hugging Face stack.
+"""Four methods against forgetting and against the limits of context, on the Hugging Face stack: EAFT, DroPE, TTT-E2E, RLM.
 
     from eaftdrope import EAFTTrainer as SFTTrainer        # TRL script: only the import changes
     model = eaftdrope.apply_eaft(model)                    # plain transformers.Trainer, accelerate or a loop of your own

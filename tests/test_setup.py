@@ -116,7 +116,7 @@ def test_make_test_passes_marks_and_arguments_and_installs_once(tmp_path):
     assert lines[:2] == [f"{venv}/bin/ruff format --check .", f"{venv}/bin/ruff check ."]
     assert lines[2].startswith(f"{venv}/bin/pyrefly check ")
     at_once = "-n 3 --dist loadfile --no-loadscope-reorder"
-    marks = "not exhaustive and not kills and not engines and not end_to_end and (not slow)"
+    marks = "not exhaustive and not kills and not engines and not engine_table and not end_to_end and (not slow)"
     command = f'{venv}/bin/python -m pytest {at_once} -m "{marks}" tests/loss -x'
     assert lines[3].endswith(command)
     assert "HF_HUB_OFFLINE=1" in lines[3]
@@ -139,7 +139,7 @@ def test_continuous_integration_says_what_is_missing_and_runs_the_tests():
         "NOT HERE: NVIDIA GPU - tests marked gpu are skipped",
         "make test",
         "make test-kills",
-        "make test-engines",
+        "make test-engines ENGINES=engines",
         "make test-end-to-end",
         "make test-kernels ARGS=-m exhaustive",
         "make test-compat",
