@@ -183,8 +183,8 @@ def _split(text: str) -> list[str]:
     """Split at the commas between arms; those between the modules of a restore are kept."""
     arms: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        goes_on = bool(arms) and arms[-1].rpartition("+")[2].strip().startswith("restore=")
-        if goes_on and not _is_known(part.partition("+")[0].strip()):
+        continues = bool(arms) and arms[-1].rpartition("+")[2].strip().startswith("restore=")
+        if continues and not _is_known(part.partition("+")[0].strip()):
             arms[-1] += f",{part}"
         else:
             arms.append(part)

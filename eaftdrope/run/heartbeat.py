@@ -38,7 +38,7 @@ class Member(Protocol):
     rank: int
     processes: int
 
-    def way_on(self) -> str: ...
+    def how_to_resume(self) -> str: ...
 
     def end(self, rank: int, text: str = "", *, blocked: bool = False) -> bool: ...
 
@@ -127,15 +127,15 @@ class Heartbeat(threading.Thread):
         text = (
             f"{_names(silent, after)} no longer {'responds' if len(silent) == 1 else 'respond'}: killed, or stopped. "
         )
-        text += launch.way_on()
+        text += launch.how_to_resume()
         return text if launch.end(silent[0], text, blocked=blocked) else ""
 
     def _without_store(self) -> str:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            return f"the launcher no longer responds. {self._launch.way_on()}"
+            return f"the launcher no longer responds. {self._launch.how_to_resume()}"
         # one message per machine, since the processes can no longer agree on one
         prints = os.environ.get("LOCAL_RANK") == "0" or self._launch.rank == 1
-        return f"rank 0 no longer responds: killed, or stopped. {self._launch.way_on()}" if prints else ""
+        return f"rank 0 no longer responds: killed, or stopped. {self._launch.how_to_resume()}" if prints else ""
 
     def _beat(self) -> None:
         self._count += 1

@@ -48,13 +48,13 @@ class Launch:
 
     Args:
         store: shared by all of them.
-        way_on: returns how the run is resumed, for the message when it ends early.
+        how_to_resume: returns how the run is resumed, for the message when it ends early.
     """
 
     store: distributed.Store
     rank: int
     processes: int
-    way_on: Callable[[], str] = lambda: "Run the same command again."
+    how_to_resume: Callable[[], str] = lambda: "Run the same command again."
     _waits: int = 0
     _refusals: int = 0
 

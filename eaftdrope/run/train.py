@@ -74,7 +74,7 @@ def _run(recipe: Recipe, console: Console, launch: Launch | None, *, command: st
         stages = open_stages(recipe, overwrite=overwrite)
     progress = Progress(stages[0])
     if launch is not None:
-        launch.way_on = lambda: progress.way_on(overwrite=overwrite)
+        launch.how_to_resume = lambda: progress.how_to_resume(overwrite=overwrite)
     try:
         with disk_errors_to_user_errors(recipe.output.dir), terminated_by_signal():
             _run_stages(stages, console, command, progress)

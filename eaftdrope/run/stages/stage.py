@@ -135,9 +135,9 @@ class Progress:
         if not self.changed:
             return f"Interrupted {self.phase}, before anything was changed. Start the same command again."
         where = f" of the stage {self.stage.name}" if self.stage.heading else ""
-        return f"Interrupted {self.phase}{where}. {self.way_on(overwrite=overwrite)}"
+        return f"Interrupted {self.phase}{where}. {self.how_to_resume(overwrite=overwrite)}"
 
-    def way_on(self, *, overwrite: bool) -> str:
+    def how_to_resume(self, *, overwrite: bool) -> str:
         """What the same command will do, as a sentence."""
         stage = self.stage
         command = "The same command without --overwrite" if overwrite and self.changed else "The same command"
