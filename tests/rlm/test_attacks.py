@@ -31,6 +31,7 @@ class Watch(threading.Thread):
     def __init__(self, others):
         super().__init__(daemon=True)
         self.here, self.others = psutil.Process(), others
+        self.command = self.here.cmdline()
         self.before = self.here.memory_info().rss
         self.workers, self.host = 0.0, 0.0
         self._stop_it = threading.Event()
@@ -38,7 +39,10 @@ class Watch(threading.Thread):
     def run(self):
         while not self._stop_it.wait(0.02):
             for process in set(self.here.children(recursive=True)) - self.others:
+                # until it has replaced its program, a new process counts the memory of this one as its own
                 with suppress(psutil.Error):
+                    if process.cmdline() == self.command:
+                        continue
                     self.workers = max(self.workers, process.memory_info().rss / 2**20)
             self.host = max(self.host, (self.here.memory_info().rss - self.before) / 2**20)
 
