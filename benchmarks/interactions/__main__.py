@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 def _run(name: str):
     def run(
-        work: Work = HERE / "work",
+        work: Work = HERE / "pieces",
         minutes: Annotated[float, typer.Option(min=0.0, help="Stop after about this time; repeat to resume.")] = 8.0,
         quick: Quick = False,
     ) -> None:
@@ -57,7 +57,7 @@ def _run(name: str):
 
 def _report(name: str):
     def report(
-        work: Work = HERE / "work",
+        work: Work = HERE / "pieces",
         output: Annotated[Path, typer.Option(help="Folder for the results.")] = HERE / "results",
         quick: Quick = False,
     ) -> None:
