@@ -387,7 +387,9 @@ __global__ void __launch_bounds__(THREADS, 2)
   const Row<const T> row(logits + r * row_stride, vocab);
   Online own = Online::empty();
   for_each_step(row, transform, [&](const float(&z)[STEP]) { own.add(z); });
-  const Online all = block_combine(own);
+  Online all = block_combine(own);
+  // a logit of +inf would leave an entropy of 0, and so a closed gate: it must show, as a NaN does
+  if (all.maximum == INFINITY) all.rest = NAN;
   if (threadIdx.x == 0) {
     const int64_t y = labels[r];
     const bool inside = y >= 0 && y < vocab;

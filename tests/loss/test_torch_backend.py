@@ -37,8 +37,12 @@ def test_gradient_by_slices_of_the_vocabulary(dtype, columns):
     check_sliced_gradient(backend.tile_statistics, backend.tile_gradient_, case, columns)
 
 
-def test_a_nan_is_not_hidden():
-    case = make_case("nan", 3, 100, torch.float32)
-    case.logits[1, 50] = float("nan")
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_broken_logit_is_not_hidden(value):
+    """A gate of 0 would leave out the row that is broken."""
+    case = make_case("broken", 3, 100, torch.float32)
+    case.logits[1, 50] = float(value)
     stats = backend.tile_statistics(case.logits, case.labels, case.transform, 20)
-    assert stats.nll.isnan().tolist() == [False, True, False]
+    assert stats.nll.isfinite().tolist() == [True, False, True]
+    for name in ("entropy", "topk_entropy"):
+        assert getattr(stats, name).isnan().tolist() == [False, True, False], name

@@ -224,6 +224,8 @@ def row_statistics_kernel(
     share = _exp(-gap)
     mass = share * (1 + r)
     rest = tl.sum(tl.where(holds_it, r, mass), 0)
+    # NaN if the maximum is +inf: the entropy would be 0, and the gate closed, so that the row would not show
+    rest += maximum - maximum
     spread = tl.sum(tl.where(holds_it, s, share * s + gap * mass), 0)
 
     # by the same function from the same row: equal to the maximum if it is the maximum

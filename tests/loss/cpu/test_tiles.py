@@ -84,6 +84,18 @@ def test_gradient_by_slices_of_the_vocabulary(isa, dtype, columns):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("place", [0, 50, 4095, 4096, 4999])
+def test_an_infinite_logit_is_not_hidden(isa, dtype, place):
+    """A gate of 0 would leave out the row that is broken."""
+    case = make_case("infinite", 3, 5000, dtype)
+    case.logits[1, place] = float("inf")
+    stats = backend.tile_statistics(case.logits, case.labels, case.transform, 20)
+    assert stats.nll.isfinite().tolist() == [True, False, True]
+    for name in ("entropy", "topk_entropy"):
+        assert getattr(stats, name).isnan().tolist() == [False, True, False], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transform", [PLAIN, LogitsTransform(softcap=30.0)], ids=["plain", "softcap"])
 @pytest.mark.parametrize("bits", ["positive", "negative"])
 @pytest.mark.parametrize("place", [0, 50, 4095, 4096, 4999])

@@ -147,6 +147,18 @@ def test_a_nan_is_not_hidden(twin, transform):
                 assert values.isnan().tolist() == [False, True, False]
 
 
+def test_an_infinite_logit_is_not_hidden(twin):
+    """A gate of 0 would leave out the row that is broken."""
+    for dtype in DTYPES:
+        for column in (0, 1, 50, 98, 99):
+            case = padded(make_case("infinite", 3, 100, dtype), 101)
+            case.logits[1, column] = float("inf")
+            stats = twin.tile_statistics(case.logits, case.labels, case.transform, 20)
+            assert stats.nll.isfinite().tolist() == [True, False, True]
+            for values in (stats.entropy, stats.topk_entropy):
+                assert values.isnan().tolist() == [False, True, False]
+
+
 def test_a_row_of_minus_infinity_is_not_hidden(twin):
     case = make_case("nothing", 2, 40, torch.float32)
     case.logits[0] = float("-inf")

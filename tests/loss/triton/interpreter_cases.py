@@ -150,6 +150,17 @@ def test_a_nan_is_not_hidden(at, transform):
         assert getattr(stats, name).isnan().tolist() == [False, True, False], name
 
 
+@pytest.mark.parametrize("at", [0, 127, 128, 299], ids=lambda at: f"column{at}")
+def test_an_infinite_logit_is_not_hidden(at):
+    """A gate of 0 would leave out the row that is broken."""
+    case = make_case("infinite", 3, 300, FP32)
+    case.logits[1, at] = float("inf")
+    stats = backend.tile_statistics(case.logits, case.labels, case.transform, 20)
+    assert stats.nll.isfinite().tolist() == [True, False, True]
+    for name in ("entropy", "topk_entropy"):
+        assert getattr(stats, name).isnan().tolist() == [False, True, False], name
+
+
 def test_an_impossible_label_costs_infinity_and_pulls_with_its_whole_weight():
     case = make_case("impossible", 2, 50, FP32)
     case.logits[torch.arange(2), case.labels] = float("-inf")
