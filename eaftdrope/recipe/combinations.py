@@ -179,7 +179,7 @@ def _replay(raw: Any) -> Iterator[tuple[Loc, str]]:
     if not is_generated and prompts is not None:
         yield (
             ("data", "replay", "prompts"),
-            "rows of a file need no prompts. Leave prompts out, or write from: model",
+            "rows of a file need no prompts. Leave prompts out, or set from: model",
         )
 
 

@@ -1,6 +1,6 @@
 """What may change between two starts of a run: its length, what is kept of it, and how its steps are shared out.
 
-A run may be lengthened, and the rows of a step may be shared by another number of processes, in batches of another size:
+A run may be lengthened, and moved to another number of processes or another batch size, with as many rows per step:
 its steps keep their rows as long as batch_size x accumulation x processes stays the same.
 """
 
@@ -109,7 +109,7 @@ class Continuation:
 
     @property
     def _compares_tokens(self) -> bool:
-        """True if the gate's weight of a token depends on the other tokens of its batch."""
+        """True if the gate of a token depends on the other tokens of its batch."""
         return not GATES[self._gate].row_local
 
     def _train(self, recipe: dict[str, Any]) -> dict[str, Any]:

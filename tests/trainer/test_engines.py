@@ -89,7 +89,7 @@ def _run_deepspeed(ranks, folder, cases):
         )
         for rank in range(ranks)
     ]
-    texts = [process.communicate(timeout=300)[0] for process in processes]
+    texts = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks, texts[0][-3000:]
 
 

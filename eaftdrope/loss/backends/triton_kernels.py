@@ -218,14 +218,12 @@ def row_statistics_kernel(
         m, r, s = _join(m, r, s, tl.where(inside, z, float("-inf")))
 
     maximum = tl.max(m, 0)
-    # the first of them
-    holds_it = lane == tl.min(tl.where(m == maximum, lane, LANES), 0)
+    holds_it = lane == tl.min(tl.where(m == maximum, lane, LANES), 0)  # the first of them
     gap = tl.minimum(maximum - m, VANISHED)
     share = _exp(-gap)
     mass = share * (1 + r)
-    rest = tl.sum(tl.where(holds_it, r, mass), 0)
     # NaN if the maximum is +inf: the entropy would be 0, and the gate closed, so that the row would not show
-    rest += maximum - maximum
+    rest = tl.sum(tl.where(holds_it, r, mass), 0) + (maximum - maximum)  # pyrefly: ignore[unsupported-operation]
     spread = tl.sum(tl.where(holds_it, s, share * s + gap * mass), 0)
 
     # by the same function from the same row: equal to the maximum if it is the maximum

@@ -9,22 +9,23 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.processes import is_main_process
 from eaftdrope.recipe.schema import Model
-from eaftdrope.recipe.stage_sections import Pretrain, TextData, TextLoss, TextTrain
+from eaftdrope.recipe.stage_sections import Pretrain
 from eaftdrope.trainer import EAFTTrainer
 
 from ..launch import refused_together, wait_for_everyone
 from ..new_model import draw_weights, new_model
 from ..settings import TrainingSettings, text_settings
-from .training import Prepared, TrainingStage
+from .on_text import TextStage
+from .training import Prepared
 
 
 @dataclass(frozen=True)
-class PretrainStage(TrainingStage):
+class PretrainStage(TextStage):
     """Train all weights on blocks of text, with the sections below `pretrain`."""
 
+    purpose = "Pretraining from random weights"
     name = "pretrain"
 
     @property
@@ -40,18 +41,6 @@ class PretrainStage(TrainingStage):
     def model(self) -> Model:
         return self.record.model.model_copy(update={"reference": str(self._new), "revision": None})
 
-    @property
-    def data(self) -> TextData:
-        return self.section.data
-
-    @property
-    def loss(self) -> TextLoss:
-        return self.section.loss
-
-    @property
-    def train(self) -> TextTrain:
-        return self.section.train
-
     def settings(self, config: PretrainedConfig) -> TrainingSettings:
         """See `TrainingStage.settings`. Without data.max_length a block is as long as the model's context."""
         section = self.section
@@ -60,19 +49,6 @@ class PretrainStage(TrainingStage):
 
     def output_config(self, config: PretrainedConfig) -> PretrainedConfig:
         return config
-
-    def method(self, settings: TrainingSettings) -> str:
-        train, loss = settings.train, self.loss
-        formula = resolve_gate(loss.gate, **loss.gate_kwargs()).formula
-        weighted = "plain cross-entropy" if loss.gate == "none" else f"cross-entropy weighted by the gate {formula}"
-        return (
-            f"Pretraining from random weights: all weights trained with {weighted} on text in blocks of "
-            f"{settings.max_length:,} tokens (documents {self.data.documents}), {train.batch_size * train.accumulation} "
-            f"blocks per step and device, peak learning rate {train.learning_rate:g}, {train.scheduler}"
-        )
-
-    def card_tags(self) -> list[str]:
-        return [] if self.loss.gate == "none" else super().card_tags()
 
     def _load(self, prepared: Prepared, console: Console) -> tuple[EAFTTrainer, PreTrainedTokenizerBase]:
         with refused_together():

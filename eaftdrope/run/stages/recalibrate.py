@@ -9,20 +9,20 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from eaftdrope.drope.config import trained_length
 from eaftdrope.errors import UserError
-from eaftdrope.loss.gates import resolve_gate
 from eaftdrope.recipe.schema import Model
-from eaftdrope.recipe.stage_sections import Recalibrate, TextData, TextLoss, TextTrain
+from eaftdrope.recipe.stage_sections import Recalibrate
 
 from ..data import RunData
 from ..recovery import RecoveryProbe, read_curve, recovery_markdown, recovery_rows, show_recovery
 from ..settings import TrainingSettings, text_settings
-from .training import TrainingStage
+from .on_text import TextStage
 
 
 @dataclass(frozen=True)
-class RecalibrateStage(TrainingStage):
+class RecalibrateStage(TextStage):
     """Train all weights on blocks of text, with the sections below `recalibrate`."""
 
+    purpose = "Recalibration after dropping rotary embeddings (DroPE)"
     name = "recalibrate"
 
     @property
@@ -34,18 +34,6 @@ class RecalibrateStage(TrainingStage):
     def model(self) -> Model:
         # all weights are trained, which 4 bits rule out
         return super().model.model_copy(update={"quantization": "none"})
-
-    @property
-    def data(self) -> TextData:
-        return self.section.data
-
-    @property
-    def loss(self) -> TextLoss:
-        return self.section.loss
-
-    @property
-    def train(self) -> TextTrain:
-        return self.section.train
 
     def settings(self, config: PretrainedConfig) -> TrainingSettings:
         """See `TrainingStage.settings`. The model decides the length of a block, and so the steps of a budget in tokens."""
@@ -81,19 +69,6 @@ class RecalibrateStage(TrainingStage):
                 "Set recalibrate.recovery.original to that model."
             )
         return model.model_copy(update={"quantization": "none"})
-
-    def method(self, settings: TrainingSettings) -> str:
-        train, loss = settings.train, self.loss
-        formula = resolve_gate(loss.gate, **loss.gate_kwargs()).formula
-        weighted = "plain cross-entropy" if loss.gate == "none" else f"cross-entropy weighted by the gate {formula}"
-        return (
-            f"Recalibration after dropping rotary embeddings (DroPE): all weights trained with {weighted} on text in blocks "
-            f"of {settings.max_length:,} tokens (documents {self.data.documents}), {train.batch_size * train.accumulation} "
-            f"blocks per step and device, peak learning rate {train.learning_rate:g}, {train.scheduler}"
-        )
-
-    def card_tags(self) -> list[str]:
-        return [] if self.loss.gate == "none" else super().card_tags()
 
     def card_sections(self) -> list[str]:
         return [recovery_markdown(read_curve(self.folder))]
