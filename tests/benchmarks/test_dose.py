@@ -153,6 +153,7 @@ def test_other_settings_are_refused(tmp_path):
         DoseResults(tmp_path / "dose.json", {"a": {"rate": 3}})
 
 
+@pytest.mark.end_to_end
 def test_a_killed_run_resumes_and_gives_the_same_results(tiny, tmp_path, monkeypatch):
     cell = DoseCell(TINY, "conflict", 40, 1, ("none", "eaft", "constant"))
     late = time.monotonic() + 1000

@@ -46,6 +46,7 @@ def test_ours_in_a_process_of_its_own(tmp_path, task, answer, stopped, calls):
     assert (found["root_calls"], found["repeated"]) == (1, 0)
 
 
+@pytest.mark.end_to_end
 def test_a_killed_run_is_run_again(tmp_path):
     found = Contestant("eaftdrope", sys.executable, None).run(KILLED["one by one"], tmp_path, kill_at=3)
     assert found["answer"] == str([f"PART {number}" for number in range(peers.KILLED_CALLS)])

@@ -72,6 +72,7 @@ def test_what_cannot_be_left_out_is_refused(project, stages, leave_out, problem)
         planned(project, stages, leave_out=leave_out)
 
 
+@pytest.mark.end_to_end
 def test_whole_and_ablations_in_one_command_which_does_nothing_twice(project, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
 
