@@ -7,7 +7,7 @@
 - `run`, `results`    a resumable run; paired differences and the file of results
 - `table`, `drawing`  output
 - `toy_training`      models on the toy of benchmarks/ttt, trained once and kept
-- `u1` to `u8`        one lab per file; `u5_text` is U5 on natural text; U6 is planned in LOG.md
+- `u1` to `u8`        one lab per file; `u5_text` is U5 on natural text, `u8c` part (c) of U8
 
 LOG.md has the rules, written before the results.
 """

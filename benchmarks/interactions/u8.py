@@ -4,7 +4,7 @@ A sequence is blanks, N pairs twice in random order, a gap that no window bridge
 queried key can only be known from what was learned: no layer of the window model reaches back over the gap, so without
 learning the loss is that of a guess, ln 32.
 
-(a), EAFT on the root of an RLM, is measured in benchmarks/rlm; (c), think tokens before a turn, is planned in LOG.md.
+(a), EAFT on the root of an RLM, is measured in benchmarks/rlm; (c), thoughts before a turn, in `u8c`.
 
 Shapes: B sequences, T tokens.
 """

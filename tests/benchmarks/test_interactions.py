@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.interactions import toy_training, u2, u3, u5, u8
+from benchmarks.interactions import toy_training, u2, u3, u5, u8, u8c
 from benchmarks.interactions.__main__ import LABS, main, open_lab
 from benchmarks.interactions.drawing import draw
 from benchmarks.interactions.lab import Comparison, Lab, Piece, Reading
@@ -16,6 +16,8 @@ from benchmarks.interactions.run import run_lab
 from benchmarks.interactions.table import lines
 from benchmarks.ttt.toy import task
 from eaftdrope.errors import UserError
+from eaftdrope.rlm.experts import expert_rows
+from eaftdrope.rlm.protocol import parse
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def work(tmp_path_factory):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "u5_text")) for name in LABS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("u5_text", "u8c"))) for name in LABS]
+)
 def test_a_lab_in_its_smallest_size(name, work):
     lab, said = open_lab(name, True), []
     assert run_lab(lab, work, 60, said.append) and len(said) == len(lab.pieces)
@@ -148,6 +152,20 @@ def test_planted_pairs():
     assert (row[: u8._WRITTEN - 16] == u8.BLANK).all() and (row[u8._WRITTEN : start] == u8.BLANK).all()
     labels = u8._labels(torch.from_numpy(row)[None])[0]
     assert ((labels != -100).numpy() == ((row >= u8.KEYS) & (row < u8.BLANK))).all()
+
+
+def test_a_thought_is_before_each_block_that_is_trained():
+    rows, plain = u8c.rows_with_thoughts(12), list(expert_rows(12))
+    thoughts = []
+    for row, other in zip(rows, plain, strict=True):
+        for message, before in zip(row["messages"], other["messages"], strict=True):
+            trained = message["role"] == "assistant" and message.get("weight") != 0
+            assert trained or message == before
+            if trained:
+                thought, _, rest = message["content"].partition("\n</think>\n")
+                assert rest == before["content"] and parse(message["content"]) == parse(rest)
+                thoughts.append(thought.removeprefix("<think>\n"))
+    assert len(thoughts) == 24 and thoughts[0] == "I look for the lines with lizard."
 
 
 def test_policies_differ_in_what_a_call_begins_with():

@@ -61,10 +61,12 @@ def settings() -> dict[str, Any]:
     return {"model": plan.MODEL, **sizes, **limits, "losses": plan.LOSSES}
 
 
-def recipe_of(training: TrainedRoot, folder: Path) -> Recipe:
+def recipe_of(
+    training: TrainedRoot, folder: Path, *, source: str = "package:rlm_expert", rows: int = plan.ROWS
+) -> Recipe:
     overrides = {
         "data": {
-            "train": {"path": "package:rlm_expert", "limit": plan.ROWS},
+            "train": {"path": source, "limit": rows},
             "format": "messages",
             "max_length": 1024,
         },
