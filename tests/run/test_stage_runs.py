@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 
 import pytest
@@ -240,10 +241,20 @@ def test_a_finished_run_is_left_alone(project, undisturbed):
     assert hashes(run) == before
 
 
+def test_a_run_killed_before_its_page_gets_it(project, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed[0], run)
+    before = results(run)
+    for name in ("report.html", "system.json"):
+        (run / name).unlink()
+    ended = train(project / "staged.yaml", f"output.dir={run}", report=True)
+    assert ended.code == 0 and stages_run(ended.out) == [], ended.out
+    assert json.loads((run / "system.json").read_text())["stages"] == ["drope", "recalibrate", "eaft"]
+    assert (run / "report.html").is_file() and results(run) == before
+
+
 def test_a_changed_stage_is_refused_and_a_new_one_begins(project, undisturbed, tmp_path):
     """The sections of a finished stage are compared; those of a stage that has not begun may change."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(undisturbed[0], run)
     ended = train(project / "staged.yaml", f"output.dir={run}", "drope.max_length=2048")
@@ -271,8 +282,6 @@ def test_a_changed_stage_is_refused_and_a_new_one_begins(project, undisturbed, t
 
 def test_overwrite_begins_every_stage_anew(project, undisturbed, tmp_path):
     """And deletes nothing for a recipe that cannot begin."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(undisturbed[0], run)
     before = hashes(run)

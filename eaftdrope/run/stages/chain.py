@@ -18,6 +18,7 @@ from eaftdrope.errors import UserError
 from eaftdrope.recipe.probe_sections import Probes
 from eaftdrope.recipe.schema import Recipe
 from eaftdrope.recipe.stage_sections import STAGE_SECTIONS, STAGES
+from eaftdrope.report import page
 
 from ..folder import WAYS_OUT, RunFolder
 from .drope import DropeStage
@@ -59,7 +60,7 @@ def open_stages(recipe: Recipe, *, overwrite: bool = False) -> list[Stage]:
         )
         for name, record in zip(recipe.stages, records, strict=True)
     ]
-    if all(folder.finished and not folder.missing for folder in folders):
+    if all(folder.finished and not folder.missing for folder in folders) and (top / page.NAME).is_file():
         raise UserError(f"{top} holds a finished run. {WAYS_OUT}")
     stages: list[Stage] = []
     for index, (name, record, folder) in enumerate(zip(recipe.stages, records, folders, strict=True)):
