@@ -20,7 +20,7 @@ _MARKERS = "osD^vPX*"
 
 def draw(content: dict, path: Path) -> Path:
     """Write the figure of a document of `results`."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
     _curves(left, content)
     _differences(right, content)
     figure.suptitle(content["question"], fontsize=_TEXT + 4, fontweight="bold")
@@ -49,7 +49,14 @@ def _curves(axes: Axes, content: dict) -> None:
         axes.axhline(value, color="#888888", linestyle=":", linewidth=1)
         axes.annotate(name, (0, value), fontsize=_TEXT - 1, color="#555555")
     if rows:
-        axes.legend(fontsize=_TEXT - 1, frameon=False)
+        # below the axes: many curves leave no room between them
+        axes.legend(
+            fontsize=_TEXT - 1,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+            ncols=1 + (len(rows) > 3),
+        )
     _label(axes, content["axis"], content["unit"])
 
 

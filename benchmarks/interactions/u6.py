@@ -66,7 +66,7 @@ def lab(quick: bool) -> Lab:
         "U6: the pipeline without a stage, and in other orders (minus the whole)",
         "Miniature of recipes/pipelines/full.yaml (a Llama of a million parameters, 3 million tokens).",
         "nats per token",
-        f"passage of a novel, of {PASSAGES}, at {LENGTH} tokens",
+        f"a novel at {LENGTH} tokens, the trained length, and at {MULTIPLES[-1]} times that",
         pieces,
         compared,
         {},
@@ -105,8 +105,9 @@ def _readings(folder: Path, passages: int) -> dict[str, Reading]:
     (medical,) = HeldOutLossProbe([TokenRow(row.input_ids, row.labels) for row in rows]).run(model, tokenizer)
     return {
         MEDICAL: Reading(_means(medical.units)),
-        **{name: Reading(values, values) for name, values in zip(NOVEL.values(), by_length, strict=True)},
+        **{name: Reading(values) for name, values in zip(NOVEL.values(), by_length, strict=True)},
         LONGER: Reading(list(np.subtract(by_length[-1], by_length[0]))),
+        "a novel": Reading(list(np.mean(by_length, 0)), list(np.mean(by_length, 1))),
     }
 
 
