@@ -16,13 +16,26 @@ _TEXT = 8
 # Okabe and Ito's palette
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 _MARKERS = "osD^vPX*"
+# of the names of the curves
+_COLUMNS = 3
 
 
 def draw(content: dict, path: Path) -> Path:
     """Write the figure of a document of `results`."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-    _curves(left, content)
-    _differences(right, content)
+    names = sum(bool(row["curve"]) for row in content["means"])
+    rows = -(-names // _COLUMNS)
+    figure, axes = plt.subplot_mosaic(
+        [["curves", "differences"], ["names", "names"]],
+        height_ratios=[20, max(rows, 0.1)],
+        figsize=(13, 5 + 0.2 * rows),
+        layout="constrained",
+    )
+    _curves(axes["curves"], content)
+    _differences(axes["differences"], content)
+    axes["names"].axis("off")
+    if names:
+        lines = axes["curves"].get_legend_handles_labels()
+        axes["names"].legend(*lines, loc="center", ncols=_COLUMNS, fontsize=_TEXT - 1, frameon=False)
     figure.suptitle(content["question"], fontsize=_TEXT + 4, fontweight="bold")
     where = content["environment"]
     about = f"{content['size']} {where['processor']}, {where['date'][:10]}. {content['rule']}"
@@ -48,15 +61,6 @@ def _curves(axes: Axes, content: dict) -> None:
     for name, value in content["bounds"].items():
         axes.axhline(value, color="#888888", linestyle=":", linewidth=1)
         axes.annotate(name, (0, value), fontsize=_TEXT - 1, color="#555555")
-    if rows:
-        # below the axes: many curves leave no room between them
-        axes.legend(
-            fontsize=_TEXT - 1,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.12),
-            ncols=1 + (len(rows) > 3),
-        )
     _label(axes, content["axis"], content["unit"])
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.rlm.roots import plan
 from benchmarks.rlm.roots.run import open_root, recipe_of
-from eaftdrope.evaluate.rlm.trials import TaskTrial, run_trials
+from eaftdrope.evaluate.rlm.trials import STEPS, TaskTrial, run_trials
 from eaftdrope.files import write_atomically
 from eaftdrope.rlm import RLM, Limits
 from eaftdrope.rlm.experts import expert_rows
@@ -57,7 +57,7 @@ def lab(quick: bool) -> Lab:
         f"SmolLM2-135M-Instruct, LoRA, cross-entropy, {plan.ROWS} rows; {plan.TRIALS} trials of each task with contexts of "
         f"{plan.CHARS:,} characters.",
         "share of trials",
-        "",
+        "wrote a block, ran, finished, right",
         pieces,
         compared,
         {},
@@ -96,8 +96,9 @@ def _measure(arm: str, seed: int, sizes: dict[str, int], weights: Path) -> dict[
         tasks = [(number, make_task(kind, number, sizes["chars"])) for number in range(sizes["trials"])]
         by_task[kind] = run_trials("rlm", tasks, rlm)
     trials = [trial for found in by_task.values() for trial in found]
+    steps = [sum(bool(getattr(trial, step)) for trial in trials) / len(trials) for step in STEPS]
     return {
-        RIGHT: Reading([trial.right for trial in trials]),
+        RIGHT: Reading([trial.right for trial in trials], steps),
         FINISHED: Reading([trial.finished for trial in trials]),
         TOKENS: Reading([trial.tokens / 1000 for trial in trials]),
         **{f"{kind}: {RIGHT}": Reading([trial.right for trial in found]) for kind, found in by_task.items()},
