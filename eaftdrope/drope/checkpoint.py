@@ -27,6 +27,14 @@ ORIGINALS = "drope_original"
 
 MANIFEST = "manifest.json"
 
+_RUN = "run.json"
+_RUN_RECORDS = {
+    *(_RUN, "recipe.yaml", "serve.yaml", "metrics.jsonl", "landscape.jsonl", "recovery.json", "recovery.png"),
+    *("probes_before.json", "probes_during.jsonl", "probes_after.json", "agreement.safetensors", "samples.json"),
+    *("report.html", "system.json", "inspect.json", "checkpoints", "figures", "merged", "ask", "ablations"),
+}
+"""What a training leaves in its folder beside the model."""
+
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt")
 
 
@@ -60,15 +68,16 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def carried_files(folder: Path) -> tuple[list[str], list[str]]:
     """List the files that a conversion carries over, and the weight files in other formats that it leaves out.
 
-    Both are relative and sorted. Hidden files and folders belong to tools (caches, locks) and not to the checkpoint.
+    Both are relative and sorted. Hidden files and folders belong to tools (caches, locks) and not to the checkpoint, and the
+    records of a training belong to the model that it left: its scores, checkpoints, and the texts that it was asked about.
 
     Raises:
         UserError: the folder has no safetensors weights, or a broken link.
     """
-    files = []
+    files, records = [], _RUN_RECORDS if (folder / _RUN).is_file() else set()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
+        if any(part.startswith(".") for part in relative.parts) or relative.parts[0] in records:
             continue
         if path.is_symlink() and not path.exists():
             raise UserError(

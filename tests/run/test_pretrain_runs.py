@@ -135,6 +135,11 @@ def test_every_stage_in_one_run_and_a_kill_in_the_first(project, tmp_path):
     for stage in ("pretrain", "drope", "recalibrate", "eaft", "ttt"):
         config = json.loads((run / stage / "config.json").read_text())
         assert (config["hidden_size"], config["vocab_size"]) == (16, 300)
+    # the converted model has no records of the training before it: what is measured after it is not what was before
+    records = {"README.md", "recipe.yaml", "run.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
+    names = {path.name for path in (run / "drope").iterdir()}
+    assert names == records | tokenizer | {"config.json", "model.safetensors", "drope_original"}
     # it is compared with what was pretrained
     assert f"measuring the original model, {run / 'pretrain'}" in ended.out
     scores = json.loads((run / "pretrain" / "probes_after.json").read_text())
