@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 _TEXT = 8
 # Okabe and Ito's palette
@@ -61,6 +62,7 @@ def _curves(axes: Axes, content: dict) -> None:
     for name, value in content["bounds"].items():
         axes.axhline(value, color="#888888", linestyle=":", linewidth=1)
         axes.annotate(name, (0, value), fontsize=_TEXT - 1, color="#555555")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes, content["axis"], content["unit"])
 
 
