@@ -1,6 +1,6 @@
-"""Calls of models: asked by generators, answered together.
+"""Calls of models: generators wait for them, and they are answered in batches.
 
-A conversation is a generator that yields the calls it waits for. `together` runs many in lockstep; `drive` answers what they
+A conversation is a generator that yields the calls it waits for. `in_lockstep` runs many at once; `drive` answers what they
 yield, from their journals or by the models. Models are called in one place, `_answer_slice`, where the limits are checked.
 """
 
@@ -37,7 +37,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Calls:
     """Calls of one model, to be answered together.
 
     Args:
@@ -54,13 +54,13 @@ class Ask:
 
 Answers = list[Reply] | LimitReached
 # sent None to begin
-Core = Generator[list[Ask], Any, _T]
+Core = Generator[list[Calls], Any, _T]
 
 
-def together(cores: Sequence[Core[_T]]) -> Core[list[_T]]:
+def in_lockstep(cores: Sequence[Core[_T]]) -> Core[list[_T]]:
     """Run cores in lockstep: yield all that they wait for, until each has returned."""
     results: dict[int, _T] = {}
-    waiting: dict[int, list[Ask]] = {}
+    waiting: dict[int, list[Calls]] = {}
 
     def resume(index: int, answers: list[Answers] | None) -> None:
         try:
@@ -72,11 +72,11 @@ def together(cores: Sequence[Core[_T]]) -> Core[list[_T]]:
         for index in range(len(cores)):
             resume(index, None)
         while waiting:
-            asked = dict(waiting)
+            yielded = dict(waiting)
             waiting.clear()
-            answers = iter((yield [ask for asks in asked.values() for ask in asks]))
-            for index, asks in asked.items():
-                resume(index, [next(answers) for _ in asks])
+            answers = iter((yield [calls for batch in yielded.values() for calls in batch]))
+            for index, batch in yielded.items():
+                resume(index, [next(answers) for _ in batch])
         return [results[index] for index in range(len(cores))]
     finally:
         for core in cores:
@@ -94,54 +94,55 @@ def drive(core: Core[_T]) -> _T:
         core.close()
 
 
-def asked(ask: Ask) -> Core[list[Reply]]:
-    """Yield what a conversation asks, and raise the limit that is reached on the way."""
-    (answers,) = yield [ask]
+def replies_to(calls: Calls) -> Core[list[Reply]]:
+    """Wait for the replies to calls, and raise the limit that is reached on the way."""
+    (answers,) = yield [calls]
     if isinstance(answers, LimitReached):
         raise answers
     return answers
 
 
-def _answer(asks: Sequence[Ask]) -> list[Answers]:
-    """Answer calls from the journals, and the others by the models: in slices, each written before the next is asked."""
-    keys = [ask.run.journal.keys(ask.place, ask.model.name, ask.max_tokens, ask.conversations) for ask in asks]
+def _answer(waiting: Sequence[Calls]) -> list[Answers]:
+    """Answer calls from the journals, and the others by the models: in slices, each written before the next begins."""
+    keys = [one.run.journal.keys(one.place, one.model.name, one.max_tokens, one.conversations) for one in waiting]
     missing: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for number, ask in enumerate(asks):
+    for number, calls in enumerate(waiting):
         for index, key in enumerate(keys[number]):
-            known = ask.run.journal.answer(key)
+            known = calls.run.journal.answer(key)
             if known is None:
-                missing.setdefault((id(ask.model), ask.max_tokens), []).append((number, index))
+                missing.setdefault((id(calls.model), calls.max_tokens), []).append((number, index))
             else:
-                ask.run.journal.replayed += 1
-                ask.run.budget.tokens += known.tokens_in + known.tokens_out
+                calls.run.journal.replayed += 1
+                calls.run.budget.tokens += known.tokens_in + known.tokens_out
     reached: dict[int, LimitReached] = {}
     for places in missing.values():
         for start in range(0, len(places), SLICE):
-            _answer_slice(asks, keys, places[start : start + SLICE], reached)
+            _answer_slice(waiting, keys, places[start : start + SLICE], reached)
     return [
-        reached.get(number) or [_known(ask.run.journal, key) for key in keys[number]] for number, ask in enumerate(asks)
+        reached.get(number) or [_known(calls.run.journal, key) for key in keys[number]]
+        for number, calls in enumerate(waiting)
     ]
 
 
 def _answer_slice(
-    asks: Sequence[Ask], keys: list[list[str]], places: list[tuple[int, int]], reached: dict[int, LimitReached]
+    waiting: Sequence[Calls], keys: list[list[str]], places: list[tuple[int, int]], reached: dict[int, LimitReached]
 ) -> None:
     for number in {number for number, _ in places} - reached.keys():
         try:
-            asks[number].run.budget.check()
+            waiting[number].run.budget.check()
         except LimitReached as limit:
             reached[number] = limit
     places = [place for place in places if place[0] not in reached]
     if not places:
         return
-    first = asks[places[0][0]]
-    batch = [asks[number].conversations[index] for number, index in places]
+    first = waiting[places[0][0]]
+    batch = [waiting[number].conversations[index] for number, index in places]
     for place, reply in generate_each(first.model, batch, first.max_tokens):
         number, index = places[place]
-        ask = asks[number]
-        prompt = None if ask.prompts is None else ask.prompts[index]
-        ask.run.journal.record(keys[number][index], ask.place, ask.model.name, prompt, reply)
-        ask.run.budget.tokens += reply.tokens_in + reply.tokens_out
+        calls = waiting[number]
+        prompt = None if calls.prompts is None else calls.prompts[index]
+        calls.run.journal.record(keys[number][index], calls.place, calls.model.name, prompt, reply)
+        calls.run.budget.tokens += reply.tokens_in + reply.tokens_out
 
 
 def _known(journal: Journal, key: str) -> Reply:

@@ -17,7 +17,7 @@ from typing import Any
 
 from eaftdrope.errors import UserError
 
-from .calls import Ask, Core, Run, asked, drive, together
+from .calls import Calls, Core, Run, drive, in_lockstep, replies_to
 from .cpython import CPythonSandbox
 from .functions import HostFunctions, is_context
 from .journal import Event, Journal
@@ -134,7 +134,7 @@ class RLM(HostFunctions):
                 self._whole(_as_context(context), query, opened.enter_context(contextlib.closing(Journal(path, watch))))
                 for (context, query), path in zip(tasks, given, strict=True)
             ]
-            return drive(together(cores))
+            return drive(in_lockstep(cores))
 
     def _whole(self, context: Context, query: str, journal: Journal) -> Core[Result]:
         """A run from its first event to its last."""
@@ -185,7 +185,7 @@ class RLM(HostFunctions):
             for turn in range(1, limits.iterations + 1):
                 run.budget.check()
                 self._check_root(messages)
-                (reply,) = yield from asked(Ask(run, place, self.model, [list(messages)], limits.root_tokens))
+                (reply,) = yield from replies_to(Calls(run, place, self.model, [list(messages)], limits.root_tokens))
                 messages.append({"role": "assistant", "content": reply.text})
                 answer, text = yield from self._turn(run, box, reply.text, place, depth)
                 if answer is not None:

@@ -1,4 +1,4 @@
-"""The functions that code in the REPL can call: what each checks, and which models it asks.
+"""The functions that code in the REPL can call: what each checks, and which models it calls.
 
     llm_query, llm_query_batched     the sub-model; the reader, once code has read something
     rlm_query, rlm_query_batched     a child with a REPL of its own, or at the last depth the same as llm_query
@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from .calls import Ask, Core, Run, asked, together
+from .calls import Calls, Core, Run, in_lockstep, replies_to
 from .limits import LimitReached, Limits
 from .models import Message, Model
 from .protocol import Context
@@ -52,8 +52,8 @@ class HostFunctions:
         run.budget.reserve_calls(len(prompts))
         if reading is not None and reading.remembers:
             return (yield from self._in_turn(run, place, reading, prompts))
-        ask = Ask(run, f"{place}.sub", model, conversations, self.limits.sub_tokens, prompts)
-        replies = yield from asked(ask)
+        calls = Calls(run, f"{place}.sub", model, conversations, self.limits.sub_tokens, prompts)
+        replies = yield from replies_to(calls)
         return [reply.text for reply in replies]
 
     def _in_turn(self, run: Run, place: str, reading: Reading, prompts: list[str]) -> Core[list[str]]:
@@ -61,7 +61,8 @@ class HostFunctions:
         texts = []
         for prompt in prompts:
             messages: list[Message] = [{"role": "user", "content": prompt}]
-            (reply,) = yield from asked(Ask(run, f"{place}.sub", reading, [messages], self.limits.sub_tokens, [prompt]))
+            calls = Calls(run, f"{place}.sub", reading, [messages], self.limits.sub_tokens, [prompt])
+            (reply,) = yield from replies_to(calls)
             reading.note(prompt, reply.text)
             texts.append(reply.text)
         return texts
@@ -113,7 +114,7 @@ class HostFunctions:
         ]
         results = []
         for start in range(0, len(children), CHILDREN):
-            results += yield from together(children[start : start + CHILDREN])
+            results += yield from in_lockstep(children[start : start + CHILDREN])
         run.budget.check()
         unfinished = next((result for result in results if not result.finished), None)
         if unfinished is not None:
