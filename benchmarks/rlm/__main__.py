@@ -9,6 +9,10 @@ from benchmarks.command import run_typer
 
 def main(arguments: list[str]) -> None:
     match arguments:
+        case ["bench", *options]:
+            from .bench import bench
+
+            run_typer(bench, options)
         case ["engine", *options]:
             from .engine import engine
 
@@ -18,7 +22,7 @@ def main(arguments: list[str]) -> None:
 
             run_typer(peers, options)
         case _:
-            sys.exit("usage: python -m benchmarks.rlm {engine,peers} [--help]")
+            sys.exit("usage: python -m benchmarks.rlm {bench,engine,peers} [--help]")
 
 
 if __name__ == "__main__":
