@@ -31,6 +31,8 @@ ARMS = {
     ("base", "rlm"): ("RLM, untrained", "#E69F00"),
     ("base", "plain"): ("plain call", "#0072B2"),
     ("base", "bm25"): ("BM25, one call", "#56B4E9"),
+    ("base", "map-reduce"): ("map-reduce", "#F0E442"),
+    ("base", "summary"): ("rolling summary", "#882255"),
     ("root", "plain"): ("plain call to the root", "#CC79A7"),
     ("root", "bm25"): ("BM25, one call to the root", "#999999"),
     ("base", "guess"): ("guess", "#000000"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rlm import engine, peers
+from benchmarks.rlm import bench, engine, peers
 from benchmarks.rlm.contestants import LIMITS
 from benchmarks.rlm.peers import KILLED, TASKS, Contestant
 from tests.rlm.boxes import BOXES, lacking
@@ -53,6 +53,20 @@ def test_a_killed_run_is_run_again(tmp_path):
     # the root's reply came from the journal, and at most the call in flight was made again
     assert found["root_calls"] == 1 and found["repeated"] <= 1
     assert found["sub_calls"] == peers.KILLED_CALLS + found["repeated"]
+
+
+def test_the_bench_of_a_root_before_and_after(tmp_path, capsys):
+    cells = {(cell.task, cell.chars, cell.arm): cell for cell in bench.read_cells(bench.FOLDER)}
+    for task in ("needle", "count"):
+        for chars in (8_000, 64_000):
+            before, after = (cells[task, chars, (model, "rlm")] for model in ("base", "root"))
+            assert len(before.scores) == len(after.scores) == 50
+            # no seed is right before, and after training even the lower bound is above six in ten
+            assert before.right[0] == 0 and after.right[1] > 0.6
+            assert cells[task, chars, ("base", "oracle")].right[0] == 1
+    bench.bench(bench.FOLDER, tmp_path / "bench.png")
+    assert "| needle | 8,000 | plain call | 50 | 0.48 | 48 % (35–61) | 2,938 |" in capsys.readouterr().out
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_committed_figures():
