@@ -36,7 +36,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Tests use no network; what they need is in the packages installed below.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-floors test-newest test-minimal test-kills test-engines test-end-to-end fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean
+.PHONY: quickstart test test-floors test-newest test-minimal test-kills test-engines test-end-to-end fuzz test-kernels test-compat lint format docs docs-tools bench bench-drope bench-training constraints clean-compat clean
 .DELETE_ON_ERROR:
 
 # Threads that wait for each other sleep: beside other work, spinning costs several times the CPU seconds.
@@ -118,6 +118,10 @@ constraints: $(INSTALLED)
 	  $(PIP) freeze --all --exclude-editable --exclude eaftdrope --exclude pip --exclude triton | sed 's/+cpu$$//'; \
 	} > constraints.txt.new
 	mv constraints.txt.new constraints.txt
+
+# The environments of the tests beside others.
+clean-compat:
+	rm -rf $(COMPAT)
 
 clean:
 	rm -rf $(VENV) $(COMPAT) $(DOCS) build dist .pytest_cache .ruff_cache .hypothesis .cache

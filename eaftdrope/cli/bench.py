@@ -125,7 +125,7 @@ def ttt(
     console.print(f"With TTT a chunk is read faster than with full attention {where}.", highlight=False)
     if output is not None:
         write_atomically(output, json.dumps(document, indent=1) + "\n")
-        console.print(f"written: {output}", highlight=False, markup=False)
+        console.print(f"written: {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 @bench.command(hidden=True)

@@ -107,7 +107,7 @@ def _context(
         results.write("probe.csv", csv_of(rows))
         for table in filter(None, (result_table(rows), suite_table(rows))):
             console.print(table)
-        console.print(f"written: {folder}: probe.json, probe.csv", highlight=False, markup=False)
+        console.print(f"written: {folder}: probe.json, probe.csv", highlight=False, markup=False, soft_wrap=True)
         show_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -89,7 +89,7 @@ def temperature(
     console.print(_table(document))
     for line in _lines(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False, markup=False)
+    console.print(f"written: {folder}: {_FILE}, {_FIGURE}", highlight=False, markup=False, soft_wrap=True)
 
 
 @drope.command()

@@ -245,7 +245,7 @@ def _eval(
     else:
         found = _run(plan, results, console, fresh=fresh)
         console.print(score_table(found))
-        console.print(f"written: {folder / NAME}", highlight=False, markup=False)
+        console.print(f"written: {folder / NAME}", highlight=False, markup=False, soft_wrap=True)
         show_report(folder, console)
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -63,7 +63,7 @@ def inspect(
         document = run_inspection(inspection, folder, about=about(training_device().kind), command=command, start=start)
     _show(document, console)
     show_report(folder.path, console)
-    console.print(f"\nwritten: {folder.path}", highlight=False, markup=False)
+    console.print(f"\nwritten: {folder.path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(document: dict, console: Console) -> None:

@@ -114,5 +114,5 @@ def _bench(options: BenchOptions, problems: list[str], folder: Path, *, dry_run:
         console.print(as_table(table))
     if text := crossover_sentences(cells_of(results.document)):
         console.print(text, highlight=False, markup=False)
-    console.print(f"written: {folder}", highlight=False, markup=False)
+    console.print(f"written: {folder}", highlight=False, markup=False, soft_wrap=True)
     show_report(folder, console)

@@ -174,10 +174,10 @@ def _evaluate(
         for table in tables_of(results.document):
             console.print(as_table(table))
         console.print(LIMITS.format(chunk=plan.models.config.chunk), highlight=False, markup=False)
-        console.print(f"written: {folder / NAME}", highlight=False, markup=False)
+        console.print(f"written: {folder / NAME}", highlight=False, markup=False, soft_wrap=True)
         show_report(folder, console)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(plan: TTTEvalPlan, results: TTTEvalResults, console: Console) -> None:

@@ -100,7 +100,7 @@ def run_ablations(recipe: Recipe, ablations: Sequence[Ablation], console: Consol
 def _run(recipe: Recipe, folder: Path, console: Console, command: str) -> None:
     records = [read_record(folder / stage) for stage in recipe.stages or []]
     if all(record is not None and record["status"] == "finished" for record in records):
-        console.print(f"finished in {folder}", highlight=False, markup=False)
+        console.print(f"finished in {folder}", highlight=False, markup=False, soft_wrap=True)
         return
     run_recipe(recipe, console, command=command)
 

@@ -93,6 +93,8 @@ def _run(plan: ComparisonPlan, console: Console, command: str, about: dict, bars
     console.print(rich_table(base, document["table"]))
     for line in sentences(document, plan):
         console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False, markup=False)
+    console.print(
+        f"\nwritten: {plan.folder}: {NAME}, compare.md, compare.csv", highlight=False, markup=False, soft_wrap=True
+    )
     try_write_report(plan.folder, console)
     return document

@@ -104,7 +104,7 @@ def try_write_report(source: Path, console: Console) -> None:
             markup=False,
         )
     else:
-        console.print(f"report: {path}", highlight=False, markup=False)
+        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def page_builder(folder: Path) -> tuple[str, PageBuilder]:

@@ -81,7 +81,12 @@ class RecoveryProbe:
                 "cannot be repeated. Put back a copy and run the same command again, or pass --overwrite to delete the "
                 "run and start from scratch."
             )
-        console.print(f"measuring the original model, {self.original.reference} ...", highlight=False, markup=False)
+        console.print(
+            f"measuring the original model, {self.original.reference} ...",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         original = build_model(self.original)
         # pyrefly: ignore[bad-argument-type]  # transformers wraps `to` in a way that hides its signature
         nll = self.nll(original.to(training_device().kind))

@@ -87,7 +87,12 @@ def _run(recipe: Recipe, console: Console, launch: Launch | None, *, command: st
     if recipe.stages and is_main_process():
         page.try_write_report(Path(recipe.output.dir).expanduser(), console)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    console.print(f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}", highlight=False, markup=False)
+    console.print(
+        f"\ndone in {minutes}:{seconds:02d}; the result is in {result.folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     return result
 
 
@@ -98,7 +103,9 @@ def _prepare(stages: list[Stage], console: Console) -> dict[str, Any]:
         if stage.folder.trained:
             _print_trained(stage, console)
         elif stage.folder.finished:
-            console.print(f"\n{stage.heading}, finished in {stage.folder.path}", highlight=False, markup=False)
+            console.print(
+                f"\n{stage.heading}, finished in {stage.folder.path}", highlight=False, markup=False, soft_wrap=True
+            )
         else:
             prepared[stage.name] = stage.prepare(console)
     return prepared
