@@ -160,7 +160,7 @@ def train(
                 process.kill()
                 break
             process.join(0.002)
-        process.join(120)
+        process.join(400)
         assert process.exitcode is not None, "the run hangs"
         return Ended(process.exitcode, output.read_text(encoding="utf-8") if output.exists() else "")
 

@@ -78,7 +78,7 @@ def test_whole_and_ablations_in_one_command_which_does_nothing_twice(project, tm
 
     def ablate():
         process = forked.start(_main, ["ablate", str(project / "pipeline.yaml"), f"output.dir={run}"], out=out)
-        process.join(120)
+        process.join(400)
         assert process.exitcode == 0, out.read_text()
         return out.read_text()
 
