@@ -1,6 +1,7 @@
 """Recursive language models (`eaftdrope.rlm`): costs of the engine, and other engines beside it, with committed results.
 
     python -m benchmarks.rlm engine --out benchmarks/rlm/results/engine.json
+    python -m benchmarks.rlm bench
     python -m benchmarks.rlm peers --rlms PYTHON --dspy PYTHON --out benchmarks/rlm/results/peers.json
 
 - `bench`     SmolLM2 before and after its training as a root, from results of `eaftdrope rlm bench`: table and figure

@@ -110,4 +110,4 @@ def _context(
         console.print(f"written: {folder}: probe.json, probe.csv", highlight=False, markup=False, soft_wrap=True)
         show_report(folder, console)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

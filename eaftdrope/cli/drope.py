@@ -79,7 +79,7 @@ def temperature(
         problems.append(f"{folder} already holds a fit. Choose another folder with --output, or pass --overwrite.")
     plan = plan_temperature(model, length, lengths, text, windows, trained_length, problems)
     for note in plan.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     with bars(console) as start:
         fits = fit_all(plan, device=chosen, dtype=precision, batch_tokens=batch_tokens, started=start)
     document = {**as_document(plan, fits), "dtype": precision, "about": about(chosen)}

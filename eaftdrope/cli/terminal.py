@@ -79,6 +79,6 @@ def show_report(source: Path, console: Console) -> None:
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise
-        console.print(f"no report: {missing}", highlight=False, markup=False)
+        console.print(f"no report: {missing}", highlight=False, markup=False, soft_wrap=True)
         return
     try_write_report(source, console)

@@ -89,10 +89,12 @@ def read(
         message = f"Interrupted after {done:,} of {len(tokens):,} tokens."
         if not pieces:
             message = "Interrupted before the first piece was read; nothing is saved."
-        console.print(message, highlight=False, markup=False)
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
         _finish(pieces, save, console)
         if pieces and save is not None:
-            console.print(f"To read the rest: --state {save} --skip {skip + done}", highlight=False, markup=False)
+            console.print(
+                f"To read the rest: --state {save} --skip {skip + done}", highlight=False, markup=False, soft_wrap=True
+            )
         raise
     _finish(pieces, save, console)
 

@@ -102,6 +102,7 @@ def try_write_report(source: Path, console: Console) -> None:
             f"Run `eaftdrope report {source}` to try again.",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
     else:
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)

@@ -86,6 +86,7 @@ def finish(
             f"merged into {report.output_dir}: reloaded logits differ by at most {report.max_abs_difference:.1e}",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
     if merge and card.learns:
         # also after a kill between the two

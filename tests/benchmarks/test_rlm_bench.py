@@ -61,7 +61,7 @@ def test_the_bench_of_a_root_before_and_after(tmp_path, capsys):
         for chars in (8_000, 64_000):
             before, after = (cells[task, chars, (model, "rlm")] for model in ("base", "root"))
             assert len(before.scores) == len(after.scores) == 50
-            # no seed is right before, and after training even the lower bound is above six in ten
+            # no trial is right before, and after training even the lower bound is above six in ten
             assert before.right[0] == 0 and after.right[1] > 0.6
             assert cells[task, chars, ("base", "oracle")].right[0] == 1
     bench.bench(bench.FOLDER, tmp_path / "bench.png")
